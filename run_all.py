@@ -1,0 +1,377 @@
+"""Run the notebooks of the study, several at a time, and keep what is whole.
+
+    run_all.py                              the quick preset: minutes, embedded data
+    run_all.py --preset full --data FOLDER  real data
+    run_all.py --only 00,04 -p seed=1       two notebooks with another seed; their results go to build/custom/
+    run_all.py --retrain                    train anew and compare the scores with the published ones
+
+A notebook runs again only when it, the library, its parameters, the published checkpoints or the versions of the
+packages have changed, or a file that it wrote has gone. A run may be interrupted at any moment: every file is written
+whole or not at all, and a notebook counts as done only when everything it leaves is in place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from xuqlib import study
+
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+STORED_LIMIT = 300_000  # bytes of a stored notebook
+COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def stop(message: str) -> NoReturn:
+    """End the run before it has begun, with the exit code of a wrong command line."""
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook with its parameters, and where its results go."""
+
+    source: Path
+    parameters: Mapping[str, object]
+    copies: Path  # folder of executed copies
+    figures: Path  # folder of this preset's figures
+    key: str  # digest of everything that the result depends on
+
+    @property
+    def name(self) -> str:
+        return self.source.stem
+
+    @property
+    def number(self) -> str:
+        return self.name[:2]
+
+    def path(self, suffix: str) -> Path:
+        return self.copies / f"{self.name}{suffix}"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_notebook(path: Path) -> dict[str, Any]:
+    notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return notebook
+
+
+def tags(cell: Mapping[str, Any]) -> list[str]:
+    found: list[str] = cell.get("metadata", {}).get("tags", [])
+    return found
+
+
+def sources(notebook: Mapping[str, Any]) -> list[list[object]]:
+    """What a notebook's result depends on: type, tags and text of each cell, and not its outputs."""
+    cells = [cell for cell in notebook["cells"] if "injected-parameters" not in tags(cell)]
+    return [[cell["cell_type"], sorted(tags(cell)), "".join(cell["source"])] for cell in cells]
+
+
+def known_parameters(path: Path) -> dict[str, str]:
+    """Names in the cell tagged `parameters`, each with its stored value as written."""
+    cells = [cell for cell in read_notebook(path)["cells"] if "parameters" in tags(cell)]
+    if len(cells) != 1:
+        stop(f"{path.name} has {len(cells)} cells tagged 'parameters'; it should have one")
+    found = {}
+    for line in ast.parse("".join(cells[0]["source"])).body:
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            found[line.targets[0].id] = ast.unparse(line.value)
+        elif isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None:
+            found[line.target.id] = ast.unparse(line.value)
+    return found
+
+
+def choose(notebooks: Path, only: str | None) -> list[Path]:
+    """The notebooks asked for, by number or name, in order; all of them without `only`."""
+    known = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
+    if not known:
+        stop(f"no notebook NN_name.ipynb in {notebooks}")
+    if only is None:
+        return known
+    wanted = [word.strip() for word in only.split(",") if word.strip()]
+    unknown = [word for word in wanted if not any(word in (path.stem, path.stem[:2]) for path in known)]
+    if unknown or not wanted:
+        names = ", ".join(path.stem for path in known)
+        stop(f"notebook {', '.join(unknown) or '(none given)'} is not known; known are {names}")
+    return [path for path in known if path.stem in wanted or path.stem[:2] in wanted]
+
+
+def overrides(words: Sequence[str]) -> dict[str, object]:
+    """Parameters given as name=value on the command line; values are YAML, so 3 is a number and [0, 1] a list."""
+    import yaml
+
+    found: dict[str, object] = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not sign or not name.isidentifier():
+            stop(f"parameter {word!r} should read name=value")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def environment_key(project: Path) -> str:
+    """Digest of the library, the published checkpoints' manifests, and the versions of the packages."""
+    files = sorted([*(project / "xuqlib").glob("*.py"), *(project / "checkpoints").glob("*.json")])
+    parts = [[file.name, digest(file)] for file in files]
+    return hashlib.sha256(json.dumps([parts, study.versions()]).encode()).hexdigest()
+
+
+def plan(args: argparse.Namespace) -> list[Job]:
+    """The jobs of this run. Stops on the first notebook or parameter that is not known, before anything has run."""
+    project, given = args.project, overrides([*args.parameter, *args.parameters])
+    branch = "retrained" if args.retrain else "custom" if given else ""
+    build = project / "build" / branch
+    figures = build / "figures" if branch else project / "figures"
+    common = environment_key(project)
+    jobs = []
+    for source in choose(project / "notebooks", args.only):
+        values = {**study.parameters(args.preset, source.stem[:2]), **given}
+        known = known_parameters(source)
+        if unknown := sorted(set(values) - set(known)):
+            stop(f"{source.name} has no parameter {', '.join(unknown)}; known are {', '.join(known)}")
+        parts = [common, sources(read_notebook(source)), values, args.retrain]
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        jobs.append(Job(source, values, build / args.preset, figures / args.preset, key))
+    return jobs
+
+
+def is_whole(job: Job) -> bool:
+    """Whether an earlier run of exactly this job finished, and every file that it left is still what it was."""
+    try:
+        record = json.loads(job.path(".json").read_text())
+        return bool(
+            record["key"] == job.key
+            and digest(job.path(".ipynb")) == record["copy"]
+            and all(digest(job.figures / name) == known for name, known in record["figures"].items())
+        )
+    except (OSError, ValueError, KeyError):
+        return False  # missing, or not a record that this version wrote
+
+
+def own_figures(job: Job) -> dict[str, int]:
+    """When each file of this notebook in the figures folder was written."""
+    return {path.name: path.stat().st_mtime_ns for path in job.figures.glob(f"{job.number}_*.*")}
+
+
+def run(job: Job, *, force: bool) -> tuple[str, float]:
+    """Run one notebook unless an earlier result is whole. Returns "ran", "cached" or "failed", and seconds."""
+    start = time.monotonic()
+    if not force and is_whole(job):
+        return "cached", time.monotonic() - start
+    job.copies.mkdir(parents=True, exist_ok=True)
+    for suffix in (".failed.ipynb", ".error.txt"):
+        job.path(suffix).unlink(missing_ok=True)
+    try:
+        before = own_figures(job)
+        execute(job)
+        keep(job, before, start)
+    except Exception as error:  # whatever happened to this notebook, the others go on
+        told = "\n".join(getattr(error, "traceback", ())) or traceback.format_exc()
+        told = COLOUR_CODES.sub("", told)
+        job.path(".error.txt").write_text(told)
+        if job.path(".tmp.ipynb").exists():
+            os.replace(job.path(".tmp.ipynb"), job.path(".failed.ipynb"))
+        sys.stderr.write(f"\n{job.name} failed:\n{told}\n")
+        return "failed", time.monotonic() - start
+    return "ran", time.monotonic() - start
+
+
+def execute(job: Job) -> None:
+    """Run the notebook in a kernel of its own, into a temporary copy."""
+    import papermill  # takes seconds, and a run that finds everything cached does without
+
+    papermill.execute_notebook(
+        job.source,
+        job.path(".tmp.ipynb"),
+        parameters=dict(job.parameters),
+        kernel_name="python3",
+        cwd=job.source.parent,
+        start_timeout=120,  # a kernel among several on a busy machine is slow to answer
+        progress_bar=False,
+    )
+
+
+def keep(job: Job, before: Mapping[str, int], start: float) -> None:
+    """Put the executed copy in place, drop figures that it no longer makes, and last write down that it is whole."""
+    os.replace(job.path(".tmp.ipynb"), job.path(".ipynb"))
+    written = {name for name, when in own_figures(job).items() if before.get(name) != when}
+    drop_stale_figures(job, set(before) - written)
+    record = {
+        "key": job.key,
+        "copy": digest(job.path(".ipynb")),
+        "figures": {name: digest(job.figures / name) for name in sorted(written)},
+        "parameters": job.parameters,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    study.replace_file(job.path(".json"), json.dumps(record, indent=1, default=str).encode())
+
+
+def drop_stale_figures(job: Job, stale: set[str]) -> None:
+    """Remove what an earlier version of this notebook published and this one does not."""
+    if stale:
+        study.update_index(job.figures, {Path(name).stem: None for name in stale if name.endswith(".csv")})
+    for name in stale:
+        (job.figures / name).unlink()
+
+
+def cleaned(notebook: dict[str, Any]) -> dict[str, Any]:
+    """A copy fit to be stored: outputs kept; widget state, timings, injected parameters and machine details dropped."""
+    cells: list[dict[str, Any]] = []
+    for cell in notebook["cells"]:
+        if "injected-parameters" in tags(cell):
+            continue
+        kept = {**cell, "metadata": {"tags": tags(cell)} if tags(cell) else {}}
+        if cell["cell_type"] == "code":
+            kept["execution_count"] = 1 + sum(other["cell_type"] == "code" for other in cells)
+            kept["outputs"] = [dict(output) for output in cell["outputs"]]
+            for output in kept["outputs"]:
+                if "execution_count" in output:
+                    output["execution_count"] = kept["execution_count"]
+        cells.append(kept)
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return {**notebook, "cells": cells, "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}}
+
+
+def store(job: Job) -> str:
+    """Write the executed notebook's outputs back into the stored one. Returns what went wrong, if anything."""
+    executed, stored = read_notebook(job.path(".ipynb")), read_notebook(job.source)
+    if sources(executed) != sources(stored):
+        return "not stored: the notebook was changed while it ran"
+    content = (json.dumps(cleaned(executed), indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    if len(content) > STORED_LIMIT:
+        return f"not stored: {len(content):,} bytes is more than {STORED_LIMIT:,}; show fewer or smaller figures"
+    study.replace_file(job.source, content)
+    return ""
+
+
+def compare(published: Path, retrained: Path, tolerances: Mapping[str, float]) -> str:
+    """One line on a retrained table: does each score lie within its tolerance of the published one?"""
+    import pandas as pd
+
+    if not published.exists():
+        return "not published, nothing to compare with"
+    old, new = pd.read_csv(published), pd.read_csv(retrained)
+    scores = [column for column in tolerances if column in old]
+    labels = [column for column in old if not pd.api.types.is_float_dtype(old[column])]
+    if list(old) != list(new) or not old[labels].equals(new[labels]) or not scores:
+        return "differs: other rows or columns than the published table"
+    worst = {column: float((old[column] - new[column]).abs().max()) for column in scores}
+    lost = any((old[column].isna() != new[column].isna()).any() for column in scores)
+    agrees = not lost and all(not gap > tolerances[column] for column, gap in worst.items())
+    told = ", ".join(f"{column} by {gap:.3g} (allowed {tolerances[column]:g})" for column, gap in worst.items())
+    return f"{'agrees' if agrees else 'differs'}: {told}{'; a value is missing on one side' if lost else ''}"
+
+
+def compare_retrained(jobs: Sequence[Job], project: Path) -> None:
+    for job in jobs:
+        for retrained in sorted(job.figures.glob(f"{job.number}_*.csv")):
+            published = project / "figures" / job.figures.name / retrained.name
+            if tolerances := study.TOLERANCES.get(retrained.stem):
+                print(f"retrained {retrained.stem}  {compare(published, retrained, tolerances)}")
+
+
+def set_environment(args: argparse.Namespace, jobs: Sequence[Job], workers: int) -> None:
+    """Settings that kernels inherit."""
+    os.environ["XUQ_FIGURES"] = str(jobs[0].figures.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(args.project), os.environ.get("PYTHONPATH")]))
+    os.environ.pop("MPLBACKEND", None)  # an inherited backend would keep figures out of the notebook
+    if args.data is not None:
+        os.environ["XUQ_DATA"] = str(args.data.resolve())
+    if args.retrain:
+        os.environ["XUQ_RETRAIN"] = "1"
+    for name in THREAD_SETTINGS:
+        os.environ[name] = "1" if workers > 1 else str(cores())
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int:
+    """Run all jobs, tell of each as it ends, and return how many failed."""
+    failures, width = 0, max(len(job.name) for job in jobs)
+    pool = ThreadPoolExecutor(workers)  # threads suffice: each notebook's kernel is a process of its own
+    futures: dict[Future[tuple[str, float]], Job] = {pool.submit(run, job, force=args.force): job for job in jobs}
+    try:
+        for done, future in enumerate(as_completed(futures), start=1):
+            job, (status, seconds) = futures[future], future.result()
+            problem = store(job) if args.store and status != "failed" else ""
+            failures += status == "failed" or bool(problem)
+            line = f"[{done}/{len(jobs)}] {job.name:{width}}  {status:6} {seconds:7.1f} s  {problem}"
+            print(line.rstrip(), flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; the next run goes on from what is whole", file=sys.stderr, flush=True)
+        os._exit(130)  # without waiting for the notebooks; their kernels end when this process has gone
+    pool.shutdown()
+    return failures
+
+
+def listing(args: argparse.Namespace) -> None:
+    for source in choose(args.project / "notebooks", args.only):
+        changed = study.parameters(args.preset, source.stem[:2])
+        values = {**known_parameters(source), **{name: repr(value) for name, value in changed.items()}}
+        print(f"{source.stem}  {', '.join(f'{name}={value}' for name, value in values.items())}")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--preset", default="quick", choices=list(study.PRESETS))
+    add("--only", metavar="00,04", help="numbers or names of notebooks; all without it")
+    add("--jobs", type=int, help="notebooks at a time (4, or as many as there are cores); 1 gives one all the cores")
+    add("--force", action="store_true", help="run also what is cached")
+    add("--retrain", action="store_true", help="train anew into build/retrained and compare the scores")
+    add("--data", type=Path, metavar="FOLDER", help="where the real data lies; sets XUQ_DATA")
+    add("--store", action="store_true", help="write the outputs back into the stored notebooks (quick preset)")
+    add("--list", action="store_true", help="show the notebooks and their parameters, and run nothing")
+    add("-p", "--parameter", action="append", default=[], metavar="name=value", help="set a parameter")
+    add("parameters", nargs="*", metavar="name=value", help="the same, without -p")
+    add("--project", type=Path, default=study.ROOT, help="folder that holds notebooks/, figures/ and build/")
+    args = parser.parse_args(argv)
+    args.project = args.project.resolve()
+    if args.jobs is not None and args.jobs < 1:
+        parser.error(f"--jobs is {args.jobs}; give 1 or more")
+    if args.data is not None and not args.data.is_dir():
+        parser.error(f"--data {args.data} is not a folder")
+    if args.store and (args.preset != "quick" or args.retrain or args.parameter or args.parameters):
+        parser.error("--store keeps the quick run as it is published; leave out other presets, -p and --retrain")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for. Returns the number of notebooks that failed."""
+    args = parse(argv)
+    if args.list:
+        listing(args)
+        return 0
+    jobs = plan(args)
+    for left in jobs[0].copies.glob("*.tmp*"):  # of a run that was interrupted
+        left.unlink()
+    workers = args.jobs or min(cores(), 4)
+    set_environment(args, jobs, workers)
+    failures = run_jobs(jobs, args, workers)
+    if args.retrain:
+        compare_retrained(jobs, args.project)
+    print(f"figures and their numbers: {os.path.relpath(jobs[0].figures)}")
+    return failures
+
+
+if __name__ == "__main__":
+    sys.exit(main())

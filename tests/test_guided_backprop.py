@@ -1,0 +1,292 @@
+"""Guided Backprop, above all where hooks on ReLU modules are silently wrong."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from xuqlib.explainers import gradient, guided_backprop
+from xuqlib.guided import GuidedMode
+
+TIGHT = {"rtol": 1e-10, "atol": 1e-12}  # float64, a few hundred sums
+
+
+class Mlp(nn.Module):
+    """Three linear layers with any way to write a ReLU between them."""
+
+    def __init__(self, relu: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.layers = nn.ModuleList([nn.Linear(6, 9), nn.Linear(9, 8), nn.Linear(8, 4)])
+        self.relu = relu
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = self.relu(layer(x))
+        return self.layers[-1](x)
+
+    def arrays(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        weights = [layer.weight.detach().numpy() for layer in self.layers]
+        return weights, [layer.bias.detach().numpy() for layer in self.layers]
+
+
+def ignore_result(x: Tensor) -> Tensor:
+    F.relu(x, inplace=True)
+    return x
+
+
+def threshold_at_zero(x: Tensor) -> Tensor:
+    return F.threshold(x, 0.0, 0.0)
+
+
+RELUS: dict[str, Callable[[Tensor], Tensor]] = {
+    "F.relu": F.relu,
+    "F.relu in place": lambda x: F.relu(x, inplace=True),
+    "F.relu in place, result ignored": ignore_result,
+    "F.relu_": F.relu_,
+    "torch.relu": torch.relu,
+    "torch.relu_": torch.relu_,
+    "Tensor.relu": lambda x: x.relu(),
+    "Tensor.relu_": lambda x: x.relu_(),
+    "torch.clamp": lambda x: torch.clamp(x, min=0),
+    "torch.clip": lambda x: torch.clip(x, 0.0),
+    "torch.clamp_": lambda x: torch.clamp_(x, min=0.0),
+    "Tensor.clamp": lambda x: x.clamp(0),
+    "Tensor.clamp_": lambda x: x.clamp_(min=0),
+    "torch.clamp_min": lambda x: torch.clamp_min(x, 0),
+    "Tensor.clamp_min_": lambda x: x.clamp_min_(0),
+    "F.threshold": threshold_at_zero,
+    "nn.ReLU, shared": nn.ReLU(),
+    "nn.ReLU in place, shared": nn.ReLU(inplace=True),
+    "nn.ReLU, built inside forward": lambda x: nn.ReLU()(x),
+    "nn.Threshold, in place": nn.Threshold(0.0, 0.0, inplace=True),
+}
+
+
+def examples(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def captum_guided(network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    """The usual implementation: hooks on ReLU modules."""
+    attr = pytest.importorskip("captum.attr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return attr.GuidedBackprop(network).attribute(x.clone(), target=target).detach()
+
+
+@pytest.fixture
+def table() -> tuple[Tensor, Tensor]:
+    return examples(7, 6), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+
+
+@pytest.mark.parametrize("name", RELUS)
+def test_every_way_to_write_a_relu_equals_the_pass_by_hand(name: str, table: tuple[Tensor, Tensor]) -> None:
+    x, target = table
+    network = Mlp(RELUS[name])
+    wanted = oracles.guided_mlp(*network.arrays(), x.numpy(), target.numpy())
+    torch.testing.assert_close(guided_backprop(network, x, target), torch.from_numpy(wanted), **TIGHT)
+    assert not torch.allclose(gradient(network, x, target), torch.from_numpy(wanted))
+
+
+@pytest.mark.parametrize("name", ["F.relu", "F.relu in place", "nn.ReLU, built inside forward"])
+def test_module_hooks_miss_a_relu_that_is_no_submodule_and_give_the_plain_gradient(
+    name: str, table: tuple[Tensor, Tensor]
+) -> None:
+    x, target = table
+    network = Mlp(RELUS[name])
+    hooked = captum_guided(network, x, target)
+    torch.testing.assert_close(hooked, gradient(network, x, target), **TIGHT)
+    assert not torch.allclose(hooked, guided_backprop(network, x, target), rtol=0.1)
+
+
+class Skip(nn.Module):
+    """A ReLU whose input also feeds a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            self.layers = nn.ModuleList([nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)])
+        self.relu = nn.ReLU()
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.layers[0](x)
+        return self.layers[2](self.layers[1](self.relu(z)) + z)
+
+
+def test_a_skip_connection_around_a_relu_passes_its_slope_unguided(table: tuple[Tensor, Tensor]) -> None:
+    x, target = table
+    network = Skip()
+    weights = [layer.weight.detach().numpy() for layer in network.layers]
+    biases = [layer.bias.detach().numpy() for layer in network.layers]
+    wanted = torch.from_numpy(oracles.guided_skip(weights, biases, x.numpy(), target.numpy()))
+    torch.testing.assert_close(guided_backprop(network, x, target), wanted, **TIGHT)
+    # Hooks on the module see the slope of its input, skip included, and rectify both.
+    hooked = captum_guided(network, x, target)
+    assert (hooked - wanted).norm() > 0.1 * wanted.norm()
+
+
+class ReluBothWays(nn.Module):
+    """A ReLU whose in-place output overwrites what the skip connection reads."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace=in_place)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x * torch.tensor([1.0, -2.0, 3.0], dtype=x.dtype)
+        return (self.relu(z) - z).sum(1)
+
+
+def test_an_in_place_relu_changes_what_its_skip_connection_reads() -> None:
+    x = torch.tensor([[1.0, 1.0, -1.0]], dtype=torch.float64)
+    # Out of place: dz = guide(+1) - 1 = 0 where open, -1 where closed. In place: relu(z) - relu(z) = 0 everywhere.
+    torch.testing.assert_close(
+        guided_backprop(ReluBothWays(False), x), torch.tensor([[0.0, 2.0, -3.0]], dtype=torch.float64)
+    )
+    torch.testing.assert_close(guided_backprop(ReluBothWays(True), x), torch.zeros_like(x))
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    models = pytest.importorskip("torchvision.models")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = models.resnet18(num_classes=5)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 1.5)
+                module.bias.data.normal_(0, 0.2)
+    return network.double().eval()
+
+
+def test_in_place_relus_of_resnet_blocks_equal_the_pass_by_hand(resnet: nn.Module) -> None:
+    x, target = examples(2, 3, 32, 32), torch.tensor([1, 4])
+    before = {name: value.clone() for name, value in resnet.state_dict().items()}
+    wanted = oracles.guided_resnet(resnet, x, target).detach()
+    close = {"rtol": 1e-10, "atol": 1e-10 * float(wanted.abs().max())}
+    torch.testing.assert_close(guided_backprop(resnet, x, target), wanted, **close)
+    # Here every ReLU is a module whose input feeds nothing else, so hooks are right too: a second, independent oracle.
+    torch.testing.assert_close(captum_guided(resnet, x, target), wanted, **close)
+    assert not torch.allclose(gradient(resnet, x, target), wanted, rtol=0.1)
+    assert all(torch.equal(value, before[name]) for name, value in resnet.state_dict().items())
+
+
+def test_a_first_in_place_relu_leaves_x_alone(table: tuple[Tensor, Tensor]) -> None:
+    x, target = table
+    network = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 4)).double()
+    before = x.clone()
+    weight = network[1].weight.detach()
+    wanted = weight[target] * (weight[target] > 0) * (x > 0)
+    torch.testing.assert_close(guided_backprop(network, x, target), wanted, **TIGHT)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    "relu6", [nn.ReLU6(), nn.ReLU6(inplace=True), F.relu6, lambda x: x.clamp(0, 6), lambda x: F.hardtanh(x, 0.0, 6.0)]
+)
+def test_relu6_is_closed_above_six_as_well(relu6: Callable[[Tensor], Tensor]) -> None:
+    weight = torch.tensor([2.0, 3.0, -1.0, 4.0], dtype=torch.float64)
+    x = torch.tensor([[-1.0, 5.0, 5.0, 7.0]], dtype=torch.float64)
+    attribution = guided_backprop(lambda batch: relu6(batch * 1.0) @ weight, x)
+    torch.testing.assert_close(attribution, torch.tensor([[0.0, 3.0, 0.0, 0.0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "clamp", [lambda x: x.clamp(-1, 1), lambda x: x.clamp(min=0.5), lambda x: x.clamp(max=0), lambda x: x.clamp(0, 1)]
+)
+def test_a_clamp_that_is_no_relu_is_left_alone(clamp: Callable[[Tensor], Tensor]) -> None:
+    x = torch.tensor([[-0.3, 0.7, 3.0]], dtype=torch.float64)
+    network = lambda batch: -clamp(batch).sum(1)  # noqa: E731 - a guided clamp would stop this negative slope
+    with pytest.warns(UserWarning, match="no ReLU"):
+        attribution = guided_backprop(network, x)
+    torch.testing.assert_close(attribution, gradient(network, x))
+    assert (attribution != 0).any()
+
+
+def test_without_any_relu_a_warning_says_that_it_is_the_plain_gradient(table: tuple[Tensor, Tensor]) -> None:
+    network = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    with pytest.warns(UserWarning, match="no ReLU, so guided_backprop gave the plain gradient"):
+        attribution = guided_backprop(network, *table)
+    torch.testing.assert_close(attribution, gradient(network, *table))
+
+
+class Doubling(TorchFunctionMode):
+    """Another mode: doubles whatever torch.square returns, and counts the calls that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def] # as torch has it
+        out = func(*args, **(kwargs or {}))
+        if func is torch.square:
+            self.seen += 1
+            return 2 * out
+        return out
+
+
+def test_guided_mode_composes_with_another_mode_outside_and_inside() -> None:
+    x = torch.tensor([[3.0, -1.0]], dtype=torch.float64)
+    weight = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    plain = lambda batch: torch.square(F.relu(batch)) @ weight  # noqa: E731
+
+    def with_mode_inside(batch: Tensor) -> Tensor:
+        with Doubling() as mode:
+            out = plain(batch)
+        assert mode.seen == 1
+        return out
+
+    wanted = torch.tensor([[12.0, 0.0]], dtype=torch.float64)  # 2 * 2 * relu(3)
+    torch.testing.assert_close(guided_backprop(with_mode_inside, x), wanted)
+    with Doubling() as outside:
+        attribution = guided_backprop(plain, x)
+    assert outside.seen == 1
+    torch.testing.assert_close(attribution, wanted)
+
+
+@pytest.mark.parametrize("name", ["F.relu", "nn.ReLU in place, shared", "Tensor.clamp_min_"])
+def test_guided_mode_under_vmap_over_weights_equals_one_network_after_another(
+    name: str, table: tuple[Tensor, Tensor]
+) -> None:
+    x, target = table
+    networks = [Mlp(RELUS[name]) for _ in range(3)]
+    for number, network in enumerate(networks):
+        for parameter in network.parameters():
+            parameter.data += 0.1 * number
+    stacked = torch.func.stack_module_state(networks)
+
+    def logits(state: tuple[dict[str, Tensor], dict[str, Tensor]], batch: Tensor) -> Tensor:
+        return torch.func.functional_call(networks[0], state, (batch,))
+
+    copies = x.expand(3, *x.shape).clone().requires_grad_()
+    with GuidedMode():
+        out = torch.vmap(logits)(stacked, copies)  # (draw, example, class)
+    picked = out.gather(2, target.expand(3, -1)[..., None]).sum()
+    wanted = torch.stack([guided_backprop(network, x, target) for network in networks])
+    torch.testing.assert_close(torch.autograd.grad(picked, copies)[0], wanted, **TIGHT)
+
+
+def test_guided_mode_under_vmap_of_grad_equals_the_pass_by_hand(table: tuple[Tensor, Tensor]) -> None:
+    x, target = table
+    network = Mlp(F.relu)
+
+    def logit(example: Tensor, label: Tensor) -> Tensor:
+        with GuidedMode():
+            return network(example[None])[0].gather(0, label[None]).squeeze()
+
+    found = torch.vmap(torch.func.grad(logit))(x, target)
+    torch.testing.assert_close(found, guided_backprop(network, x, target).detach(), **TIGHT)

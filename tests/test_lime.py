@@ -1,0 +1,230 @@
+"""LIME: equal to scikit-learn's ridge regression, closed forms, and what it promises over draws and chunks."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xuqlib.lime import EXPLAINERS, lime, lime_fit, superpixels
+
+TIGHT = {"rtol": 1e-10, "atol": 1e-12}  # float64, one well-conditioned system of at most 40 unknowns
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = build().double()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
+def mlp(seed: int = 0) -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3)), seed)
+
+
+def cnn(channels: int = 3, seed: int = 0) -> nn.Module:
+    conv = (nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+    return seeded(lambda: nn.Sequential(*conv, nn.Flatten(), nn.Linear(96, 3)), seed)
+
+
+TARGET = torch.tensor([0, 2, 1])
+
+
+def quarters(num_examples: int) -> Tensor:
+    """Four square superpixels of an 8 x 8 picture, named 0, 1, 2, 3."""
+    labels = torch.zeros(8, 8, dtype=torch.int64)
+    labels[:, 4:] += 1
+    labels[4:] += 2
+    return labels.expand(num_examples, 8, 8)
+
+
+# Slow oracles
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize("scale", [1.0, [0.5, 1.0, 2.0, 0.1, 3.0]])
+def test_lime_of_a_table_equals_ridge_regression_one_copy_at_a_time(alpha: float, scale: float | list[float]) -> None:
+    network, x = mlp(), randn(3, 5)
+    design = np.random.default_rng(7).standard_normal((40, 5))
+    design[0] = 0
+    wanted, r2 = oracles.loop_lime_table(network, x, TARGET, design, alpha, np.broadcast_to(scale, 5))
+    option = scale if isinstance(scale, float) else torch.tensor(scale)
+    found = lime_fit(network, x, TARGET, num_samples=40, seed=7, alpha=alpha, scale=option)
+    # The scales are read as float32 numbers where a tensor gives them so.
+    close = TIGHT if isinstance(scale, float) else {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(found.attribution, torch.from_numpy(wanted), **close)
+    torch.testing.assert_close(found.r2, torch.from_numpy(r2), **close)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lime_of_pictures_equals_ridge_regression_one_copy_at_a_time(channels: int) -> None:
+    network, x = cnn(channels), randn(3, channels, 8, 8)
+    segments = torch.stack([quarters(1)[0], torch.zeros(8, 8).long(), 5 * torch.arange(8)[:, None].expand(8, 8) - 3])
+    uniform = np.random.default_rng(3).random((8, 30))
+    wanted, r2 = oracles.loop_lime_picture(network, x, TARGET, segments.numpy(), uniform, alpha=1.0)
+    found = lime_fit(network, x, TARGET, num_samples=30, seed=3, segments=segments)
+    torch.testing.assert_close(found.attribution.sum(1), torch.from_numpy(wanted), **TIGHT)
+    torch.testing.assert_close(found.attribution, found.attribution.mean(1, keepdim=True).expand_as(x), **TIGHT)
+    torch.testing.assert_close(found.r2, torch.from_numpy(r2), **TIGHT)
+
+
+def test_lime_with_its_own_superpixels_equals_lime_given_them() -> None:
+    network, x = cnn(), randn(3, 3, 8, 8).sigmoid()
+    segments = superpixels(x, 9)
+    found = lime(network, x, TARGET, num_samples=30, num_segments=9)
+    assert torch.equal(found, lime(network, x, TARGET, num_samples=30, segments=segments))
+
+
+# Closed forms
+
+
+def test_lime_of_a_linear_network_is_its_weight_whatever_the_scale() -> None:
+    network = seeded(lambda: nn.Linear(5, 3))
+    for scale in (1.0, 0.01, torch.tensor([0.1, 1, 10, 2, 3], dtype=torch.float64)):
+        found = lime_fit(network, randn(3, 5), TARGET, alpha=0, num_samples=50, scale=scale)
+        torch.testing.assert_close(found.attribution, network.weight[TARGET].detach(), **TIGHT)
+        torch.testing.assert_close(found.r2, torch.ones(3, dtype=torch.float64))
+
+
+def test_lime_of_a_sum_over_superpixels_is_what_each_adds() -> None:
+    x = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+    effects = torch.tensor([[[3.0, -1.0], [0.5, 0.0]]], dtype=torch.float64).repeat_interleave(4, 1)
+    effects = effects.repeat_interleave(4, 2) / 16
+    network = lambda batch: (batch[:, 0] * effects).flatten(1).sum(1) + 7  # noqa: E731
+    found = lime_fit(network, x, alpha=0, num_samples=40, segments=quarters(1), fill=0)
+    torch.testing.assert_close(found.attribution[:, 0], 16 * effects, **TIGHT)
+    torch.testing.assert_close(found.r2, torch.ones(1, dtype=torch.float64))
+    # Hidden at 0.25 instead of black, each superpixel adds three quarters.
+    grey = lime(network, x, alpha=0, num_samples=40, segments=quarters(1), fill=torch.tensor(0.25))
+    torch.testing.assert_close(grey[:, 0], 12 * effects, **TIGHT)
+    # The mean colour of a flat superpixel is itself: hiding changes nothing.
+    same = lime_fit(network, x, alpha=0, num_samples=40, segments=quarters(1), fill="mean")
+    torch.testing.assert_close(same.attribution, torch.zeros_like(x), rtol=0, atol=1e-12)
+    assert torch.isnan(same.r2).all()
+
+
+def test_a_network_that_lime_cannot_describe_has_a_low_r2() -> None:
+    bowl = lambda batch: (batch**2).sum(1)  # noqa: E731 - at its bottom there is no slope, only curvature
+    assert lime_fit(bowl, torch.zeros(1, 4, dtype=torch.float64), num_samples=500).r2 < 0.1
+    assert lime_fit(bowl, torch.full((1, 4), 50.0, dtype=torch.float64), num_samples=500).r2 > 0.9
+
+
+# Promises
+
+
+@pytest.mark.parametrize("kind", ["table", "pictures"])
+def test_the_mean_of_lime_over_networks_is_lime_of_the_mean_network(kind: str) -> None:
+    build, x = (mlp, randn(3, 5)) if kind == "table" else (lambda seed: cnn(seed=seed), randn(3, 3, 8, 8))
+    networks = [build(seed=seed) for seed in range(3)]
+    mean = lambda batch: torch.stack([network(batch) for network in networks]).mean(0)  # noqa: E731
+    each = torch.stack([lime(network, x, TARGET, num_samples=40) for network in networks])
+    torch.testing.assert_close(each.mean(0), lime(mean, x, TARGET, num_samples=40), **TIGHT)
+
+
+def test_examples_one_by_one_equal_all_at_once_even_if_they_differ_in_superpixels() -> None:
+    x = randn(3, 3, 8, 8).sigmoid()
+    segments = torch.stack([quarters(1)[0], torch.arange(64).view(8, 8), torch.arange(8).expand(8, 8)])
+    whole = lime(cnn(), x, TARGET, num_samples=100, segments=segments)
+    parts = [
+        lime(cnn(), x[i : i + 1], TARGET[i : i + 1], num_samples=100, segments=segments[i : i + 1]) for i in range(3)
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole, **TIGHT)
+
+
+@pytest.mark.parametrize("x", [randn(3, 5), randn(3, 3, 8, 8)], ids=["table", "pictures"])
+def test_the_seed_alone_decides_the_perturbations(x: Tensor) -> None:
+    network = mlp() if x.dim() == 2 else cnn()
+    first = lime(network, x, TARGET, num_samples=40, seed=1)
+    assert torch.equal(first, lime(network, x, TARGET, num_samples=40, seed=1))
+    assert not torch.allclose(first, lime(network, x, TARGET, num_samples=40, seed=2), rtol=0.01)
+
+
+def test_a_pass_holds_a_bounded_number_of_rows_and_no_graph() -> None:
+    sizes = []
+
+    def network(batch: Tensor) -> Tensor:
+        sizes.append(len(batch))
+        assert not torch.is_grad_enabled()
+        return batch.flatten(1).sum(1)
+
+    lime(network, randn(3, 3, 32, 32), num_samples=500)
+    assert sizes == [3, 512, 512, 476]
+
+
+def test_superpixels_are_numbered_from_0_without_gaps_and_cut_along_edges() -> None:
+    x = torch.zeros(2, 3, 16, 16)
+    x[:, :, :, 8:] = 1
+    for pictures in (x, x[:, :1]):
+        labels = superpixels(pictures, 4)
+        assert labels.shape == (2, 16, 16)
+        assert torch.equal(labels[0].unique(), torch.arange(int(labels[0].max()) + 1))
+        assert not set(labels[0][:, :8].unique().tolist()) & set(labels[0][:, 8:].unique().tolist())
+
+
+def test_lime_is_an_ordinary_function_that_shows_its_options_and_can_be_pickled() -> None:
+    parameters = inspect.signature(lime).parameters
+    assert list(parameters) == list(inspect.signature(lime_fit).parameters)
+    assert parameters["num_samples"].default == 1000
+    assert lime.__name__ == "lime"
+    assert pickle.loads(pickle.dumps(lime)) is lime
+    assert list(EXPLAINERS) == [function.__name__ for function in EXPLAINERS.values()]
+
+
+# Bad input
+
+BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "three axes": (lambda: lime(lambda x: x.sum(2), randn(2, 3, 4), 0), ValueError, r"tables \(N, F\) and pictures"),
+    "one sample": (lambda: lime(mlp(), randn(2, 5), 0, num_samples=1), ValueError, "num_samples is 1"),
+    "too few samples": (
+        lambda: lime(mlp(), randn(2, 5), 0, num_samples=4, alpha=0),
+        ValueError,
+        "4 perturbations do not determine 5 coefficients at alpha = 0; raise num_samples",
+    ),
+    "negative alpha": (lambda: lime(mlp(), randn(2, 5), 0, alpha=-1), ValueError, "alpha is -1"),
+    "zero width": (lambda: lime(mlp(), randn(2, 5), 0, kernel_width=0), ValueError, "finite number above 0"),
+    "scale length": (lambda: lime(mlp(), randn(2, 5), 0, scale=torch.ones(4)), ValueError, "each of the 5 features"),
+    "scale zero": (lambda: lime(mlp(), randn(2, 5), 0, scale=0.0), ValueError, "pass a positive number"),
+    "segments of a table": (lambda: lime(mlp(), randn(2, 5), 0, segments=quarters(2)), ValueError, "are for pictures"),
+    "segments shape": (
+        lambda: lime(cnn(), randn(3, 3, 8, 8), 0, segments=quarters(2)),
+        ValueError,
+        r"segments are torch.int64 \(2, 8, 8\); pass a whole-number tensor \(3, 8, 8\)",
+    ),
+    "segments float": (
+        lambda: lime(cnn(), randn(2, 3, 8, 8), 0, segments=quarters(2).float()),
+        ValueError,
+        "torch.float32",
+    ),
+    "segments array": (
+        lambda: lime(cnn(), randn(2, 3, 8, 8), 0, segments=quarters(2).numpy()),
+        ValueError,
+        "segments are ndarray",
+    ),
+    "no segments": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, num_segments=0), ValueError, "num_segments is 0"),
+    "superpixels of a table": (lambda: superpixels(randn(2, 5)), ValueError, "superpixels need pictures"),
+    "fill name": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, fill="blur"), ValueError, "unknown fill 'blur'"),
+    "fill shape": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, fill=randn(5)), ValueError, "does not broadcast"),
+    "fill none": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, fill=None), TypeError, "fill is None; pass a number"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_option_is_one_clear_error(what: str) -> None:
+    call, error, message = BAD[what]
+    with pytest.raises(error, match=message):
+        call()

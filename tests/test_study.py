@@ -1,0 +1,208 @@
+"""Parameters, claims, and the publishing of results."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from xuqlib import study
+from xuqlib.study import Notebook, csv_bytes, device, figures_folder, parameters, save, update_index, versions
+
+RECIPE = {
+    "notebook": "04",
+    "preset": "quick",
+    "seed": 3,
+    "dataset": "planted",
+    "dataset_digest": "ab",
+    "posterior": "p",
+}
+FRAME = pd.DataFrame({"draws": [8, 32], "error": [0.25, 0.125]})
+
+
+def test_quick_changes_only_the_preset():
+    assert parameters("quick", "04") == {"preset": "quick"}
+
+
+def test_full_explains_real_data_with_at_least_the_promised_sizes():
+    assert parameters("full", "08")["dataset"] == "california_housing"
+    values = parameters("full", "04")
+    assert values["preset"] == "full"
+    assert values["dataset"] == "cifar10"
+    assert int(values["num_draws"]) >= 50  # type: ignore[call-overload]
+
+
+def test_every_first_notebook_has_full_parameters():
+    assert set(study.PRESETS["full"]) >= {"00", "01", "02", "03", "04", "08"}
+
+
+@pytest.mark.parametrize("ask", [lambda: parameters("big", "04"), lambda: figures_folder("big")])
+def test_an_unknown_preset_is_refused_with_the_known_ones(ask):
+    with pytest.raises(ValueError, match="'big' is not known; choose one of quick, full"):
+        ask()
+
+
+def test_the_device_can_be_chosen_by_name(monkeypatch):
+    monkeypatch.setenv("XUQ_DEVICE", "cpu")
+    assert device() == torch.device("cpu")
+    monkeypatch.setenv("XUQ_DEVICE", "abacus")
+    with pytest.raises(ValueError, match="XUQ_DEVICE is 'abacus'"):
+        device()
+
+
+def test_without_a_choice_the_device_is_cuda_where_there_is_one(monkeypatch):
+    monkeypatch.delenv("XUQ_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device().type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device().type == "cuda"
+
+
+def test_versions_name_what_is_installed():
+    found = versions()
+    assert found["numpy"] == np.__version__
+    assert set(found) == {"python", "torch", "torchvision", "numpy", "pandas", "xuq", "machine"}
+
+
+def test_a_csv_holds_six_digits_and_no_negative_zero():
+    frame = pd.DataFrame({"n": [1, 2], "x": [1 / 3, -0.0], "y": np.array([0.1, np.nan], np.float32), "s": ["a", "b"]})
+    assert csv_bytes(frame) == b"n,x,y,s\n1,0.333333,0.1,a\n2,0,,b\n"
+
+
+def test_saving_writes_picture_numbers_and_recipe(figures):
+    save(Figure(figsize=(1, 1)), FRAME, "std_error", **RECIPE, device="cpu", seconds=1.26)
+    folder = figures / "quick"
+    assert (folder / "04_std_error.csv").read_text() == "draws,error\n8,0.25\n32,0.125\n"
+    assert (folder / "04_std_error.png").read_bytes().startswith(b"\x89PNG")
+    entry = json.loads((folder / "index.json").read_text())["04_std_error"]
+    assert {name: entry[name] for name in RECIPE} == RECIPE
+    assert entry["seconds"] == 1.3
+    assert entry["device"] == "cpu"
+    assert entry["versions"] == versions()
+    assert set(entry["files"]) == {"04_std_error.csv", "04_std_error.png"}
+
+
+def test_the_same_figure_gives_the_same_bytes(figures):
+    written = []
+    for _ in range(2):
+        figure = Figure(figsize=(2, 2))
+        figure.subplots().plot([1, 3, 2])
+        save(figure, FRAME, "line", **RECIPE)
+        written.append((figures / "quick" / "04_line.png").read_bytes())
+    assert written[0] == written[1]
+    assert b"matplotlib" not in written[0].lower()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "../x"}, "lower-case words"),
+        ({"name": "Two Words"}, "lower-case words"),
+        ({"notebook": "4"}, "two-digit number"),
+        ({"preset": "big"}, "not known"),
+        ({"frame": FRAME.iloc[:0]}, "has no row"),
+    ],
+)
+def test_a_malformed_publication_is_refused_and_writes_nothing(figures, change, message):
+    with pytest.raises(ValueError, match=message):
+        save(**{"figure": None, "frame": FRAME, "name": "x", **RECIPE, **change})
+    assert not list(figures.rglob("*.csv"))
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "index.json"
+    study.replace_file(path, b"old")
+
+    def broken(self: Path, content: bytes) -> int:
+        with self.open("wb") as stream:
+            stream.write(content[:1])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", broken)
+    with pytest.raises(OSError, match="no space"):
+        study.replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def _publish_many(folder: Path, start: int) -> None:
+    for number in range(start, start + 20):
+        update_index(folder, {f"{number:02}_x": {"seed": number}})
+
+
+def test_notebooks_that_publish_at_once_lose_no_entry(tmp_path):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_publish_many, args=(tmp_path, start)) for start in (0, 20, 40)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert list(index) == [f"{number:02}_x" for number in range(60)]
+
+
+def test_an_index_entry_can_be_dropped(tmp_path):
+    update_index(tmp_path, {"a": {"seed": 1}, "b": {"seed": 2}})
+    update_index(tmp_path, {"a": None})
+    assert json.loads((tmp_path / "index.json").read_text()) == {"b": {"seed": 2}}
+
+
+def notebook() -> Notebook:
+    return Notebook("04", preset="quick", seed=3, dataset="planted", dataset_digest="ab", posterior="mc_dropout")
+
+
+def test_a_notebook_publishes_under_its_own_recipe_unless_told_otherwise(figures):
+    figure = Figure(figsize=(1, 1))
+    assert notebook().save(figure, FRAME, "one") is figure
+    notebook().save(figure, FRAME, "two", posterior="flipout")
+    index = json.loads((figures / "quick" / "index.json").read_text())
+    assert index["04_one"]["posterior"] == "mc_dropout"
+    assert index["04_two"]["posterior"] == "flipout"
+    assert index["04_two"]["dataset"] == "planted"
+    assert index["04_two"]["seconds"] >= 0
+
+
+def test_claims_are_published_and_a_negative_verdict_reads_like_any_other(figures):
+    running = notebook()
+    running.claim(
+        "spread falls", np.bool_(True), value=0.5, interval=(0.4, 0.6), unit="nats", note="95 % over examples"
+    )
+    running.claim("spread is zero", False, value=torch.tensor(0.5).item())
+    running.claim("maps differ", None, value=0.1)
+    frame = running.claims()
+    assert list(frame.columns) == ["claim", "value", "low", "high", "unit", "verdict", "note"]
+    assert list(frame["verdict"]) == ["holds", "does not hold", "undecided"]
+    assert frame.loc[0, ["low", "high"]].tolist() == [0.4, 0.6]
+    written = pd.read_csv(figures / "quick" / "04_claims.csv")
+    assert list(written["verdict"]) == list(frame["verdict"])
+    assert not (figures / "quick" / "04_claims.png").exists()
+
+
+def test_an_interval_must_be_ordered_and_say_what_it_is_of():
+    with pytest.raises(ValueError, match="pass its low end first"):
+        notebook().claim("c", True, value=1.0, interval=(2.0, 1.0), note="95 % over examples")
+    with pytest.raises(ValueError, match="needs a note"):
+        notebook().claim("c", True, value=1.0, interval=(0.0, 1.0))
+
+
+def test_a_notebook_without_claims_cannot_close():
+    with pytest.raises(ValueError, match="notebook 04 has made no claim"):
+        notebook().claims()
+
+
+def test_the_published_figure_is_shown_small_and_its_absence_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    assert "Not published yet: `figures/full/04_maps.png`" in notebook().published("maps").data
+    folder = tmp_path / "figures" / "full"
+    folder.mkdir(parents=True)
+    figure = Figure(figsize=(20, 10))
+    figure.subplots().plot([1, 2])
+    figure.savefig(folder / "04_maps.png", dpi=110)
+    shown = notebook().published("maps").data
+    assert shown.startswith(b"\x89PNG")
+    assert int.from_bytes(shown[16:20]) == 900  # PNG stores the width in bytes 16 to 19

@@ -1,0 +1,68 @@
+"""How far can you trust a neural network's explanation, and where does its uncertainty come from?"""
+
+from xuqlib.data import DataError, Examples, load
+from xuqlib.distribution import ExplanationDistribution
+from xuqlib.draws import Draws
+from xuqlib.explainers import (
+    completeness_gap,
+    from_captum,
+    gradient,
+    gradient_x_input,
+    guided_backprop,
+    integrated_gradients,
+    smoothgrad,
+)
+from xuqlib.explaining import VarianceSplit, explain, variance_split
+from xuqlib.lime import lime, lime_fit
+from xuqlib.networks import lenet, mini_vgg, mlp, resnet18
+from xuqlib.posteriors import DeepEnsemble, Flipout, Laplace, MCDropConnect, MCDropout, Posterior
+from xuqlib.study import Notebook
+from xuqlib.training import Recipe, fit, train_or_load
+from xuqlib.uncertainty import (
+    Uncertainties,
+    brier_score,
+    expected_calibration_error,
+    negative_log_likelihood,
+    scores,
+    uncertainties,
+)
+
+__all__ = [
+    "DataError",
+    "DeepEnsemble",
+    "Draws",
+    "Examples",
+    "ExplanationDistribution",
+    "Flipout",
+    "Laplace",
+    "MCDropConnect",
+    "MCDropout",
+    "Notebook",
+    "Posterior",
+    "Recipe",
+    "Uncertainties",
+    "VarianceSplit",
+    "brier_score",
+    "completeness_gap",
+    "expected_calibration_error",
+    "explain",
+    "fit",
+    "from_captum",
+    "gradient",
+    "gradient_x_input",
+    "guided_backprop",
+    "integrated_gradients",
+    "lenet",
+    "lime",
+    "lime_fit",
+    "load",
+    "mini_vgg",
+    "mlp",
+    "negative_log_likelihood",
+    "resnet18",
+    "scores",
+    "smoothgrad",
+    "train_or_load",
+    "uncertainties",
+    "variance_split",
+]

@@ -1,0 +1,63 @@
+"""Baselines: what an example looks like with its evidence taken away."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xuqlib.checks import check_choice
+
+BASELINES = ("black", "blurred", "mean")
+
+
+def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
+    """Return the baseline of each example, shaped like x.
+
+    Call this before splitting x into chunks: "mean" depends on all the examples that it is given.
+
+    Args:
+        kind: None or "black" for zeros; "blurred" for a Gaussian blur whose sigma is an eighth of the longer side (4
+            pixels of 32), pictures only; "mean" for the mean over the examples of x (for the mean of the training
+            data pass that tensor); or a tensor broadcastable to x.
+        x: examples, (N, ...).
+
+    Raises:
+        ValueError: unknown name, blurred tables, or a tensor that does not broadcast to x.
+    """
+    if isinstance(kind, Tensor):
+        try:
+            baseline = kind.detach().to(x).expand_as(x)
+        except RuntimeError:
+            raise ValueError(
+                f"baseline has shape {tuple(kind.shape)}, which does not broadcast to x {tuple(x.shape)}"
+            ) from None
+        if not torch.isfinite(baseline).all():
+            raise ValueError("baseline holds NaN or infinite values; the path from it to x must be finite")
+        return baseline
+    kind = "black" if kind is None else kind
+    check_choice(kind, BASELINES, "baseline")
+    if kind == "black":
+        return torch.zeros_like(x).detach()
+    if kind == "mean":
+        return x.detach().mean(0, keepdim=True).expand_as(x)
+    if x.dim() != 4:
+        raise ValueError(
+            f"blurred baseline needs pictures (N, C, H, W), x is {tuple(x.shape)}; use black, mean or a tensor"
+        )
+    return _blur(x.detach(), sigma=max(x.shape[-2:]) / 8)
+
+
+def _blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur along both sides of a picture (N, C, H, W), truncated at three sigma, edges repeated."""
+    radius = math.ceil(3 * sigma)
+    offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+    kernel = (-0.5 * (offsets / sigma) ** 2).exp()
+    kernel = (kernel / kernel.sum())[None, None]
+    for axis in (2, 3):
+        lines = x.movedim(axis, -1)
+        padded = F.pad(lines.reshape(-1, 1, lines.shape[-1]), (radius, radius), mode="replicate")
+        x = F.conv1d(padded, kernel).reshape(lines.shape).movedim(-1, axis)
+    return x

@@ -1,0 +1,188 @@
+"""One look for every figure, and charts of tidy frames in it; `figures` offers all of them together.
+
+Large type, colours told apart by colour-blind readers and in grey, and no interval without what it is of.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+# Okabe and Ito's colours without black, in an order whose neighbours also differ in lightness.
+HUES = ("#0072B2", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#56B4E9", "#CC79A7")
+LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
+LOOK: Any = {  # rcParams; matplotlib types their names one by one
+    "font.size": 15,
+    "axes.titlesize": 15,
+    "axes.labelsize": 15,
+    "figure.titlesize": 17,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "lines.linewidth": 2.5,
+    "lines.markersize": 8,
+    "image.interpolation": "nearest",
+    "figure.dpi": 72,
+    "figure.constrained_layout.use": True,
+}
+Options = ParamSpec("Options")
+
+
+class Picture(Figure):
+    """A matplotlib Figure that a notebook shows when it is the value of a cell, whether or not pyplot was imported."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def styled(draw: Callable[Options, Figure]) -> Callable[Options, Figure]:
+    """Draw in the study's look and leave matplotlib's settings as they were."""
+
+    @wraps(draw)
+    def styled(*args: Options.args, **kwargs: Options.kwargs) -> Figure:
+        with mpl.rc_context(LOOK):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@styled
+def feature_bars(frame: pd.DataFrame, *, hue: str | None = None, title: str = "", unit: str = "") -> Figure:
+    """Signed bars, one per feature: mean attribution, and how far it spreads over draws (one standard deviation).
+
+    Args:
+        frame: columns feature, mean, std, and `hue` if given; features keep their order.
+        hue: column that makes one panel per value, side by side on one scale.
+        title: the claim of the figure.
+        unit: unit of the attribution.
+    """
+    panels = [("", frame)] if hue is None else [(str(name), part) for name, part in frame.groupby(hue, sort=False)]
+    figure = Picture(figsize=(2.5 + 4.0 * len(panels), 1.8 + 0.5 * frame["feature"].nunique()))
+    grid = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, (name, part) in zip(grid, panels, strict=True):
+        colours = [HUES[0] if mean >= 0 else HUES[1] for mean in part["mean"]]
+        axes.barh(part["feature"], part["mean"], xerr=part["std"], color=colours, edgecolor="black", capsize=5)
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_title(name)
+    grid[0].invert_yaxis()
+    figure.supxlabel(f"attribution{f' ({unit})' if unit else ''}; error bars: spread over draws (1 sd)", fontsize=14)
+    figure.suptitle(title)
+    return figure
+
+
+def _chart(
+    draw: Callable[[Axes, pd.DataFrame, str, int, int], None],
+    frame: pd.DataFrame,
+    hue: str | None,
+    ends: tuple[str | None, str | None],
+    interval: str,
+    labels: tuple[str, str],
+    title: str,
+) -> Figure:
+    """One axes on which `draw` adds each group of `hue`: (axes, part of the frame, its name, its place, how many)."""
+    if None in ends and ends != (None, None):
+        raise ValueError(f"low is {ends[0]!r} and high is {ends[1]!r}; name both columns, or neither")
+    if None not in ends and not interval:
+        raise ValueError("an interval needs a label; pass interval='95 % over examples', or what it is of")
+    figure = Picture(figsize=(9, 5.2))
+    axes = figure.subplots()
+    groups = [("", frame)] if hue is None else [(str(name), part) for name, part in frame.groupby(hue, sort=False)]
+    for place, (name, part) in enumerate(groups):
+        draw(axes, part, name, place, len(groups))
+    axes.set(xlabel=labels[0], ylabel=labels[1] + (f"\n(interval: {interval})" if interval else ""))
+    if hue is not None:
+        figure.legend(title=hue, loc="outside right upper")
+    figure.suptitle(title)
+    return figure
+
+
+@styled
+def curve(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    low: str | None = None,
+    high: str | None = None,
+    interval: str = "",
+    log: str = "",
+    labels: tuple[str, str] | None = None,
+    title: str = "",
+) -> Figure:
+    """Lines of `y` over `x`, one per value of `hue`, told apart by colour, dash and marker.
+
+    Args:
+        frame: one point per row.
+        x, y, hue: column names.
+        low, high: columns of a band around y.
+        interval: what the band is of, such as "95 % over examples"; required with low and high.
+        log: axes that are logarithmic: "", "x", "y" or "xy".
+        labels: axis labels with units, instead of the column names.
+        title: the claim of the figure.
+
+    Raises:
+        ValueError: a band without a label, or with one end.
+    """
+
+    def draw(axes: Axes, part: pd.DataFrame, name: str, i: int, _: int) -> None:
+        colour, dash, marker = HUES[i % len(HUES)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
+        axes.plot(part[x], part[y], label=name, color=colour, linestyle=dash, marker=marker)
+        if low is not None and high is not None:
+            axes.fill_between(part[x], part[low], part[high], color=colour, alpha=0.18, linewidth=0)
+
+    figure = _chart(draw, frame, hue, (low, high), interval, labels or (x, y), title)
+    if "x" in log:
+        ticks = sorted(set(frame[x]))[:: 1 + frame[x].nunique() // 10]
+        figure.axes[0].set_xscale("log")
+        figure.axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        figure.axes[0].set_xticks([], minor=True)
+    if "y" in log:
+        figure.axes[0].set_yscale("log")
+        figure.axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        figure.axes[0].yaxis.set_major_formatter("{x:g}")
+        figure.axes[0].yaxis.set_minor_locator(NullLocator())
+    return figure
+
+
+@styled
+def bars(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    low: str | None = None,
+    high: str | None = None,
+    interval: str = "",
+    labels: tuple[str, str] | None = None,
+    title: str = "",
+) -> Figure:
+    """Bars of `y` for each `x`, side by side by `hue`, told apart by colour and hatch; options as in `curve`."""
+    names = list(dict.fromkeys(frame[x]))
+
+    def draw(axes: Axes, part: pd.DataFrame, name: str, i: int, count: int) -> None:
+        places = np.array([names.index(value) for value in part[x]]) + (i - (count - 1) / 2) * 0.8 / count
+        error = None if low is None else np.abs(np.array([part[y] - part[low], part[high] - part[y]]))
+        look: dict[str, Any] = {"color": HUES[i % len(HUES)], "hatch": HATCHES[i % len(HATCHES)], "edgecolor": "white"}
+        axes.bar(places, part[y], 0.8 / count, yerr=error, label=name, capsize=5, ecolor="#444444", **look)
+
+    figure = _chart(draw, frame, hue, (low, high), interval, labels or (x, y), title)
+    figure.axes[0].set_xticks(range(len(names)), [str(name) for name in names])
+    return figure

@@ -1,0 +1,169 @@
+"""Checks of what a caller passed: one clear error that names what was given, what was wanted and what to do."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Layers whose answer depends on chance or on the other examples while they are in training mode.
+_UNSTEADY_TYPES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
+_UNSTEADY_NAMES = re.compile("dropout|dropconnect|droppath|dropblock|stochasticdepth|batchnorm", re.IGNORECASE)
+
+
+def check_examples(x: Any) -> None:
+    """Refuse anything but a finite floating tensor of at least one example, (N, ...).
+
+    Raises:
+        TypeError: x is not a tensor, or its numbers are not floating point.
+        ValueError: x has fewer than two axes, is empty, or holds NaN or infinite values.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; pass a torch tensor (N, ...), as from torch.as_tensor(x)")
+    if x.dtype == torch.uint8:
+        raise TypeError("x is uint8, so these look like raw pictures; convert with x.float() and divide by 255")
+    if not x.is_floating_point():
+        raise TypeError(f"x is {x.dtype}; pass floating point examples, as from x.float()")
+    if x.dim() < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; pass (N, features) or (N, C, H, W), for one example x[None]")
+    if x.numel() == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}, so it holds no numbers; pass at least one example")
+    bad = ~torch.isfinite(x)
+    if bad.any():
+        num_nan = int(torch.isnan(x).sum())
+        first = int(bad.flatten(1).any(1).nonzero()[0])
+        raise ValueError(
+            f"x holds {num_nan} NaN and {int(bad.sum()) - num_nan} infinite values, the first in example {first}; "
+            "drop or fill them before explaining"
+        )
+
+
+def check_target(target: Any, num_examples: int, num_classes: int) -> Tensor:
+    """Return the class of each example as int64, (N,), on the CPU or where the given tensor lives.
+
+    Args:
+        target: (N,) whole numbers; or one int, which stands for all examples; or None if there is just one output.
+        num_examples: N.
+        num_classes: outputs of the network; classes are 0 ... num_classes - 1.
+
+    Raises:
+        TypeError: target is neither None, an int, nor an array of whole numbers.
+        ValueError: target is missing, of another length, or out of range.
+    """
+    if target is None:
+        if num_classes != 1:
+            raise ValueError(f"network has {num_classes} outputs; pass one class per example as target")
+        return torch.zeros(num_examples, dtype=torch.int64)
+    try:
+        classes = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"target is a {type(target).__name__}; pass class numbers (N,), or one int for all") from None
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise TypeError(f"target is {classes.dtype}; pass class numbers, as from target.long() or logits.argmax(-1)")
+    if classes.dim() == 0:
+        classes = classes.expand(num_examples)
+    if classes.dim() != 1:
+        raise ValueError(f"target has shape {tuple(classes.shape)}; pass one class per example, ({num_examples},)")
+    if len(classes) != num_examples:
+        raise ValueError(
+            f"target has {len(classes)} entries but x has {num_examples} examples; pass one class per example"
+        )
+    outside = (classes < 0) | (classes >= num_classes)
+    if outside.any():
+        first = int(outside.nonzero()[0])
+        raise ValueError(
+            f"target {int(classes[first])} of example {first} is out of range; "
+            f"network has {num_classes} outputs, so classes are 0 to {num_classes - 1}"
+        )
+    return classes.long()
+
+
+def check_logits(output: Any, num_examples: int) -> Tensor:
+    """Return the network's output as (N, C); a regression output (N,) becomes (N, 1).
+
+    Raises:
+        TypeError: the output is not a tensor.
+        ValueError: its shape is neither (N, C) nor (N,).
+    """
+    if not isinstance(output, Tensor):
+        raise TypeError(f"network returned a {type(output).__name__}; wrap it so that it returns logits (N, C)")
+    if output.dim() not in (1, 2) or len(output) != num_examples or output.numel() == 0:
+        raise ValueError(
+            f"network returned shape {tuple(output.shape)} for {num_examples} examples; "
+            f"wanted logits ({num_examples}, classes), or ({num_examples},) for regression"
+        )
+    return output.unsqueeze(1) if output.dim() == 1 else output
+
+
+def check_fixed(network: Callable[[Tensor], Tensor]) -> None:
+    """Refuse a network whose answer changes from call to call, or with the other examples of the batch.
+
+    Looks at modules only: dropout that forward calls as a function cannot be seen from outside.
+
+    Raises:
+        TypeError: network cannot be called.
+        ValueError: a dropout or BatchNorm layer of it is in training mode.
+    """
+    if not callable(network):
+        raise TypeError(
+            f"network is a {type(network).__name__}; pass a module or function that maps x to logits (N, C)"
+        )
+    if not isinstance(network, nn.Module):
+        return
+    for name, module in network.named_modules():
+        kind = type(module).__name__
+        if module.training and (isinstance(module, _UNSTEADY_TYPES) or _UNSTEADY_NAMES.search(kind)):
+            raise ValueError(
+                f"network is in training mode, so its layer {name or '(itself)'} ({kind}) does not answer the same "
+                "every time; call network.eval(), or explain a draw from posterior.sample(...)"
+            )
+
+
+def check_choice(value: Any, known: Iterable[str], what: str) -> None:
+    """Refuse a name that is not among the known ones.
+
+    Raises:
+        ValueError: lists the known names.
+    """
+    names = list(known)
+    if not isinstance(value, str) or value not in names:
+        raise ValueError(f"unknown {what} {value!r}; known: {', '.join(names)}")
+
+
+def check_count(value: Any, minimum: int, what: str) -> int:
+    """Return `value` as an int that is at least `minimum`.
+
+    Raises:
+        TypeError: value is not a whole number.
+        ValueError: value is too small.
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool):
+        raise TypeError(f"{what} is {value!r}; pass a whole number of at least {minimum}")
+    if count < minimum:
+        raise ValueError(f"{what} is {count}; pass at least {minimum}")
+    return count
+
+
+def check_number(value: Any, minimum: float, what: str, *, above: bool = False) -> float:
+    """Return `value` as a finite float of at least `minimum`, or strictly above it.
+
+    Raises:
+        TypeError: value is not a real number.
+        ValueError: value is not finite or too small.
+    """
+    if isinstance(value, (bool, str)) or not isinstance(value, Real):
+        raise TypeError(f"{what} is {value!r}; pass a number")
+    number = float(value)
+    if not math.isfinite(number) or number < minimum or (above and number == minimum):
+        raise ValueError(f"{what} is {number}; pass a finite number {'above' if above else 'of at least'} {minimum}")
+    return number

@@ -1,0 +1,294 @@
+"""Examples that know their names: one call loads a data set, split and stratified subset."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xuqlib import fer, readers
+from xuqlib.checks import check_choice, check_count
+from xuqlib.download import DataError, Folder
+
+__all__ = ["DATASETS", "DataError", "Examples", "FeatureScale", "TargetScale", "load"]
+
+SPLITS = ("train", "validation", "test")
+# Decides which rows are held out where nobody published it. Changing it changes every result.
+SPLIT_SEED = 1802
+VALIDATION_SHARE = 0.1
+TEST_SHARE = 0.2
+
+
+class TargetScale(NamedTuple):
+    """Training mean and standard deviation of a regression target, in `unit`: target = mean + std * y."""
+
+    mean: float
+    std: float
+    unit: str
+
+
+class FeatureScale(NamedTuple):
+    """Training mean and standard deviation of each feature, (F,) each: feature = mean + std * x."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Examples:
+    """Rows of one split of a data set, with the names and scales needed to read a figure made of them.
+
+    An index, slice or index tensor gives `Examples` again; a single row stays a batch of one.
+
+    Attributes:
+        name: the data set, as in `load`.
+        split: "train", "validation" or "test".
+        x: float32. Pictures (N, C, H, W) in [0, 1]; tables (N, F), standardised by the training rows.
+        y: class index, int64 (N,); or a target standardised by the training rows, float32 (N, 1).
+        class_names: one per class; None for regression.
+        feature_names: one per feature; None for pictures.
+        probs: soft labels, float32 (N, C): shares of human votes (fer_plus, cifar10h), true odds (planted); or None.
+        masks: pixel truth of `planted`, bool (N, H, W) each: "evidence", "ambiguous", "novel"; else empty.
+        target_scale: takes a regression target back to its unit; else None.
+        feature_scale: takes features back to their units; else None.
+        index: row of each example in the full split, int64 (N,).
+    """
+
+    name: str
+    split: str
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    class_names: tuple[str, ...] | None = None
+    feature_names: tuple[str, ...] | None = None
+    probs: Tensor | None = None
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    target_scale: TargetScale | None = None
+    feature_scale: FeatureScale | None = None
+
+    @property
+    def task(self) -> str:
+        """ "classification" or "regression"."""
+        return "regression" if self.class_names is None else "classification"
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None for regression."""
+        return None if self.class_names is None else len(self.class_names)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the shapes and little-endian bytes of x and y. Equal data give it on every machine."""
+        state = hashlib.sha256()
+        for tensor in (self.x, self.y):
+            array = tensor.cpu().numpy()
+            state.update(str(array.shape).encode())
+            state.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+        return state.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: SupportsIndex | slice | Sequence[int] | np.ndarray | Tensor) -> Examples:
+        """Return the chosen rows: a number, a slice, row numbers or a mask of booleans.
+
+        Raises:
+            IndexError: a row number is out of range, or a mask has another length.
+        """
+        chosen = rows if isinstance(rows, slice) else _row_numbers(rows, len(self))
+        return replace(
+            self,
+            x=self.x[chosen],
+            y=self.y[chosen],
+            index=self.index[chosen],
+            probs=None if self.probs is None else self.probs[chosen],
+            masks={name: mask[chosen] for name, mask in self.masks.items()},
+        )
+
+    def __repr__(self) -> str:
+        what = (
+            f"{self.num_classes} classes"
+            if self.num_classes
+            else f"target in {getattr(self.target_scale, 'unit', '?')}"
+        )
+        extras = ["probs"] * (self.probs is not None) + [f"mask {name}" for name in self.masks]
+        tail = f"; {', '.join(extras)}" if extras else ""
+        return f"Examples({self.name} {self.split}: {len(self)} x {tuple(self.x.shape[1:])}, {what}{tail})"
+
+
+def _row_numbers(rows: Any, available: int) -> Tensor:
+    """Turn one number, numbers or booleans into a tensor of one axis that indexes `available` rows."""
+    # torch warns about a read-only array, so it gets a copy
+    chosen = torch.as_tensor(np.array(rows) if isinstance(rows, np.ndarray) else rows)
+    if chosen.dim() == 0 and chosen.dtype != torch.bool:
+        number: Any = chosen.item()
+        row = operator.index(number)
+        if not -available <= row < available:
+            # A loop over the examples ends by this error.
+            raise IndexError(f"row {row} is out of range; there are {available} examples")
+        return chosen.reshape(1)
+    return chosen if len(chosen) else chosen.long()  # an empty list makes a tensor of floats
+
+
+class _Kind(NamedTuple):
+    """How a data set is read: `reader(part, data)`, its splits, and which of them are published parts."""
+
+    reader: Callable[..., readers.Raw]
+    splits: tuple[str, ...] = SPLITS
+    parts: tuple[str, ...] = ("train", "test")
+    feature_names: tuple[str, ...] | None = None
+    unit: str = ""
+    top: float = 255.0
+
+
+_KINDS = {
+    "planted": _Kind(readers.planted, parts=SPLITS),
+    "digits": _Kind(readers.digits, parts=("all",), top=16.0),
+    "diabetes": _Kind(
+        readers.diabetes, parts=("all",), feature_names=readers.DIABETES_FEATURES, unit="disease progression score"
+    ),
+    "cifar10": _Kind(readers.cifar10),
+    "mnist": _Kind(readers.mnist),
+    "fer_plus": _Kind(fer.fer_plus, parts=SPLITS),
+    "california_housing": _Kind(
+        readers.california_housing, parts=("all",), feature_names=readers.HOUSING_FEATURES, unit="100,000 dollars"
+    ),
+    "notmnist": _Kind(readers.notmnist, splits=("test",)),
+    "cifar100": _Kind(readers.cifar100, splits=("test",)),
+    "svhn": _Kind(readers.svhn, splits=("test",)),
+    "cifar10h": _Kind(readers.cifar10h, splits=("test",)),
+}
+DATASETS = tuple(_KINDS)
+
+
+def load(
+    name: str,
+    *,
+    split: str = "test",
+    num_examples: int | None = None,
+    seed: int = 0,
+    data: Folder = None,
+) -> Examples:
+    """Load a split of a data set, or a stratified subset of it.
+
+    Looks in the local folder first, then in the cache, then downloads what has an open address. `planted`, `digits`
+    and `diabetes` need no file. The test rows are the published ones where there are any; else a fixed fifth. The
+    validation rows are the published ones, or a fixed stratified tenth of the training part. Of two subsets with one
+    seed the smaller is part of the larger.
+
+    Args:
+        name: one of `DATASETS`.
+        split: "train", "validation" or "test"; sets that are only for testing have "test" alone.
+        num_examples: size of the subset, with class counts as equal as the split allows; all rows by default.
+        seed: chooses the subset; whole splits do not depend on it.
+        data: folder of local data, which is only read; $XUQ_DATA by default.
+
+    Returns:
+        The examples, in ascending row order.
+
+    Raises:
+        ValueError: unknown name or split, or num_examples below 1 or above the rows there are.
+        TypeError: num_examples or seed is not a whole number.
+        DataError: a file is missing, damaged or cannot be fetched.
+    """
+    check_choice(name, DATASETS, "data set")
+    kind = _KINDS[name]
+    check_choice(split, kind.splits, f"split of {name}")
+    seed = check_count(seed, 0, "seed")
+    raw, rows = _rows_of(name, split, data)
+    available = len(rows)
+    chosen = np.arange(available)
+    if num_examples is not None:
+        num_examples = check_count(num_examples, 1, "num_examples")
+        if num_examples > available:
+            raise ValueError(
+                f"num_examples is {num_examples} but {name} {split} has {available} examples; ask for fewer"
+            )
+        chosen = _subset(raw.y[rows] if raw.class_names else None, available, num_examples, seed)
+    return _examples(name, split, raw, rows, chosen, data)
+
+
+def _examples(name: str, split: str, raw: readers.Raw, rows: np.ndarray, chosen: np.ndarray, data: Folder) -> Examples:
+    """Scale the chosen rows of a split and give them their names."""
+    kind, rows = _KINDS[name], rows[chosen]
+    scales: dict[str, Any] = {}
+    if kind.feature_names is None:
+        x, y = torch.from_numpy(raw.x[rows]).float().div_(kind.top), torch.from_numpy(raw.y[rows])
+    else:
+        features, target = _scales(name, data)
+        x = torch.from_numpy(((raw.x[rows] - features.mean) / features.std).astype(np.float32))
+        y = torch.from_numpy(((raw.y[rows, None] - target.mean) / target.std).astype(np.float32))
+        scales = {"feature_scale": features, "target_scale": target, "feature_names": kind.feature_names}
+    return Examples(
+        name=name,
+        split=split,
+        x=x,
+        y=y,
+        index=torch.from_numpy(chosen),
+        class_names=raw.class_names,
+        probs=None if raw.probs is None else torch.from_numpy(raw.probs[rows].astype(np.float32)),
+        masks={key: torch.from_numpy(mask[rows]) for key, mask in (raw.masks or {}).items()},
+        **scales,
+    )
+
+
+def _rows_of(name: str, split: str, data: Folder) -> tuple[readers.Raw, np.ndarray]:
+    """Return the published part that holds a split, and the split's rows in it."""
+    kind = _KINDS[name]
+    part = split if split in kind.parts else "train" if "train" in kind.parts else "all"
+    raw = kind.reader(part, data)
+    if split in kind.parts and (split != "train" or "validation" in kind.parts):
+        return raw, np.arange(len(raw.y))
+    labels = raw.y if raw.class_names else np.zeros(len(raw.y), dtype=np.int64)
+    return raw, _split_rows(labels.tobytes(), split, part == "all")
+
+
+@cache
+def _split_rows(labels: bytes, split: str, with_test: bool) -> np.ndarray:
+    """Deal the rows of a published part into splits, the same share of every class; (N,), ascending."""
+    y = np.frombuffer(labels, dtype=np.int64)
+    order = np.random.default_rng(SPLIT_SEED).random(len(y))
+    place = np.empty(len(y))
+    for label in np.unique(y):
+        rows = np.flatnonzero(y == label)
+        place[rows[np.argsort(order[rows], kind="stable")]] = np.arange(len(rows)) / len(rows)  # 0 <= place < 1
+    test_end = TEST_SHARE if with_test else 0.0
+    validation_end = test_end + VALIDATION_SHARE * (1.0 - test_end)
+    bounds = {"test": (0.0, test_end), "validation": (test_end, validation_end), "train": (validation_end, 1.0)}
+    low, high = bounds[split]
+    return np.flatnonzero((place >= low) & (place < high))
+
+
+def _subset(y: np.ndarray | None, available: int, num_examples: int, seed: int) -> np.ndarray:
+    """Choose rows, one of each class in turn while it has any left; (num_examples,), ascending."""
+    stream = np.random.default_rng(seed)
+    order = np.argsort(stream.random(available), kind="stable")
+    if y is not None:
+        turn, tie = np.empty(available, dtype=np.int64), np.empty(available)
+        for label in np.unique(y):
+            rows = order[y[order] == label]
+            turn[rows], tie[rows] = np.arange(len(rows)), stream.random()  # which class goes first in every turn
+        order = np.lexsort((tie, turn))
+    return np.sort(order[:num_examples])
+
+
+def _scales(name: str, data: Folder) -> tuple[FeatureScale, TargetScale]:
+    """Mean and standard deviation of features and target over the training rows.
+
+    fsum rounds once, so that the last digit does not depend on the machine's vector width.
+    """
+    raw, rows = _rows_of(name, "train", data)
+    means, stds = [], []
+    for column in (*raw.x[rows].T, raw.y[rows]):
+        mean = math.fsum(column) / len(column)
+        means.append(mean)
+        stds.append(math.sqrt(math.fsum((column - mean) ** 2) / len(column)))
+    return FeatureScale(tuple(means[:-1]), tuple(stds[:-1])), TargetScale(means[-1], stds[-1], _KINDS[name].unit)

@@ -1,0 +1,227 @@
+"""ExplanationDistribution: the attributions of one example by many draws, and their statistics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from xuqlib.checks import check_choice, check_number
+from xuqlib.moments import Moments
+
+if TYPE_CHECKING:
+    import xarray
+
+CV_KINDS = ("paper", "signed", "ratio")
+
+
+@dataclass
+class ExplanationDistribution:
+    """Attributions along an axis called `draw`, and what they say together.
+
+    Everything stays per example: no statistic mixes examples. Statistics are float64, shaped (example, ...).
+
+    Args:
+        values: attributions (draw, example, *x.shape[1:]); None where only moments were kept.
+        moments: their running moments; computed from `values` by default.
+        target: class that was explained for each example, (N,); None for a regression.
+        explainer, posterior: names, for tables and figures.
+        feature_names: of the columns of a table.
+    """
+
+    values: Tensor | None
+    running: Moments | None = None
+    target: Tensor | None = None
+    explainer: str = ""
+    posterior: str = ""
+    feature_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.values is None) == (self.running is None):
+            raise ValueError("pass either values, (draw, example, ...), or running moments")
+        if self.values is not None and self.values.ndim not in (3, 5):
+            raise ValueError(
+                f"values have shape {tuple(self.values.shape)}; wanted (draw, example, feature) or "
+                "(draw, example, channel, height, width)"
+            )
+
+    @cached_property
+    def moments(self) -> Moments:
+        return self.running if self.running is not None else Moments.over(self._values("moments"))
+
+    @property
+    def num_draws(self) -> int:
+        return len(self.values) if self.values is not None else self.moments.num_draws
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.mean())
+
+    @property
+    def is_picture(self) -> bool:
+        return self.mean().ndim == 4
+
+    def __repr__(self) -> str:
+        what = " ".join(word for word in (self.posterior, self.explainer) if word)
+        shape = tuple(self.mean().shape[1:])
+        return f"ExplanationDistribution({what}: {self.num_draws} draws x {self.num_examples} examples x {shape})"
+
+    def __getitem__(self, examples: slice | Tensor) -> ExplanationDistribution:
+        """Pick examples, keeping every draw."""
+        target = None if self.target is None else self.target[examples]
+        about = {"explainer": self.explainer, "posterior": self.posterior, "feature_names": self.feature_names}
+        return ExplanationDistribution(self._values("picking examples")[:, examples], target=target, **about)
+
+    def mean(self) -> Tensor:
+        """Mean over draws, shaped like x, in the unit of the attribution."""
+        return self.moments.of["raw"].mean
+
+    def std(self, *, correction: int = 0) -> Tensor:
+        """Standard deviation over draws, divisor num_draws - correction, shaped like x. 0 is the paper's choice."""
+        return self.moments.of["raw"].std(correction)
+
+    def cv(self, kind: str = "paper", *, floor: float = 0.05, rescale: bool = True) -> Tensor:
+        """Coefficient of variation, std over mean, by one of three definitions.
+
+        Args:
+            kind: "paper", of maps made non-negative (|.| summed over channels; each draw's map clipped at its 99th
+                percentile and scaled to [0, 1]), (N, H, W) or (N, F); "signed", std / |mean| of the attributions as
+                they are, shaped like x; "ratio", sum of std over sum of |mean|, one number per example, (N,).
+            floor: "paper" and "signed" are NaN where |mean| is at most this share of the example's largest one.
+            rescale: "paper" only; False leaves out the clipping and scaling, which hide differences in scale.
+
+        Returns:
+            Unitless; NaN where undefined. `undefined_share` says how much that is.
+
+        Source: arXiv 2403.17224, section 3; it leaves the folding open, so the definitions are choices.
+        """
+        check_choice(kind, CV_KINDS, "kind")
+        check_number(floor, 0, "floor")
+        if kind == "ratio":
+            spread, size = self.std().flatten(1).sum(1), self.mean().abs().flatten(1).sum(1)
+            return torch.where(size > 0, spread / size, math.nan)
+        name = "raw" if kind == "signed" else "rescaled" if rescale else "folded"
+        mean, std = self.moments.of[name].mean.abs(), self.moments.of[name].std()
+        largest = mean.flatten(1).amax(1).view(-1, *(1,) * (mean.ndim - 1))
+        return torch.where((mean > floor * largest) & (largest > 0), std / mean, math.nan)
+
+    def undefined_share(self, kind: str = "paper", **options: Any) -> Tensor:
+        """Share of pixels or features of each example whose CV is NaN, (N,), in [0, 1]."""
+        undefined = self.cv(kind, **options).isnan().double()
+        return undefined.flatten(1).mean(1) if undefined.ndim > 1 else undefined
+
+    @property
+    def noise_ceiling(self) -> float:
+        """The "paper" CV, without rescaling, that pure zero-mean Gaussian noise of one size would have.
+
+        Folding signs gives noise a mean: sqrt((pi/2 - 1) / channels). A CV near it shows no steadiness at all.
+        """
+        channels = self.mean().shape[1] if self.is_picture else 1
+        return math.sqrt((math.pi / 2 - 1) / channels)
+
+    def snr(self) -> Tensor:
+        """Signal to noise |mean| / std, shaped like x: bounded where the mean vanishes; NaN where nothing spreads."""
+        return torch.where(self.std() > 0, self.mean().abs() / self.std(), math.nan)
+
+    def quantile(self, q: float) -> Tensor:
+        """Quantile over draws, shaped like x. 0.05 is Bykov et al.'s "intersection", 0.95 their "union"."""
+        if not 0 <= q <= 1:
+            raise ValueError(f"q is {q}; a quantile lies in [0, 1]")
+        return self._values("quantile").double().quantile(q, dim=0)
+
+    def median(self) -> Tensor:
+        """Median over draws, shaped like x."""
+        return self.quantile(0.5)
+
+    def mad(self) -> Tensor:
+        """Median absolute deviation from the median over draws, shaped like x; not scaled to a Gaussian's std."""
+        return (self._values("mad").double() - self.median()).abs().quantile(0.5, dim=0)
+
+    def sign_agreement(self) -> Tensor:
+        """Share of draws that agree with the more common sign, shaped like x; NaN where every draw gives 0."""
+        values = self._values("sign_agreement")
+        agreeing = torch.maximum((values > 0).double().mean(0), (values < 0).double().mean(0))
+        return torch.where(agreeing > 0, agreeing, math.nan)
+
+    def standard_error(self, of: str = "mean") -> Tensor:
+        """How far a statistic may be off because the draws are finite: its standard error over draws, shaped like x.
+
+        Args:
+            of: "mean": std / sqrt(num_draws). "std" and "cv" (signed, without floor): the jackknife over draws, or,
+                where only moments were kept, the Gaussian std / sqrt(2 (num_draws - 1)), "std" alone.
+
+        Raises:
+            ValueError: fewer than two draws, or "cv" from moments.
+        """
+        check_choice(of, ("mean", "std", "cv"), "of")
+        n = self.num_draws
+        if n < 2:
+            raise ValueError("a standard error over draws needs at least two draws")
+        if of == "mean":
+            return self.std(correction=1) / math.sqrt(n)
+        if self.values is None and of == "std":
+            return self.std(correction=1) / math.sqrt(2 * (n - 1))
+        deviation = self._values(f"standard_error of {of}").double() - self.mean()
+        # Leaving draw t out of n: the mean moves by -deviation / (n - 1), the mean square follows.
+        left_mean = -deviation / (n - 1)
+        left_square = (n * self.std() ** 2 - deviation**2) / (n - 1)
+        left_std = (left_square - left_mean**2).clamp(min=0).sqrt()
+        left = left_std if of == "std" else left_std / (self.mean() + left_mean).abs()
+        return ((n - 1) * left.var(0, correction=0)).sqrt()
+
+    def summary(self) -> pd.DataFrame:
+        """One row per example: target, mean |attribution|, mean std, and the three CVs (medians of the maps)."""
+        columns: dict[str, Any] = {"example": range(self.num_examples)}
+        if self.target is not None:
+            columns["target"] = self.target.tolist()
+        columns["mean_abs"] = self.mean().abs().flatten(1).mean(1)
+        columns["std"] = self.std().flatten(1).mean(1)
+        columns["cv_ratio"] = self.cv("ratio")
+        for name, cv in (
+            ("cv_paper", self.cv("paper")),
+            ("cv_paper_unscaled", self.cv("paper", rescale=False)),
+            ("cv_signed", self.cv("signed")),
+        ):
+            columns[name] = cv.flatten(1).nanmedian(1).values
+            columns[f"{name}_undefined"] = cv.flatten(1).isnan().double().mean(1)
+        return pd.DataFrame(columns)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return every attribution in tidy form: draw, example, then channel, height, width or feature; attribution.
+
+        It has one row per number: pick examples first, `e[:4].to_frame()`. `summary` is one row per example.
+        """
+        axes = self._axes()
+        index = pd.MultiIndex.from_product(axes.values(), names=list(axes))
+        return pd.DataFrame({"attribution": self._values("to_frame").flatten().numpy()}, index=index).reset_index()
+
+    def to_xarray(self) -> xarray.DataArray:
+        """Return the attributions with named axes (draw, example, channel, height, width) or (draw, example, feature).
+
+        Raises:
+            ImportError: xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError as error:
+            raise ImportError("to_xarray needs xarray; install it (pip install xarray), or use to_frame()") from error
+        axes = self._axes()
+        return xarray.DataArray(self._values("to_xarray").numpy(), dims=list(axes), coords=axes, name="attribution")
+
+    def _axes(self) -> dict[str, list[Any]]:
+        values = self._values("a table of draws")
+        names = ("draw", "example", *(("channel", "height", "width") if values.ndim == 5 else ("feature",)))
+        axes: dict[str, list[Any]] = {name: list(range(size)) for name, size in zip(names, values.shape, strict=True)}
+        if self.feature_names is not None:
+            axes["feature"] = list(self.feature_names)
+        return axes
+
+    def _values(self, what: str) -> Tensor:
+        if self.values is None:
+            raise ValueError(f'{what} needs every draw, but only moments were kept; explain with keep="all"')
+        return self.values

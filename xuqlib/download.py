@@ -1,0 +1,251 @@
+"""Find a data file, check it against its published digest, or fetch it whole or not at all."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm.auto import tqdm
+
+CHUNK_BYTES = 1 << 20
+TIMEOUT_SECONDS = 30.0
+
+
+Folder = str | os.PathLike[str] | None
+
+# SHA-256 of the files as they are published; an IDX file without .gz is the one that torchvision unpacks.
+SHA256 = {
+    "MNIST/raw/train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "MNIST/raw/train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "MNIST/raw/t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "MNIST/raw/t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    "MNIST/raw/train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "MNIST/raw/train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "MNIST/raw/t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "MNIST/raw/t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    "notMNIST/raw/t10k-images-idx3-ubyte.gz": "70ae9e06201f2827e5b0a3781a3169d735dd2efc69996b9eeaee7f10ed4044d7",
+    "notMNIST/raw/t10k-labels-idx1-ubyte.gz": "1fa03836e01c862542f8eb83463bb951bebec6fcb3efa28dad748c6b38a9021b",
+    "california_housing/cal_housing.csv.gz": "3f4630ae7e22621e621529a7a3a90d0710920012d60528b8ada1c8235e697211",
+    "california_housing/cal_housing.tgz": "aaa5c9a6afe2225cc2aed2723682ae403280c4a3695a2ddda4ffb5d8215ea681",
+    "cifar10/data_batch_1.parquet": "29a2e837d5cd54cd0beea5eba30f9a2c42ad282bbcdc548741a9374cdb3d88e6",
+    "cifar10/data_batch_2.parquet": "c1a01dee32d281e5da98a6a5145116c82ab058b56a16794e5f4d6c1c2ea1895b",
+    "cifar10/data_batch_3.parquet": "783da965061c681ea1d36ceff61b459995cc081cf7aa9a0c7281934bfa69f8c8",
+    "cifar10/data_batch_4.parquet": "987b9cdf4bc1b97f63ce9d071d977f8428b779847d51807b12b4303d3167a5c0",
+    "cifar10/data_batch_5.parquet": "5c317ff60d413a32fb5215e78bdded838b9c7a6aae0462b83b173f951aa4370f",
+    "cifar10/test_batch.parquet": "c9174e37a356fd8d3474b652ef54b55829bae718ae93e99733aecd895a17292b",
+    "cifar100_subset/test_1000.parquet": "a914f8e7e7c96fa1d9959d642a71e7abe3a267ad6f8d3aa0a861295a3a495fb9",
+    "cifar10_human/cifar10h_counts.npy": "1428924725020a238b51763eaf54396e639f4bcd9f50567d0eab63ab822cfb25",
+    "fer2013plus/train.parquet": "275d2527d70e32529cf7cce316180b0638b1cc491906fff7e2865c3640019d5b",
+    "fer2013plus/valid.parquet": "226364be0b2d1d5ed81dc4babe07b170294fa95194d91c5b2f69d521c8acd26b",
+    "fer2013plus/test.parquet": "7422f1629ddb76a25038e434b7277f8c3d32969f5185163dd1060f4fac9fb951",
+}
+
+
+class DataError(RuntimeError):
+    """A data file is missing, damaged or cannot be fetched."""
+
+
+class File(NamedTuple):
+    """A file of a data set: its place below a data folder, what it must hash to, where it can be fetched.
+
+    `convert` rewrites a fetched file in place before its digest is taken, where the published form differs.
+    """
+
+    path: str
+    sha256: str | None = None
+    md5: str | None = None
+    url: str | None = None
+    convert: Callable[[Path], None] | None = None
+
+
+def known_file(path: str, url: str | None = None, convert: Callable[[Path], None] | None = None) -> File:
+    """Return a file of the table `SHA256`."""
+    return File(path, sha256=SHA256[path], url=url, convert=convert)
+
+
+class Layout(NamedTuple):
+    """One way in which a data set may lie on disk: the files that must all be there."""
+
+    name: str
+    files: tuple[File, ...]
+
+
+class Found(NamedTuple):
+    """The layout that was found, and its files in the layout's order."""
+
+    layout: str
+    paths: tuple[Path, ...]
+
+
+def cache_folder() -> Path:
+    """Return the folder that downloads go to: $XUQ_CACHE, else `.cache` beside the package. It may not exist yet."""
+    override = os.environ.get("XUQ_CACHE")
+    return Path(override).expanduser() if override else Path(__file__).resolve().parent.parent / ".cache"
+
+
+def data_folder(data: Folder) -> Path | None:
+    """Return the folder of local data: `data`, else $XUQ_DATA, else None. It is only read.
+
+    Raises:
+        DataError: the folder does not exist.
+    """
+    given = data if data is not None else os.environ.get("XUQ_DATA") or None
+    if given is None:
+        return None
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        where = "data=" if data is not None else "$XUQ_DATA"
+        raise DataError(f"{where} is {folder}, which is not a folder; pass the folder that holds the data sets")
+    return folder
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Return the hexadecimal digest of a file. A file that has not changed since is hashed once per process."""
+    state = path.stat()
+    return _file_digest(path, algorithm, state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _file_digest(path: Path, algorithm: str, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, algorithm).hexdigest()
+
+
+def verify(path: Path, *, sha256: str | None = None, md5: str | None = None, remedy: str | None = None) -> None:
+    """Check that a file exists and hashes to what it should. Without a digest only existence is checked.
+
+    Args:
+        path: the file.
+        sha256: expected SHA-256, hexadecimal.
+        md5: expected MD5, where the publisher gives only that.
+        remedy: what the error advises; by default to delete or restore the file.
+
+    Raises:
+        DataError: the file is missing, or its digest is another one.
+    """
+    for algorithm, expected in (("sha256", sha256), ("md5", md5)):
+        if not path.is_file():
+            raise DataError(f"{path} is missing (expected {algorithm} {expected}); {remedy or 'restore the file'}")
+        if expected and (found := file_digest(path, algorithm)) != expected:
+            advice = remedy or "restore it from the original, or delete it to have it fetched again"
+            raise DataError(
+                f"{path} is damaged or truncated ({path.stat().st_size:,} bytes): "
+                f"expected {algorithm} {expected}, found {found}; {advice}"
+            )
+
+
+def fetch(
+    url: str,
+    path: str | os.PathLike[str],
+    *,
+    sha256: str | None = None,
+    md5: str | None = None,
+    convert: Callable[[Path], None] | None = None,
+) -> Path:
+    """Download a file with a progress bar, and put it in place only when its digest is right.
+
+    The body goes to a temporary file beside `path`, which is removed whatever goes wrong, an interrupt
+    included. A file that is already in place and right is kept, without a connection.
+
+    Args:
+        url: address of the file.
+        path: where it goes; folders are made.
+        sha256: expected SHA-256, hexadecimal.
+        md5: expected MD5, where the publisher gives only that. One of the two is needed.
+        convert: rewrites the fetched file in place before its digest is taken.
+
+    Raises:
+        ValueError: neither digest was given.
+        DataError: no connection, an HTTP error, a truncated body or another digest; or `path` exists and is damaged.
+    """
+    if not (sha256 or md5):
+        raise ValueError("fetch needs sha256= or md5=: a download that cannot be checked is not kept")
+    path = Path(path)
+    if path.exists():
+        verify(path, sha256=sha256, md5=md5)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        _stream(url, part, path)
+        if convert is not None:
+            convert(part)
+        verify(part, sha256=sha256, md5=md5, remedy=f"the body of {url} is not the published file, nothing was kept")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _stream(url: str, part: Path, path: Path) -> None:
+    """Write the body of `url` to `part`; a connection that breaks off is an error, not a short file."""
+    advice = f"connect to the network and call again, or fetch the file by other means and put it at {path}"
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, part.open("wb") as stream:
+            length = response.headers.get("Content-Length")
+            total = int(length) if length else None
+            with tqdm(total=total, unit="B", unit_scale=True, desc=path.name, leave=False) as progress:
+                while chunk := response.read(CHUNK_BYTES):
+                    stream.write(chunk)
+                    progress.update(len(chunk))
+            # read(n) returns a short body silently when the server hangs up.
+            if total is not None and stream.tell() != total:
+                raise DataError(
+                    f"{url} broke off after {stream.tell():,} of {total:,} bytes, nothing was kept; {advice}"
+                )
+    except (urllib.error.URLError, HTTPException, OSError) as error:
+        raise DataError(f"could not fetch {url} ({error}); {advice}") from error
+
+
+def locate(layouts: tuple[Layout, ...], data: Folder, help_text: str) -> Found:
+    """Find a data set on disk in any of its layouts, or download the first layout that has addresses.
+
+    Order: the local folder (`data` or $XUQ_DATA), the cache, the network. $XUQ_MIRROR replaces the
+    address of every file by `$XUQ_MIRROR/<path below the cache>`.
+
+    Args:
+        layouts: the layouts, the preferred one first.
+        data: the local folder, see `data_folder`.
+        help_text: what a person should fetch, for the error when there is no address.
+
+    Raises:
+        DataError: a file is damaged; a layout of the local folder lacks a file; nothing was found nor fetched.
+    """
+    local = data_folder(data)
+    cache = cache_folder()
+    for folder in (local, cache):
+        if folder is None:
+            continue
+        for layout in layouts:
+            paths = tuple(folder / file.path for file in layout.files)
+            if all(path.is_file() for path in paths):
+                for path, file in zip(paths, layout.files, strict=True):
+                    verify(path, sha256=file.sha256, md5=file.md5)
+                return Found(layout.name, paths)
+        # Part of a layout in the user's own folder is a mistake to report, not a reason to download.
+        for layout in layouts if folder == local else ():
+            if any((folder / file.path).is_file() for file in layout.files):
+                for file in layout.files:
+                    verify(folder / file.path, sha256=file.sha256, md5=file.md5)
+    for layout in layouts:
+        if all(file.url for file in layout.files):
+            return Found(layout.name, tuple(_fetch_to(cache, file) for file in layout.files))
+    places = " or ".join(", ".join(file.path for file in layout.files) for layout in layouts)
+    raise DataError(f"{help_text}; looked in {local or '(no $XUQ_DATA)'} and {cache} for {places}")
+
+
+def _fetch_to(cache: Path, file: File) -> Path:
+    mirror = os.environ.get("XUQ_MIRROR")
+    url = f"{mirror.rstrip('/')}/{file.path}" if mirror else file.url
+    assert url is not None  # locate asks only for files that have an address
+    return fetch(url, cache / file.path, sha256=file.sha256, md5=file.md5, convert=file.convert)

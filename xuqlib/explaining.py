@@ -1,0 +1,173 @@
+"""Explain every draw: the loop that makes an explanation distribution, and what part of its spread is the explainer's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from xuqlib.baselines import make_baseline
+from xuqlib.checks import check_choice, check_count, check_examples, check_target
+from xuqlib.distribution import ExplanationDistribution
+from xuqlib.draws import Draws, seed_of
+from xuqlib.moments import Moments
+from xuqlib.study import device as default_device
+
+Explainer = Callable[..., Tensor]
+
+
+def explain(
+    draws: Draws | Sequence[nn.Module],
+    explainer: Explainer,
+    x: Tensor,
+    target: Tensor | int | None = None,
+    *,
+    keep: str = "all",
+    chunk: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> ExplanationDistribution:
+    """Explain every example by every draw; the attributions of one example form its explanation distribution.
+
+    It equals the plain loop `explainer(draws[i], x, target, **options)` over i.
+
+    Args:
+        draws: fixed networks, from `posterior.sample`.
+        explainer: a function (network, x, target, **options) giving an attribution shaped like x.
+        x: examples (N, ...), in the units that the networks were trained on.
+        target: class of each example, (N,), or one for all. By default the one output of a regression, else the
+            class with the largest mean probability over the draws: one target per example, the same for every draw.
+        keep: "all" stores every attribution, (draw, example, ...); "moments" keeps running means and variances only,
+            so that memory does not grow with the number of draws.
+        chunk: examples explained at a time; chosen from their size by default.
+        device: where to compute; `study.device()` by default. The draws are moved there, the results come back.
+        progress: show a bar; by default where more than 100 calls of the explainer are to come.
+        **options: passed on to the explainer. A tensor with one entry per example is cut with the examples.
+
+    Raises:
+        TypeError, ValueError: bad examples, target, option or `keep`; an attribution that is not shaped like x.
+
+    Source: arXiv 2403.17224, section 3.
+    """
+    check_examples(x)
+    check_choice(keep, ("all", "moments"), "keep")
+    where = torch.device(device) if device is not None else default_device()
+    draws = (draws if isinstance(draws, Draws) else Draws(draws)).to(where)
+    rows = max(1, 2**18 // x[0].numel()) if chunk is None else check_count(chunk, 1, "chunk")
+    target = _targets(draws, x, target, rows, where)
+    if options.get("baseline") is not None:
+        options["baseline"] = make_baseline(options["baseline"], x)  # from all examples, whatever the chunk
+    parts = [slice(start, start + rows) for start in range(0, len(x), rows)]
+    calls = len(parts) * len(draws)
+    values, moments = [], []
+    with tqdm(total=calls, desc="explain", leave=False, disable=not (calls > 100 if progress is None else progress)) as bar:
+        for part in parts:
+            here = {name: _cut(value, part, x).to(where) if _is_tensor(value) else value for name, value in options.items()}
+            targets = None if target is None else target[part].to(where)
+            each = _attributions(draws, explainer, x[part].to(where), targets, here, bar)
+            if keep == "all":
+                values.append(torch.stack(list(each)))  # (draw, n, ...)
+            else:
+                moments.append(Moments())
+                for attribution in each:
+                    moments[-1].append(attribution)
+    return ExplanationDistribution(
+        values=torch.cat(values, 1) if values else None,
+        running=Moments.joined(moments) if moments else None,
+        target=target,
+        explainer=getattr(explainer, "__name__", type(explainer).__name__),
+        posterior=draws.posterior,
+    )
+
+
+def _attributions(
+    draws: Draws, explainer: Explainer, x: Tensor, target: Tensor | None, options: dict[str, Any], bar: Any
+) -> Iterator[Tensor]:
+    together = getattr(explainer, "over_draws", None)  # an explainer may know how draws share their work
+    attributions = together(draws, x, target, **options) if together else (explainer(d, x, target, **options) for d in draws)
+    for attribution in attributions:
+        if attribution.shape != x.shape:
+            raise ValueError(
+                f"the explainer returned {tuple(attribution.shape)} for x of {tuple(x.shape)}; "
+                "an attribution is shaped like x"
+            )
+        bar.update()
+        yield attribution.detach().cpu()
+
+
+@dataclass(frozen=True)
+class VarianceSplit:
+    """Var_total = Var_model + E[Var_explainer], each shaped like x, in squared units of the attribution.
+
+    Unbiased estimates, so `model` may fall below 0 where the explainer's own noise hides the networks' spread.
+    """
+
+    model: Tensor
+    explainer: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.model + self.explainer
+
+
+def variance_split(
+    draws: Draws | Sequence[nn.Module],
+    explainer: Explainer,
+    x: Tensor,
+    target: Tensor | int | None = None,
+    *,
+    num_repeats: int = 5,
+    seed: int = 0,
+    **options: Any,
+) -> VarianceSplit:
+    """Split the spread of an explainer that samples into the networks' part and its own.
+
+    Every draw is explained `num_repeats` times, each time with another seed. The variance of one explanation, of a
+    random draw under a random seed, is the variance over draws of the mean explanation plus the mean over draws of the
+    variance over seeds (law of total variance), estimated without bias as in a one-way analysis of variance.
+
+    Args:
+        draws, explainer, x, target, **options: as for `explain`; the explainer takes `seed=`.
+        num_repeats: explanations of each draw, at least 2.
+        seed: of the explainer's seeds.
+
+    Raises:
+        ValueError: fewer than two draws or repeats.
+    """
+    check_count(num_repeats, 2, "num_repeats")
+    check_count(len(draws), 2, "the number of draws")
+    if target is None:
+        target = _targets(draws if isinstance(draws, Draws) else Draws(draws), x, None, len(x), default_device())
+    means, variances = [], []
+    for number, network in enumerate(draws):
+        repeats = Moments()
+        for repeat in range(num_repeats):
+            one = explain([network], explainer, x, target, seed=seed_of(seed, number, repeat), **options)
+            repeats.append(one.mean())
+        means.append(repeats.of["raw"].mean)
+        variances.append(repeats.of["raw"].std(correction=1) ** 2)
+    within = torch.stack(variances).mean(0)
+    between = torch.stack(means).var(0)  # holds 1/num_repeats of the explainer's variance
+    return VarianceSplit(model=between - within / num_repeats, explainer=within)
+
+
+def _targets(draws: Draws, x: Tensor, target: Tensor | int | None, rows: int, where: torch.device) -> Tensor | None:
+    with torch.no_grad():
+        if target is not None:
+            return check_target(target, len(x), draws(x[:1].to(where)).shape[-1])
+        mean = torch.cat([draws(part.to(where)).softmax(-1).mean(0).cpu() for part in x.split(rows)])  # (N, C)
+    return None if mean.shape[1] == 1 else mean.argmax(1)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _cut(value: Tensor, part: slice, x: Tensor) -> Tensor:
+    per_example = value.shape in (x.shape, x.shape[:1], x.shape[:1] + x.shape[2:])
+    return value[part] if per_example else value

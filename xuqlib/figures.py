@@ -1,0 +1,190 @@
+"""One look for every figure: large type, colours told apart by colour-blind readers and in grey, scales said.
+
+Each function takes a frame or maps and returns a matplotlib Figure; `save` publishes it with its numbers and recipe.
+
+A map of a picture is drawn without a channel axis: signed attributions are summed over channels, and standard
+deviations are added in quadrature, which treats the channels as independent. To show the spread of the summed map,
+sum over channels before taking the standard deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from xuqlib.charts import Picture, styled
+from xuqlib.charts import bars as bars
+from xuqlib.charts import curve as curve
+from xuqlib.charts import feature_bars as feature_bars
+from xuqlib.study import save as save
+
+# Dark blue, neutral grey, bright yellow: lightness rises from end to end, so the sign survives in grey.
+SIGNED = LinearSegmentedColormap.from_list("xuq_signed", ["#0b2a6f", "#5b7fb5", "#b0b0b0", "#f5c242", "#fff3a0"])
+COLOURS: dict[str, str | Colormap] = {"picture": "gray", "signed": SIGNED, "spread": "magma", "ratio": "viridis"}
+HIDDEN = ("fer_plus",)  # data sets whose raw pictures may not be published
+
+
+def flat_map(values: torch.Tensor, kind: str) -> np.ndarray:
+    """One map (height, width) of one example's values, with or without a channel axis in front.
+
+    Args:
+        values: (channel, height, width) or (height, width).
+        kind: "signed" sums over channels, "spread" adds in quadrature, "ratio" cannot be combined.
+
+    Raises:
+        ValueError: the shape is another, or a ratio comes with several channels.
+    """
+    values = values.detach().cpu().double()
+    if values.ndim == 2:
+        return np.asarray(values)
+    if values.ndim != 3:
+        raise ValueError(f"a map should be (height, width) or (channel, height, width), not {tuple(values.shape)}")
+    if len(values) == 1:
+        return np.asarray(values[0])
+    if kind == "ratio":
+        raise ValueError(f"a ratio of {len(values)} channels has no sum; take it of the maps summed over channels")
+    return np.asarray(values.sum(0) if kind == "signed" else values.square().sum(0).sqrt())
+
+
+def _show_picture(axes: Axes, x: torch.Tensor, dataset: str) -> None:
+    if dataset in HIDDEN:
+        axes.imshow([[0.5]], cmap="gray", vmin=0, vmax=1, aspect="equal")
+        axes.text(0, 0, "not shown", ha="center", va="center", color="white")
+        return
+    picture = np.asarray(x.detach().cpu().float())
+    if picture.ndim == 3:
+        picture = picture.transpose(1, 2, 0).squeeze()
+    low, high = min(float(picture.min()), 0.0), max(float(picture.max()), 1.0)  # standardised inputs leave [0, 1]
+    axes.imshow((picture - low) / (high - low), cmap="gray", vmin=0, vmax=1)
+
+
+def _show_map(axes: Axes, values: np.ndarray, kind: str, limit: float) -> None:
+    height, width = values.shape
+    hatch = Rectangle((-0.5, -0.5), width, height, facecolor="#d0d0d0", edgecolor="#808080", hatch="///", linewidth=0)
+    axes.add_patch(hatch).set_zorder(-1)  # seen where the map is NaN
+    shown = np.ma.masked_invalid(values)
+    axes.imshow(shown, cmap=COLOURS[kind], vmin=-limit if kind == "signed" else 0.0, vmax=limit)
+    axes.set_xlabel(f"±{limit:.2g}" if kind == "signed" else f"0 to {limit:.2g}", fontsize=12, labelpad=2)
+
+
+def _limit(maps: Sequence[np.ndarray]) -> float:
+    """Colour limit that all `maps` share: the 99.5th percentile of |value|, so that one pixel does not decide it."""
+    values = np.abs(np.concatenate([each.ravel() for each in maps]))
+    values = values[np.isfinite(values)]
+    top = float(np.quantile(values, 0.995)) if values.size else 0.0
+    return top or float(values.max(initial=0.0)) or 1.0
+
+
+def _draw_row(line: np.ndarray, row: Sequence[torch.Tensor | None], kinds: Sequence[str], dataset: str) -> None:
+    cells = list(zip(line, row, kinds, strict=True))
+    flat = [(kind, flat_map(value, kind)) for _, value, kind in cells if value is not None and kind != "picture"]
+    limits = {kind: _limit([values for other, values in flat if other == kind]) for kind, _ in flat}
+    for axes, value, kind in cells:
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        if value is not None and kind == "picture":
+            _show_picture(axes, value, dataset)
+        elif value is not None:
+            _show_map(axes, flat_map(value, kind), kind, limits[kind])
+
+
+@styled
+def map_grid(
+    rows: Sequence[Sequence[torch.Tensor | None]],
+    *,
+    kinds: Sequence[str],
+    column_titles: Sequence[str],
+    row_titles: Sequence[str] = (),
+    dataset: str,
+    title: str = "",
+) -> Figure:
+    """Pictures and maps in a grid; maps of one kind share their colour scale within a row, and it is written below.
+
+    Args:
+        rows: one entry per column: (channel, height, width), (height, width), or None for an empty place.
+        kinds: of each column: "picture", "signed" (centred at 0), "spread" or "ratio" (NaN is hatched).
+        column_titles: above each column.
+        row_titles: left of each row.
+        dataset: its name in `load`; pictures of people are not shown, whatever the column asks.
+        title: the claim of the figure.
+
+    Raises:
+        ValueError: an unknown kind, or a row whose length is not that of `kinds`.
+    """
+    if unknown := sorted(set(kinds) - set(COLOURS)):
+        raise ValueError(f"kind {', '.join(unknown)} is not known; choose among {', '.join(COLOURS)}")
+    if not rows or any(len(row) != len(kinds) for row in rows) or len(column_titles) != len(kinds):
+        lengths = sorted({len(row) for row in rows} | {len(column_titles)})
+        raise ValueError(
+            f"rows and column titles have {lengths} entries but there are {len(kinds)} kinds; give as many"
+        )
+    figure = Picture(figsize=(2.3 * len(kinds) + 0.8, 2.55 * len(rows) + 0.9))
+    grid = figure.subplots(len(rows), len(kinds), squeeze=False)
+    for row, line in zip(rows, grid, strict=True):
+        _draw_row(line, row, kinds, dataset)
+    for axes, name in zip(grid[0], column_titles, strict=True):
+        axes.set_title(name)
+    for axes, name in zip(grid[:, 0], row_titles or [""] * len(rows), strict=True):
+        axes.set_ylabel(name)
+    figure.suptitle(title)
+    return figure
+
+
+def maps(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    cv: torch.Tensor,
+    *,
+    dataset: str,
+    row_titles: Sequence[str] = (),
+    title: str = "",
+) -> Figure:
+    """Picture, mean, standard deviation and coefficient of variation over draws; one row per example.
+
+    Args:
+        x: pictures, (example, channel, height, width).
+        mean, std: over draws, shaped like x, or (example, height, width).
+        cv: (example, height, width); NaN where it is undefined, which is hatched.
+        dataset: its name in `load`.
+        row_titles: left of each row.
+        title: the claim of the figure.
+
+    Raises:
+        ValueError: the four disagree in the number of examples.
+    """
+    if len({len(x), len(mean), len(std), len(cv)}) > 1:
+        raise ValueError(f"x, mean, std, cv hold {len(x)}, {len(mean)}, {len(std)}, {len(cv)} examples; give as many")
+    return map_grid(
+        list(zip(x, mean, std, cv, strict=True)),
+        kinds=("picture", "signed", "spread", "ratio"),
+        column_titles=("picture", "mean", "std over draws", "CV over draws"),
+        row_titles=row_titles,
+        dataset=dataset,
+        title=title,
+    )
+
+
+def draw_strip(values: torch.Tensor, *, num_draws: int = 10, columns: int = 10, title: str = "") -> Figure:
+    """The same explanation from the first `num_draws` draws, side by side.
+
+    Args:
+        values: one example's attributions, (draw, channel, height, width) or (draw, height, width).
+        num_draws: how many to show, at most.
+        columns: draws in a row of the figure; each row has one colour scale.
+        title: the claim of the figure.
+    """
+    shown: list[torch.Tensor | None] = list(values[:num_draws])
+    columns = min(columns, len(shown))
+    shown += [None] * (-len(shown) % columns)
+    rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
+    return map_grid(
+        rows, kinds=["signed"] * columns, column_titles=[""] * columns, dataset="", title=title or "one map per draw"
+    )

@@ -1,0 +1,298 @@
+"""LIME: a weighted ridge regression on perturbed copies of an example, whose coefficients are the attribution.
+
+Perturbations come from the seed alone, so all draws and all examples share them: over draws only the networks differ.
+Since the design is then the same too, one factorisation serves all examples: coefficients = H y.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec
+
+import numpy as np
+import torch
+from skimage.segmentation import slic
+from torch import Tensor
+
+from xuqlib.checks import check_count, check_examples, check_fixed, check_logits, check_number, check_target
+from xuqlib.explainers import (
+    Explainer,
+    Network,
+    gradient,
+    gradient_x_input,
+    guided_backprop,
+    integrated_gradients,
+    select_logits,
+    smoothgrad,
+)
+
+# Numbers that enter the network in one forward pass: 512 colour pictures of 32 x 32.
+_NUMBERS_PER_PASS = 512 * 3 * 32 * 32
+
+_Perturb = Callable[[Tensor, Tensor], Tensor]
+_Parameters = ParamSpec("_Parameters")
+
+
+class LimeFit(NamedTuple):
+    """A LIME attribution, shaped like x, and how well its linear surrogate fits each example.
+
+    r2 is the share of the weighted variance of the perturbed logits that the surrogate explains, (N,); NaN where the
+    logit does not change at all. A low one means that the attribution describes the network badly.
+    """
+
+    attribution: Tensor
+    r2: Tensor
+
+
+class _Surrogate:
+    """Weighted ridge regression with a free intercept on a fixed design.
+
+    Minimises sum_m w_m (y_m - b - z_m coefficients)^2 + alpha |coefficients|^2, in float64 on the CPU.
+
+    Args:
+        design: z, (M, K).
+        weights: w, (M,), positive.
+        alpha: ridge penalty.
+    """
+
+    def __init__(self, design: Tensor, weights: Tensor, alpha: float) -> None:
+        self.share = weights / weights.sum()
+        self.centred = design - self.share @ design
+        weighted = self.centred * weights[:, None]
+        gram = self.centred.T @ weighted + alpha * torch.eye(design.shape[1], dtype=design.dtype)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if failed:
+            raise ValueError(
+                f"{len(design)} perturbations do not determine {design.shape[1]} coefficients at alpha = {alpha}; "
+                "raise num_samples, or alpha above 0"
+            )
+        # The centred design makes weighted sums of a constant 0, so y needs no centring.
+        self.smoother = torch.cholesky_solve(weighted.T, factor)  # (K, M)
+
+    def fit(self, y: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
+        """Return the coefficients, (N, K), and the weighted R2, (N,), for logits y, (N, M).
+
+        `rounding` is the relative error of y; a logit that changes by no more has no variance to explain.
+        """
+        coefficients = y @ self.smoother.T
+        centred = y - (y @ self.share)[:, None]
+        unexplained = ((centred - coefficients @ self.centred.T) ** 2) @ self.share
+        variance = (centred**2) @ self.share
+        constant = variance <= (rounding * y.abs().amax(1)) ** 2
+        return coefficients, torch.where(constant, torch.nan, 1 - unexplained / variance)
+
+
+def superpixels(x: Tensor, num_segments: int = 40) -> Tensor:
+    """Cut each picture into about `num_segments` regions of like colour, (N, H, W), numbered from 0.
+
+    SLIC; its compactness is 10 for colour (compared in Lab), and 0.1 for any other number of channels (in [0, 1]).
+
+    Raises:
+        TypeError, ValueError: x is not pictures (N, C, H, W); num_segments is below 1.
+
+    Source: Achanta et al. 2012, through skimage.segmentation.slic.
+    """
+    check_examples(x)
+    check_count(num_segments, 1, "num_segments")
+    if x.dim() != 4:
+        raise ValueError(f"superpixels need pictures (N, C, H, W), x is {tuple(x.shape)}")
+    pictures = x.detach().movedim(1, -1).double().cpu().numpy()
+    labels = [_segment(np.ascontiguousarray(p).tobytes(), p.shape, num_segments) for p in pictures]
+    return torch.as_tensor(np.stack(labels))
+
+
+@functools.lru_cache(maxsize=512)
+def _segment(picture: bytes, shape: tuple[int, int, int], num_segments: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Superpixels of one picture (H, W, C). Kept, since every draw asks for the same ones again."""
+    image = np.frombuffer(picture, dtype=np.float64).reshape(shape)
+    compactness = 10.0 if shape[2] == 3 else 0.1
+    labels = slic(image, n_segments=num_segments, compactness=compactness, channel_axis=-1, start_label=0)
+    return np.unique(labels, return_inverse=True)[1].reshape(shape[:2]).astype(np.int64)
+
+
+def lime_fit(
+    network: Network,
+    x: Tensor,
+    target: Any = None,
+    *,
+    num_samples: int = 1000,
+    seed: int = 0,
+    alpha: float = 1.0,
+    kernel_width: float | None = None,
+    scale: float | Tensor = 1.0,
+    num_segments: int = 40,
+    segments: Tensor | None = None,
+    fill: str | float | Tensor = "mean",
+) -> LimeFit:
+    """Attribute each target logit by the coefficients of a local linear surrogate, and say how well it fits.
+
+    Tables (N, F): copies are x + scale * z, z standard normal. The attribution of a feature is the surrogate's slope,
+    in logits per unit of x. Weights are exp(-|z|^2 / width^2), width 0.75 sqrt(F).
+    Pictures (N, C, H, W): each superpixel is shown or hidden with chance 1/2. The coefficient of a superpixel is the
+    logit that showing it adds; the attribution holds it at each of its pixels, divided by C, so that a sum over
+    channels gives the coefficient. Weights are sqrt(exp(-d^2 / width^2)), d the cosine distance to the whole picture,
+    width 0.25: the `lime` package's, as are alpha and the fill. Unlike there, the regions are SLIC's.
+
+    Args:
+        network, x, target: as for `gradient`. No gradient is taken.
+        num_samples: perturbed copies of each example, the example itself among them.
+        seed: of the perturbations, which all examples and draws share.
+        alpha: ridge penalty on the coefficients, not on the intercept.
+        kernel_width: replaces the width above.
+        scale: tables only: the standard deviation of the features, (F,) or one for all; 1 for standardised ones.
+        num_segments: pictures only: superpixels per picture, about.
+        segments: pictures only: (N, H, W) whole numbers, instead of `superpixels(x, num_segments)`.
+        fill: pictures only: what a hidden superpixel becomes: "mean", its own mean colour; a number; or a tensor
+            broadcastable to x.
+
+    Raises:
+        TypeError, ValueError: as for `gradient`; an option is out of range or of another shape.
+
+    Source: Ribeiro, Singh & Guestrin 2016, eq. 2 and section 3.4. arXiv 1602.04938.
+    """
+    check_examples(x)
+    check_fixed(network)
+    check_count(num_samples, 2, "num_samples")
+    check_number(alpha, 0, "alpha")
+    if kernel_width is not None:
+        check_number(kernel_width, 0, "kernel_width", above=True)
+    rng = np.random.default_rng(check_count(seed, 0, "seed"))
+    x = x.detach()
+    if x.dim() == 2:
+        if segments is not None:
+            raise ValueError(f"segments are for pictures (N, C, H, W), x is a table {tuple(x.shape)}; leave them out")
+        return _fit_table(network, x, target, rng, num_samples, alpha, kernel_width, scale)
+    if x.dim() != 4:
+        raise ValueError(f"lime explains tables (N, F) and pictures (N, C, H, W), x is {tuple(x.shape)}")
+    labels = superpixels(x, num_segments) if segments is None else _check_segments(segments, x)
+    return _fit_pictures(network, x, target, rng, num_samples, alpha, kernel_width, labels, fill)
+
+
+def _attribution_of(fit: Callable[_Parameters, LimeFit]) -> Callable[_Parameters, Tensor]:
+    """Turn a function that also returns the quality of the fit into an explainer with the same parameters."""
+
+    def lime(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> Tensor:
+        return fit(*args, **kwargs).attribution
+
+    signature = inspect.signature(fit).replace(return_annotation="Tensor")
+    lime.__qualname__, lime.__doc__ = "lime", f"{fit.__doc__}".replace(", and say how well it fits", "", 1)
+    setattr(lime, "__signature__", signature)  # noqa: B010 - as an assignment it does not type-check
+    return lime
+
+
+lime = _attribution_of(lime_fit)
+
+
+def _fit_table(
+    network: Network,
+    x: Tensor,
+    target: Any,
+    rng: np.random.Generator,
+    num_samples: int,
+    alpha: float,
+    kernel_width: float | None,
+    scale: float | Tensor,
+) -> LimeFit:
+    spread = torch.as_tensor(scale, dtype=torch.float64).detach().cpu()
+    if spread.shape not in ((), (1,), x.shape[1:]) or not bool((torch.isfinite(spread) & (spread > 0)).all()):
+        raise ValueError(f"scale is {scale}; pass a positive number, or one for each of the {x.shape[1]} features")
+    design = torch.from_numpy(rng.standard_normal((num_samples, x.shape[1])))
+    design[0] = 0
+    width = 0.75 * x.shape[1] ** 0.5 if kernel_width is None else kernel_width
+    surrogate = _Surrogate(design, torch.exp(-((design / width) ** 2).sum(1)), alpha)
+    offsets = (spread * design).to(x)
+    y = _perturbed_logits(network, lambda example, copy: x[example] + offsets[copy], x, target, num_samples)
+    coefficients, r2 = surrogate.fit(y, torch.finfo(x.dtype).eps)
+    return LimeFit((coefficients / spread).to(x), r2.to(x))
+
+
+def _fit_pictures(
+    network: Network,
+    x: Tensor,
+    target: Any,
+    rng: np.random.Generator,
+    num_samples: int,
+    alpha: float,
+    kernel_width: float | None,
+    labels: Tensor,
+    fill: str | float | Tensor,
+) -> LimeFit:
+    sizes = labels.flatten(1).amax(1) + 1  # (N,)
+    # One row of numbers per superpixel: those of the first do not depend on how many there are in other pictures.
+    shown = torch.from_numpy(rng.random((int(sizes.max()), num_samples)) < 0.5).T.contiguous()  # (M, K)
+    shown[0] = True
+    hidden, keep, where = _filled(x, labels, fill), shown.to(x.device), labels.flatten(1).to(x.device)
+
+    def perturb(example: Tensor, copy: Tensor) -> Tensor:
+        visible = keep[copy].gather(1, where[example]).view(-1, 1, *x.shape[2:])
+        return torch.where(visible, x[example], hidden[example])
+
+    y = _perturbed_logits(network, perturb, x, target, num_samples)
+    maps, r2 = torch.zeros(labels.shape, dtype=torch.float64), torch.zeros(len(x), dtype=torch.float64)
+    for size in sizes.unique().tolist():
+        same = sizes == size
+        design = shown[:, :size].double()
+        # Cosine similarity of a 0/1 row with the row of ones; a picture with everything hidden gets 0.
+        distance = 1 - design.mean(1).sqrt()
+        width = 0.25 if kernel_width is None else kernel_width
+        surrogate = _Surrogate(design, torch.exp(-0.5 * (distance / width) ** 2), alpha)
+        coefficients, r2[same] = surrogate.fit(y[same], torch.finfo(x.dtype).eps)
+        maps[same] = coefficients.gather(1, labels[same].flatten(1)).view(-1, *labels.shape[1:])
+    attribution = (maps[:, None] / x.shape[1]).expand(x.shape)
+    return LimeFit(attribution.to(x).contiguous(), r2.to(x))
+
+
+def _perturbed_logits(network: Network, perturb: _Perturb, x: Tensor, target: Any, num_samples: int) -> Tensor:
+    """Return the target logit of every copy of every example, (N, M), float64 on the CPU; no graph is built."""
+    rows = min(max(_NUMBERS_PER_PASS // x[0].numel(), 8), 4096)
+    num_examples = len(x)
+    with torch.no_grad():
+        num_classes = check_logits(network(x[:rows].clone()), len(x[:rows])).shape[1]
+        classes = check_target(target, num_examples, num_classes)
+        found = []
+        for first in range(0, num_examples * num_samples, rows):
+            row = torch.arange(first, min(first + rows, num_examples * num_samples))
+            example, copy = row // num_samples, row % num_samples
+            batch = perturb(example.to(x.device), copy.to(x.device))
+            found.append(select_logits(network, batch, classes[example.to(classes.device)]).cpu().double())
+    return torch.cat(found).view(num_examples, num_samples)
+
+
+def _check_segments(segments: Tensor, x: Tensor) -> Tensor:
+    """Return the given superpixels with labels 0, 1, ... without gaps in each picture, (N, H, W) on the CPU."""
+    wanted = (len(x), *x.shape[2:])
+    if not isinstance(segments, Tensor) or segments.is_floating_point() or segments.shape != wanted:
+        given = f"{segments.dtype} {tuple(segments.shape)}" if isinstance(segments, Tensor) else type(segments).__name__
+        raise ValueError(f"segments are {given}; pass a whole-number tensor {wanted}, one label per pixel")
+    return torch.stack(
+        [torch.from_numpy(np.unique(p, return_inverse=True)[1]).view(wanted[1:]) for p in segments.cpu()]
+    )
+
+
+def _filled(x: Tensor, labels: Tensor, fill: str | float | Tensor) -> Tensor:
+    """Return the pictures with everything hidden, shaped like x."""
+    if isinstance(fill, Tensor):
+        try:
+            return fill.detach().to(x).expand_as(x)
+        except RuntimeError:
+            raise ValueError(f"fill has shape {tuple(fill.shape)}, which does not broadcast to x") from None
+    if not isinstance(fill, str):
+        return torch.full_like(x, check_number(fill, float("-inf"), "fill"))
+    if fill != "mean":
+        raise ValueError(f"unknown fill {fill!r}; known: mean, a number (0 for black), or a tensor")
+    where = labels.flatten(1)[:, None].expand(-1, x.shape[1], -1).to(x.device)  # (N, C, H * W)
+    means = torch.zeros((*x.shape[:2], int(labels.max()) + 1), dtype=x.dtype, device=x.device)
+    means.scatter_reduce_(2, where, x.flatten(2), "mean", include_self=False)
+    return means.gather(2, where).view(x.shape)
+
+
+EXPLAINERS: dict[str, Explainer] = {
+    "gradient": gradient,
+    "gradient_x_input": gradient_x_input,
+    "guided_backprop": guided_backprop,
+    "integrated_gradients": integrated_gradients,
+    "smoothgrad": smoothgrad,
+    "lime": lime,
+}

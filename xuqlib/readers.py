@@ -1,0 +1,273 @@
+"""Read each published data set, in any of its usual layouts, into arrays in canonical order."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import pickle
+import tarfile
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xuqlib.download import DataError, File, Folder, Found, Layout, known_file, locate
+from xuqlib.planted import CLASS_NAMES, generate
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+HOUSING_FEATURES = (
+    "MedInc",
+    "HouseAge",
+    "AveRooms",
+    "AveBedrms",
+    "Population",
+    "AveOccup",
+    "Latitude",
+    "Longitude",
+)
+DIABETES_FEATURES = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
+# SHA-256 of the 20,640 x 9 float64 values (eight features, then the target), whatever file they came in.
+HOUSING_VALUES = "9b9082ab86651a01d663a8e4a70ea14c0b41d0b2bd693bccd3221dcd111e15ca"
+HOUSING_ARCHIVE = "https://ndownloader.figshare.com/files/5976036"
+NOTMNIST = "https://raw.githubusercontent.com/davidflanagan/notMNIST-to-MNIST/c58c29ff93d7b8c809c449b380a232f9f39909fd"
+CIFAR10H = "https://raw.githubusercontent.com/jcpeterson/cifar-10h/597cbc5f07266c9405b830ee4a53463539124c4f/data"
+
+
+class Raw(NamedTuple):
+    """One canonical part of a data set, unscaled. The arrays are shared between calls and read-only.
+
+    x: uint8 (N, C, H, W), or float64 (N, F). y: int64 class index, or float64 target, (N,).
+    probs: soft labels (N, C), or None. class_names: None for regression. masks: bool (N, H, W) each, or None.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    probs: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+    masks: dict[str, np.ndarray] | None = None
+
+
+def planted(part: str, data: Folder = None) -> Raw:
+    """The generated pictures of `xuqlib.planted`. No file is needed."""
+    x, y, probs, masks = generate(part)
+    return Raw(x, y, probs, CLASS_NAMES, masks)
+
+
+@cache
+def digits(part: str, data: Folder = None) -> Raw:
+    """scikit-learn's 1,797 handwritten digits, 8x8, grey values 0 to 16. No file is needed."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return Raw(frozen(bunch.images.astype(np.uint8)[:, None]), frozen(bunch.target), class_names=tuple("0123456789"))
+
+
+@cache
+def diabetes(part: str, data: Folder = None) -> Raw:
+    """scikit-learn's 442 diabetes patients, ten features in their own units. No file is needed."""
+    from sklearn.datasets import load_diabetes
+
+    bunch = load_diabetes(scaled=False)
+    return Raw(frozen(bunch.data), frozen(bunch.target))
+
+
+def cifar10(part: str, data: Folder = None) -> Raw:
+    """CIFAR-10, `part` "train" or "test": Parquet files, or torchvision's folder or archive."""
+    from torchvision.datasets import CIFAR10
+
+    batches = [f"data_batch_{i}" for i in range(1, 6)] if part == "train" else ["test_batch"]
+    md5 = dict(CIFAR10.train_list + CIFAR10.test_list)
+    archive = File(CIFAR10.filename, md5=CIFAR10.tgz_md5, url=CIFAR10.url)
+    layouts = (
+        Layout("parquet", tuple(known_file(f"cifar10/{batch}.parquet") for batch in batches)),
+        Layout("pickle", tuple(File(f"{CIFAR10.base_folder}/{batch}", md5=md5[batch]) for batch in batches)),
+        Layout("archive", (archive,)),
+    )
+    found = locate(layouts, data, "CIFAR-10 (python version) is needed")
+    x, y = _cifar_arrays(found, tuple(f"{CIFAR10.base_folder}/{batch}" for batch in batches), "labels")
+    return Raw(x, y, class_names=CIFAR10_CLASSES)
+
+
+def cifar10h(part: str, data: Folder = None) -> Raw:
+    """The CIFAR-10 test pictures with the votes of 47 to 63 people each (CIFAR-10H) as soft labels."""
+    file = known_file("cifar10_human/cifar10h_counts.npy", f"{CIFAR10H}/cifar10h-counts.npy", narrow_counts)
+    found = locate((Layout("npy", (file,)),), data, "the votes of CIFAR-10H are needed")
+    counts = np.load(found.paths[0]).astype(np.float64)
+    return cifar10(part, data)._replace(probs=counts / counts.sum(1, keepdims=True))
+
+
+def cifar100(part: str, data: Folder = None) -> Raw:
+    """CIFAR-100 test pictures with their 100 fine labels: a 1,000-picture subset, or torchvision's files."""
+    from torchvision.datasets import CIFAR100
+
+    base, test, meta = CIFAR100.base_folder, CIFAR100.test_list[0], CIFAR100.meta
+    layouts = (
+        Layout("parquet", (known_file("cifar100_subset/test_1000.parquet"),)),
+        Layout("pickle", (File(f"{base}/{test[0]}", md5=test[1]), File(f"{base}/{meta['filename']}", md5=meta["md5"]))),
+        Layout("archive", (File(CIFAR100.filename, md5=CIFAR100.tgz_md5, url=CIFAR100.url),)),
+    )
+    found = locate(layouts, data, "CIFAR-100 (python version) is needed")
+    x, y = _cifar_arrays(found, (f"{base}/{test[0]}",), "fine_labels")
+    return Raw(x, y, class_names=_cifar100_classes(found, f"{base}/{meta['filename']}"))
+
+
+def svhn(part: str, data: Folder = None) -> Raw:
+    """Street View House Numbers, cropped digits, test part; classes "0" to "9"."""
+    from torchvision.datasets import SVHN
+
+    url, name, md5 = SVHN.split_list[part]
+    found = locate((Layout("mat", (File(name, md5=md5, url=url),)),), data, f"SVHN's {name} is needed")
+    x, y = _mat_arrays(found.paths[0])
+    return Raw(x, y, class_names=tuple("0123456789"))
+
+
+def mnist(part: str, data: Folder = None) -> Raw:
+    """MNIST, `part` "train" or "test": torchvision's folder MNIST/raw, files packed or unpacked."""
+    from torchvision.datasets import MNIST
+
+    prefix = "train" if part == "train" else "t10k"
+    names = [f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"]
+    layouts = (
+        Layout("gz", tuple(known_file(f"MNIST/raw/{name}.gz", f"{MNIST.mirrors[0]}{name}.gz") for name in names)),
+        Layout("idx", tuple(known_file(f"MNIST/raw/{name}") for name in names)),
+    )
+    images, labels = locate(layouts, data, "MNIST is needed").paths
+    return Raw(_idx(images)[:, None], _idx(labels).astype(np.int64), class_names=tuple("0123456789"))
+
+
+def notmnist(part: str, data: Folder = None) -> Raw:
+    """notMNIST: 10,000 letters A to J in MNIST's form."""
+    names = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+    layout = Layout("gz", tuple(known_file(f"notMNIST/raw/{name}", f"{NOTMNIST}/{name}") for name in names))
+    images, labels = locate((layout,), data, "notMNIST is needed").paths
+    return Raw(_idx(images)[:, None], _idx(labels).astype(np.int64), class_names=tuple("ABCDEFGHIJ"))
+
+
+def california_housing(part: str, data: Folder = None) -> Raw:
+    """California Housing: the eight derived features of scikit-learn, target in 100,000 dollars."""
+    folder = "california_housing"
+    layouts = (
+        Layout("csv", (known_file(f"{folder}/cal_housing.csv.gz"),)),
+        Layout("archive", (known_file(f"{folder}/cal_housing.tgz", HOUSING_ARCHIVE),)),
+        Layout("sklearn", (File(f"{folder}/cal_housing_py3.pkz"),)),
+        Layout("sklearn", (File("cal_housing_py3.pkz"),)),
+    )
+    found = locate(layouts, data, "California Housing is needed")
+    return Raw(*_housing_arrays(found))
+
+
+@cache
+def _cifar_arrays(found: Found, members: tuple[str, ...], label_key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Decode CIFAR pictures to uint8 (N, 3, 32, 32) and labels to int64 (N,)."""
+    if found.layout == "parquet":
+        import pyarrow.parquet as pq
+
+        tables = [pq.read_table(path) for path in found.paths]
+        x = np.concatenate([decode(table, "RGB") for table in tables]).transpose(0, 3, 1, 2)
+        y = np.concatenate([table["label"].to_numpy() for table in tables])
+    else:
+        batches = _unpickled(found, members)
+        x = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        y = np.concatenate([batch[label_key] for batch in batches])
+    return frozen(x), frozen(y.astype(np.int64))
+
+
+def _unpickled(found: Found, members: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Unpickle files whose digest has been checked, from their folder or from within the archive."""
+    if found.layout == "pickle":
+        return [pickle.loads(path.read_bytes(), encoding="latin1") for path in found.paths[: len(members)]]
+    with tarfile.open(found.paths[0]) as archive:
+        content = {name: archive.extractfile(name) for name in members}
+        return [pickle.loads(stream.read(), encoding="latin1") for stream in content.values() if stream is not None]
+
+
+@cache
+def _cifar100_classes(found: Found, member: str) -> tuple[str, ...]:
+    if found.layout == "parquet":
+        import json
+
+        import pyarrow.parquet as pq
+
+        info = json.loads(pq.read_schema(found.paths[0]).metadata[b"huggingface"])
+        return tuple(info["info"]["features"]["label"]["names"])
+    chosen = found._replace(paths=found.paths[-1:])
+    return tuple(_unpickled(chosen, (member,))[0]["fine_label_names"])
+
+
+def decode(table: Any, mode: str) -> np.ndarray:
+    """Decode the lossless pictures of a Parquet table to uint8, (N, H, W) or (N, H, W, 3)."""
+    from PIL import Image
+
+    content = table["image"].combine_chunks().field("bytes").to_pylist()
+    return np.stack([np.asarray(Image.open(io.BytesIO(picture)).convert(mode)) for picture in content])
+
+
+@cache
+def _idx(path: Path) -> np.ndarray:
+    """Read an IDX file of bytes: a header of 4 + 4 * dimensions bytes, then the values."""
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">i4", count=dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+@cache
+def _mat_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.io import loadmat
+
+    content = loadmat(path)
+    y = content["y"].astype(np.int64).squeeze(1) % 10  # the file calls the digit 0 class 10
+    return frozen(content["X"].transpose(3, 2, 0, 1)), frozen(y)
+
+
+@cache
+def _housing_arrays(found: Found) -> tuple[np.ndarray, np.ndarray]:
+    path = found.paths[0]
+    if found.layout == "sklearn":
+        from sklearn.datasets import fetch_california_housing
+
+        try:
+            x, y = fetch_california_housing(data_home=str(path.parent), download_if_missing=False, return_X_y=True)
+        except Exception as error:  # unpickling a damaged file can raise anything
+            raise DataError(f"{path} is damaged or truncated ({error}); delete it to have it fetched again") from error
+    else:
+        x, y = _derive_housing(_housing_table(found))
+    digest = hashlib.sha256(np.column_stack([x, y]).astype("<f8").tobytes()).hexdigest()
+    if digest != HOUSING_VALUES:
+        raise DataError(f"{path}: expected values with sha256 {HOUSING_VALUES}, found {digest}; delete the file")
+    return frozen(x), frozen(y)
+
+
+def _housing_table(found: Found) -> np.ndarray:
+    if found.layout == "csv":
+        return np.loadtxt(found.paths[0], delimiter=",", skiprows=1)
+    with tarfile.open(found.paths[0]) as archive:
+        stream = archive.extractfile("CaliforniaHousing/cal_housing.data")
+        assert stream is not None  # the archive's digest has been checked
+        return np.loadtxt(stream, delimiter=",")
+
+
+def _derive_housing(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Make scikit-learn's eight features and target from StatLib's nine columns."""
+    longitude, latitude, age, rooms, bedrooms, population, households, income, value = table.T
+    ratios = [rooms / households, bedrooms / households, population, population / households]
+    return np.column_stack([income, age, *ratios, latitude, longitude]), value / 100_000.0
+
+
+def narrow_counts(path: Path) -> None:
+    """Store CIFAR-10H's counts as uint8; the release has a wider type."""
+    try:
+        counts = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"the file fetched for CIFAR-10H is no array ({error}); nothing was kept") from error
+    with path.open("wb") as stream:
+        np.save(stream, counts.astype(np.uint8))
+
+
+def frozen(array: np.ndarray) -> np.ndarray:
+    """Return the array contiguous and read-only, since it is shared between calls."""
+    array = np.ascontiguousarray(array)
+    array.flags.writeable = False
+    return array

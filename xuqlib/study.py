@@ -1,0 +1,300 @@
+"""The study's own bookkeeping: sizes, paths, devices, claims, and the recipe of every published result.
+
+Only notebooks write results, and they all do it here: a figure, the numbers that were plotted, and one entry in
+`index.json` saying how they were made. Nothing in this module knows about networks or explanations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from IPython.display import Image, Markdown
+    from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What a preset changes in a notebook's parameters cell. Quick changes nothing: the literals stored in a notebook are
+# the quick size, which is also what the tests run.
+PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    "quick": {},
+    "full": {
+        "00": {"dataset": "cifar10", "num_draws": 50},
+        "01": {},
+        "02": {"dataset": "cifar10", "num_draws": 50, "num_examples": 500},
+        "03": {"dataset": "cifar10", "num_examples": 100},
+        "04": {"dataset": "cifar10", "num_draws": 50, "num_examples": 500},
+        "08": {"dataset": "california_housing", "num_draws": 50, "num_examples": 500},
+    },
+}
+
+# How far a retrained score may lie from the published one, absolute, in the column's unit. Training in float32 is
+# chaotic (another thread count moved accuracies by some percent), so these are wide; tables not named are not compared.
+TOLERANCES: Mapping[str, Mapping[str, float]] = {
+    "01_scores": {"accuracy": 0.05, "r2": 0.05, "nll": 0.3, "brier": 0.08, "ece": 0.05},
+}
+
+VERDICTS = {True: "holds", False: "does not hold", None: "undecided"}
+
+
+def parameters(preset: str, notebook: str) -> dict[str, object]:
+    """Parameters that `preset` injects into the notebook with this number; a notebook without a row gets the preset.
+
+    Raises:
+        ValueError: the preset is not known.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is not known; choose one of {', '.join(PRESETS)}")
+    return {"preset": preset, **PRESETS[preset].get(notebook, {})}
+
+
+def device() -> torch.device:
+    """Where to compute: $XUQ_DEVICE if it is set, else the first CUDA device, else the CPU.
+
+    Apple's `mps` has no float64 and is not tested here, so it is used only when $XUQ_DEVICE asks for it.
+
+    Raises:
+        ValueError: $XUQ_DEVICE names no device.
+    """
+    import torch
+
+    wanted = os.environ.get("XUQ_DEVICE", "")
+    try:
+        return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"XUQ_DEVICE is {wanted!r}; set it to cpu, cuda, cuda:1 or mps, or unset it") from error
+
+
+def _device_name() -> str:
+    return str(device())
+
+
+def figures_folder(preset: str) -> Path:
+    """Folder of the figures of `preset`: `figures/<preset>` here, or under $XUQ_FIGURES. It may not exist yet.
+
+    Raises:
+        ValueError: the preset is not known.
+    """
+    parameters(preset, "")
+    return Path(os.environ.get("XUQ_FIGURES") or ROOT / "figures") / preset
+
+
+def versions() -> dict[str, str]:
+    """Versions that results depend on, and the kind of machine."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "numpy", "pandas", "xuq"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return {**found, "machine": platform.machine()}
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that no reader, and no interruption, ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def csv_bytes(frame: pd.DataFrame) -> bytes:
+    """The frame as the study's CSV: no index, six significant digits, `\\n` line ends; the same bytes on every run."""
+    plain = frame.copy()
+    for column in plain.columns[[kind.kind == "f" for kind in plain.dtypes]]:
+        plain[column] = plain[column] + 0.0  # -0.0 would print as "-0"
+    return plain.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+
+
+def save(
+    figure: Figure | None,
+    frame: pd.DataFrame,
+    name: str,
+    *,
+    notebook: str,
+    preset: str,
+    seed: int,
+    dataset: str,
+    dataset_digest: str,
+    posterior: str,
+    device: str | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Publish a figure with its numbers and its recipe: `NN_name.png`, `NN_name.csv` and an entry in `index.json`.
+
+    Each file is written whole or not at all, and several notebooks may save at once.
+
+    Args:
+        figure: what was drawn; None publishes the numbers alone.
+        frame: exactly the frame that was plotted, one observation per row.
+        name: a few words in lower case joined by underscores; the files are called after notebook and name.
+        notebook: its two-digit number.
+        preset: "quick" or "full"; decides the folder.
+        seed: the notebook's seed.
+        dataset: the name that `load` knows.
+        dataset_digest: digest of the examples used.
+        posterior: name of the posterior, or of several.
+        device: where it was computed; `device()` by default.
+        seconds: time it took, in seconds.
+
+    Raises:
+        ValueError: name, notebook or preset is malformed, or the frame has no row.
+    """
+    if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", name):
+        raise ValueError(f"figure name {name!r} should be lower-case words joined by underscores, such as 'std_error'")
+    if not re.fullmatch(r"\d\d", notebook):
+        raise ValueError(f"notebook {notebook!r} should be its two-digit number, such as '04'")
+    if frame.empty:
+        raise ValueError(f"the frame of figure {name!r} has no row; pass the frame that was plotted")
+    folder, stem = figures_folder(preset), f"{notebook}_{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {f"{stem}.csv": csv_bytes(frame)}
+    if figure is not None:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})  # no version, so no idle changes
+        files[f"{stem}.png"] = buffer.getvalue()
+    for file, content in files.items():
+        replace_file(folder / file, content)
+    recipe = {
+        "notebook": notebook,
+        "preset": preset,
+        "seed": seed,
+        "dataset": dataset,
+        "dataset_digest": dataset_digest,
+        "posterior": posterior,
+        "versions": versions(),
+        "device": device or _device_name(),
+        "seconds": None if seconds is None else round(seconds, 1),
+        "files": {file: hashlib.sha256(content).hexdigest() for file, content in sorted(files.items())},
+    }
+    update_index(folder, {stem: recipe})
+
+
+def update_index(folder: Path, entries: Mapping[str, Mapping[str, object] | None]) -> None:
+    """Add or replace entries of the folder's `index.json`; None drops one. Safe among several writers."""
+    path = folder / "index.json"
+    with FileLock(folder / ".index.lock", timeout=60):
+        index = json.loads(path.read_text()) if path.exists() else {}
+        index.update(entries)
+        kept = {stem: index[stem] for stem in sorted(index) if index[stem] is not None}
+        replace_file(path, (json.dumps(kept, indent=1) + "\n").encode())
+
+
+class Notebook:
+    """A running notebook: its number, preset, seed and data, the results it publishes and the claims it makes.
+
+    Every notebook begins with `study = Notebook("04", preset=preset, seed=seed, dataset=dataset)`, shows and
+    publishes with `study.save(...)`, and ends with `study.claims()`.
+    """
+
+    def __init__(
+        self, number: str, *, preset: str, seed: int, dataset: str = "", dataset_digest: str = "", posterior: str = ""
+    ) -> None:
+        figures_folder(preset)  # an unknown preset stops here, before the work
+        self.number, self.preset, self.seed = number, preset, seed
+        self.dataset, self.dataset_digest, self.posterior = dataset, dataset_digest, posterior
+        self._start = time.monotonic()
+        self._claims: list[dict[str, object]] = []
+
+    def save(
+        self,
+        figure: Figure,
+        frame: pd.DataFrame,
+        slug: str,
+        *,
+        dataset: str | None = None,
+        dataset_digest: str | None = None,
+        posterior: str | None = None,
+    ) -> Figure:
+        """Publish a figure as `NN_slug`, and return it so that the cell shows it.
+
+        Args:
+            figure: what was drawn.
+            frame: exactly the frame that was plotted.
+            slug: a few words joined by underscores.
+            dataset, dataset_digest, posterior: where this figure departs from the notebook's own.
+        """
+        self._publish(figure, frame, slug, dataset=dataset, dataset_digest=dataset_digest, posterior=posterior)
+        return figure
+
+    def claim(
+        self,
+        text: str,
+        holds: bool | None,
+        *,
+        value: float,
+        interval: Sequence[float] | None = None,
+        unit: str = "",
+        note: str = "",
+    ) -> None:
+        """Add a claim, its measured value and its verdict to the notebook's closing table.
+
+        Args:
+            text: the claim, in words that can be wrong.
+            holds: computed from the values, never typed; None where they do not decide it.
+            value: the number that the verdict rests on.
+            interval: its low and high end.
+            unit: unit of value and interval.
+            note: what the interval is of ("95 % over examples"); required with an interval.
+
+        Raises:
+            ValueError: the interval is not (low, high), or comes without a note.
+        """
+        low, high = (float("nan"), float("nan")) if interval is None else (float(end) for end in interval)
+        if low > high:
+            raise ValueError(f"interval of {text!r} is ({low}, {high}); pass its low end first")
+        if interval is not None and not note:
+            raise ValueError(f"interval of {text!r} needs a note saying what it is of, such as '95 % over examples'")
+        verdict = VERDICTS[None if holds is None else bool(holds)]
+        row = {"claim": text, "value": float(value), "low": low, "high": high}
+        self._claims.append({**row, "unit": unit, "verdict": verdict, "note": note})
+
+    def claims(self) -> pd.DataFrame:
+        """Publish the claims as `NN_claims.csv` and return them, one per row; a failed claim reads like any other."""
+        import pandas as pd
+
+        if not self._claims:
+            raise ValueError(f"notebook {self.number} has made no claim; call claim(...) first")
+        frame = pd.DataFrame(self._claims)
+        self._publish(None, frame, "claims")
+        return frame
+
+    def published(self, slug: str) -> Image | Markdown:
+        """This notebook's published full figure, made small enough to store, or a line saying that there is none.
+
+        It is read from the repository's `figures/full`, wherever this run writes its own. The cell should be tagged
+        `nbval-ignore-output`: what it shows changes when a full run is published.
+        """
+        path = ROOT / "figures" / "full" / f"{self.number}_{slug}.png"
+        import PIL.Image
+        from IPython.display import Image, Markdown
+
+        if not path.exists():
+            line = f"*Not published yet: `figures/full/{path.name}`; `run_all.py --preset full` makes it.*"
+            return Markdown(line)  # type: ignore[no-untyped-call]  # IPython leaves it without types
+
+        with PIL.Image.open(path) as picture:
+            small = picture.convert("RGB")
+        small.thumbnail((900, 900))
+        buffer = io.BytesIO()
+        small.quantize(64).save(buffer, format="png", optimize=True)  # a palette: about a quarter of the bytes
+        return Image(data=buffer.getvalue())  # type: ignore[no-untyped-call]  # as above
+
+    def _publish(self, figure: Figure | None, frame: pd.DataFrame, slug: str, **recipe: str | None) -> None:
+        own: dict[str, Any] = {name: getattr(self, name) for name in ("dataset", "dataset_digest", "posterior")}
+        own.update({name: value for name, value in recipe.items() if value is not None})
+        seconds = time.monotonic() - self._start
+        save(figure, frame, slug, notebook=self.number, preset=self.preset, seed=self.seed, seconds=seconds, **own)

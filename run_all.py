@@ -201,6 +201,7 @@ def execute(job: Job) -> None:
         job.path(".tmp.ipynb"),
         parameters=dict(job.parameters),
         kernel_name="python3",
+        language="python",
         cwd=job.source.parent,
         start_timeout=120,  # a kernel among several on a busy machine is slow to answer
         progress_bar=False,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
-Array = np.ndarray
+Array = np.ndarray[Any, Any]
 
 
 def loop_gradient(network: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def guided_skip(weights: list[Array], biases: list[Array], x: Array, target: Arr
 
 
 def guided_resnet(network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-    """Guided Backprop of a torchvision ResNet of basic blocks in eval mode, one layer at a time from the output back."""
+    """Guided Backprop of a torchvision ResNet of basic blocks in eval mode, layer by layer from the output."""
     tape: list[Callable[[Tensor], Tensor]] = []
 
     def through(layer: Callable[[Tensor], Tensor], h: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

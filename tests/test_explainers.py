@@ -28,11 +28,11 @@ from xuqlib.explainers import (
 )
 from xuqlib.lime import EXPLAINERS
 
-TIGHT = {"rtol": 1e-10, "atol": 1e-12}  # float64, a few hundred sums
+TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, a few hundred sums
 FEW: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"num_steps": 5},
     "smoothgrad": {"num_samples": 5},
-    "lime": {"num_samples": 60},
+    "lime": {"num_samples": 60, "num_segments": 9},
 }
 
 
@@ -249,7 +249,7 @@ def test_an_attribution_is_shaped_like_x_and_has_no_graph(
         assert attribution.dtype == dtype
         assert not attribution.requires_grad
         assert torch.isfinite(attribution).all()
-        assert attribution.abs().sum() > 0
+        assert attribution.abs().max() > 1e-3
 
 
 def test_an_explainer_leaves_network_x_and_the_global_generators_as_they_were(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import oracles
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from xuqlib.explainers import gradient, guided_backprop
 from xuqlib.guided import GuidedMode
 
-TIGHT = {"rtol": 1e-10, "atol": 1e-12}  # float64, a few hundred sums
+TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, a few hundred sums
 
 
 class Mlp(nn.Module):

@@ -15,9 +15,10 @@ LIBRARY = sorted((ROOT / "xuqlib").glob("*.py"))
 
 # A module imports only from those before it.
 ORDER = (
-    *("study", "planted", "download", "readers", "data", "checks", "networks", "baselines", "guided"),
-    *("draws", "posteriors", "checkpoints", "training", "uncertainty", "explainers", "lime"),
-    *("distribution", "metrics", "charts", "figures", "widgets"),
+    *("study", "planted", "download", "readers", "fer", "checks", "data", "networks", "baselines", "guided"),
+    *("draws", "posteriors", "checkpoints", "training", "uncertainty", "predictions", "explainers", "lime", "moments"),
+    *("diagnosis", "distribution", "explaining", "steadiness", "metrics", "reporting", "charts", "panels"),
+    *("figures", "widgets"),
 )
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".ipynb", ".cfg", ".json", ".cff", ".csv", ""}
 

@@ -48,24 +48,40 @@ def save_checkpoint(name: str, tensors: Mapping[str, Tensor], manifest: Mapping[
     partial = folder / f".{name}.{os.getpid()}.partial"
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial)
     digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    path.with_suffix(".json").unlink(missing_ok=True)  # it would call the new tensors damaged
     os.replace(partial, path)
     partial.write_text(json.dumps({**manifest, "sha256": digest}, indent=2, sort_keys=True) + "\n")
     os.replace(partial, path.with_suffix(".json"))
     return path
 
 
-def find_checkpoint(name: str) -> Path | None:
-    """Return the manifest of a checkpoint, or None where neither folder has one."""
-    return next((path for folder in folders() if (path := folder / f"{name}.json").exists()), None)
+def find_checkpoint(name: str, recipe: Mapping[str, Any] | None = None) -> Path | None:
+    """Return the manifest of a checkpoint, of this recipe if one is given; None where neither folder has one."""
+    paths = (path for folder in folders() if (path := folder / f"{name}.json").exists())
+    # JSON turns tuples into lists.
+    wanted = None if recipe is None else json.loads(json.dumps(recipe))
+    return next((path for path in paths if wanted is None or _manifest(path).get("recipe") == wanted), None)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or "sha256" not in manifest:
+        raise CheckpointError(
+            f"{path.name} is not the manifest of a checkpoint; restore it, or delete it to train anew"
+        )
+    return manifest
 
 
 def load_checkpoint(manifest_path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors, in float32, and the manifest.
 
     Raises:
-        CheckpointError: the file is missing, or its SHA-256 is not the manifest's.
+        CheckpointError: the file is missing, its SHA-256 is not the manifest's, or the manifest cannot be read.
     """
-    manifest = json.loads(manifest_path.read_text())
+    manifest = _manifest(manifest_path)
     path = manifest_path.with_suffix(".safetensors")
     if not path.exists():
         raise CheckpointError(f"{path.name} is missing beside its manifest; restore it, or delete {manifest_path.name}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -101,9 +100,9 @@ class Examples:
         """Return the chosen rows: a number, a slice, row numbers or a mask of booleans.
 
         Raises:
-            IndexError: a row number is out of range, or a mask has another length.
+            IndexError: a row number is out of range or not whole, or a mask has another length.
         """
-        chosen = rows if isinstance(rows, slice) else _row_numbers(rows, len(self))
+        chosen = rows if isinstance(rows, slice) else _row_numbers(rows)
         return replace(
             self,
             x=self.x[chosen],
@@ -114,27 +113,18 @@ class Examples:
         )
 
     def __repr__(self) -> str:
-        what = (
-            f"{self.num_classes} classes"
-            if self.num_classes
-            else f"target in {getattr(self.target_scale, 'unit', '?')}"
-        )
+        scale = self.target_scale
+        what = f"target in {scale.unit}" if scale else f"{self.num_classes} classes"
         extras = ["probs"] * (self.probs is not None) + [f"mask {name}" for name in self.masks]
         tail = f"; {', '.join(extras)}" if extras else ""
         return f"Examples({self.name} {self.split}: {len(self)} x {tuple(self.x.shape[1:])}, {what}{tail})"
 
 
-def _row_numbers(rows: Any, available: int) -> Tensor:
-    """Turn one number, numbers or booleans into a tensor of one axis that indexes `available` rows."""
+def _row_numbers(rows: Any) -> Tensor:
+    """Turn one number, numbers or booleans into a tensor of one axis."""
     # torch warns about a read-only array, so it gets a copy
     chosen = torch.as_tensor(np.array(rows) if isinstance(rows, np.ndarray) else rows)
-    if chosen.dim() == 0 and chosen.dtype != torch.bool:
-        number: Any = chosen.item()
-        row = operator.index(number)
-        if not -available <= row < available:
-            # A loop over the examples ends by this error.
-            raise IndexError(f"row {row} is out of range; there are {available} examples")
-        return chosen.reshape(1)
+    chosen = chosen.reshape(1) if chosen.dim() == 0 else chosen
     return chosen if len(chosen) else chosen.long()  # an empty list makes a tensor of floats
 
 

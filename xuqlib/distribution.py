@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from xuqlib.checks import check_choice, check_number
+from xuqlib.diagnosis import diagnose
 from xuqlib.moments import Moments
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class ExplanationDistribution:
 
     Args:
         values: attributions (draw, example, *x.shape[1:]); None where only moments were kept.
-        moments: their running moments; computed from `values` by default.
+        running: their moments, where the values were not kept.
         target: class that was explained for each example, (N,); None for a regression.
         explainer, posterior: names, for tables and figures.
         feature_names: of the columns of a table.
@@ -44,6 +45,8 @@ class ExplanationDistribution:
     def __post_init__(self) -> None:
         if (self.values is None) == (self.running is None):
             raise ValueError("pass either values, (draw, example, ...), or running moments")
+        if self.values is not None and not isinstance(self.values, Tensor):
+            raise TypeError(f"values is a {type(self.values).__name__}; pass a tensor (draw, example, ...)")
         if self.values is not None and self.values.ndim not in (3, 5):
             raise ValueError(
                 f"values have shape {tuple(self.values.shape)}; wanted (draw, example, feature) or "
@@ -71,11 +74,13 @@ class ExplanationDistribution:
         shape = tuple(self.mean().shape[1:])
         return f"ExplanationDistribution({what}: {self.num_draws} draws x {self.num_examples} examples x {shape})"
 
-    def __getitem__(self, examples: slice | Tensor) -> ExplanationDistribution:
-        """Pick examples, keeping every draw."""
+    def __getitem__(self, examples: int | slice | Tensor) -> ExplanationDistribution:
+        """Pick examples, keeping every draw; a single one stays an axis of length one."""
+        values = self._values("picking examples")
+        if isinstance(examples, int):
+            examples = torch.arange(values.shape[1])[examples].reshape(1)
         target = None if self.target is None else self.target[examples]
-        about = {"explainer": self.explainer, "posterior": self.posterior, "feature_names": self.feature_names}
-        return ExplanationDistribution(self._values("picking examples")[:, examples], target=target, **about)
+        return replace(self, values=values[:, examples], target=target)
 
     def mean(self) -> Tensor:
         """Mean over draws, shaped like x, in the unit of the attribution."""
@@ -191,13 +196,17 @@ class ExplanationDistribution:
             columns[f"{name}_undefined"] = cv.flatten(1).isnan().double().mean(1)
         return pd.DataFrame(columns)
 
+    def diagnose(self) -> list[str]:
+        """Say in words what looks wrong with these explanations; see `diagnosis.diagnose`."""
+        return diagnose(self)
+
     def to_frame(self) -> pd.DataFrame:
         """Return every attribution in tidy form: draw, example, then channel, height, width or feature; attribution.
 
         It has one row per number: pick examples first, `e[:4].to_frame()`. `summary` is one row per example.
         """
         axes = self._axes()
-        index = pd.MultiIndex.from_product(axes.values(), names=list(axes))
+        index = pd.MultiIndex.from_product(list(axes.values()), names=list(axes))
         return pd.DataFrame({"attribution": self._values("to_frame").flatten().numpy()}, index=index).reset_index()
 
     def to_xarray(self) -> xarray.DataArray:

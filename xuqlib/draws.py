@@ -28,9 +28,11 @@ _DROPOUTS: dict[Callable[..., Any], int | None] = {
 _OTHER_RANDOMNESS: set[Callable[..., Any]] = {
     *(F.alpha_dropout, F.feature_alpha_dropout, torch.alpha_dropout, torch.feature_alpha_dropout),
     *(torch.bernoulli, torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.randint, torch.normal),
-    *(torch.multinomial, torch.randperm, F.gumbel_softmax, F.rrelu),
+    *(torch.multinomial, torch.randperm, torch.randint_like, torch.poisson, torch.binomial, F.gumbel_softmax, F.rrelu),
     *(Tensor.bernoulli, Tensor.bernoulli_, Tensor.uniform_, Tensor.normal_, Tensor.exponential_, Tensor.multinomial),
+    *(Tensor.random_, Tensor.geometric_, Tensor.cauchy_, Tensor.log_normal_),
 }
+_WHILE_TRAINING: set[Callable[..., Any]] = {F.alpha_dropout, F.feature_alpha_dropout, F.rrelu}
 
 
 def seed_of(seed: int, *path: int) -> int:
@@ -40,7 +42,11 @@ def seed_of(seed: int, *path: int) -> int:
 
 def generator_of(seed: int, *path: int) -> torch.Generator:
     """Return a generator on the CPU, so that the same seed means the same draw on every device."""
-    return torch.Generator().manual_seed(seed_of(seed, *path))
+    return torch.Generator("cpu").manual_seed(seed_of(seed, *path))
+
+
+class RandomNetworkError(RuntimeError):
+    """A network whose answer would change from call to call, in a way that cannot be fixed."""
 
 
 class _FixedMasks(TorchFunctionMode):
@@ -50,9 +56,9 @@ class _FixedMasks(TorchFunctionMode):
     are all served alike. With `seed=None` nothing may be random: dropout that is on is refused.
     """
 
-    def __init__(self, seed: int | None, resampling: torch.Generator | None = None) -> None:
+    def __init__(self, seed: int | None, num_examples: int, resampling: torch.Generator | None = None) -> None:
         super().__init__()
-        self.seed, self.resampling, self.calls = seed, resampling, 0
+        self.seed, self.num_examples, self.resampling, self.calls = seed, num_examples, resampling, 0
 
     def __torch_function__(
         self,
@@ -64,15 +70,13 @@ class _FixedMasks(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _DROPOUTS:
             return self._dropout(func, *args, **kwargs)
-        if func is F.scaled_dot_product_attention and (kwargs.get("dropout_p", 0.0) or (args[4:5] or (0.0,))[0]):
-            raise RuntimeError("dropout inside scaled_dot_product_attention cannot be fixed; set its dropout_p to 0")
-        if func in _OTHER_RANDOMNESS and not (func is F.rrelu and not kwargs.get("training")):
-            if not (func in (F.alpha_dropout, F.feature_alpha_dropout) and not _is_on(args, kwargs)):
-                name = getattr(func, "__name__", str(func))
-                raise RuntimeError(
-                    f"the network calls {name} in its forward pass, so a draw of it would not be a fixed function; "
-                    "use nn.Dropout (or a posterior over weights), whose randomness can be fixed"
-                )
+        if _drops_in_attention(func, args, kwargs):
+            raise RandomNetworkError(f"dropout inside {func.__name__} cannot be fixed; set its dropout_p to 0")
+        if func in _OTHER_RANDOMNESS and (func not in _WHILE_TRAINING or kwargs.get("training")):
+            raise RandomNetworkError(
+                f"the network calls {getattr(func, '__name__', func)} in its forward pass, so a draw would not be a "
+                "fixed function; use nn.Dropout (or a posterior over weights), whose randomness can be fixed"
+            )
         return func(*args, **kwargs)
 
     def _dropout(
@@ -87,7 +91,7 @@ class _FixedMasks(TorchFunctionMode):
         training = old.get("train", training)  # torch.dropout's name for it
         if self.seed is None:
             if training and p > 0:
-                raise RuntimeError(
+                raise RandomNetworkError(
                     f"the network calls {func.__name__} with training=True although it is in eval mode, so it is "
                     "not a fixed function; pass training=self.training, or use nn.Dropout"
                 )
@@ -95,19 +99,27 @@ class _FixedMasks(TorchFunctionMode):
         self.calls += 1
         if p == 0:
             return input
+        if len(input) % self.num_examples:
+            raise RandomNetworkError(
+                f"the network drops from a tensor of shape {tuple(input.shape)}, whose first axis is not the "
+                f"{self.num_examples} examples, so a mask would not be the same for each; put the examples first"
+            )
         own_axes = _DROPOUTS[func]
         shape = input.shape[1:] if own_axes is None else (input.shape[1], *(1,) * (input.ndim - 2))
+        generator = generator_of(self.seed, self.calls)
         if self.resampling is not None:
-            keep = torch.rand((len(input), *shape), generator=self.resampling) >= p
-        else:
-            keep = torch.rand(tuple(shape), generator=generator_of(self.seed, self.calls)) >= p
+            shape, generator = (len(input), *shape), self.resampling
+        keep = torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device="cpu") >= p
         dropped = input * (keep.to(input) / (1 - p if p < 1 else 1))
         in_place = inplace or func in (torch.dropout_, torch.feature_dropout_)
         return input.copy_(dropped) if in_place else dropped
 
 
-def _is_on(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    return bool(kwargs.get("training", args[2] if len(args) > 2 else False))
+def _drops_in_attention(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    if func is F.scaled_dot_product_attention:
+        return bool(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0))
+    # torch passes this one's arguments on by position up to dropout_p, the eleventh.
+    return func is F.multi_head_attention_forward and bool(args[10] and kwargs.get("training"))
 
 
 class FixedNetwork(nn.Module):
@@ -126,8 +138,15 @@ class FixedNetwork(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        with _FixedMasks(self.seed, self.resampling):
-            return self.network(x)
+        try:
+            with _FixedMasks(self.seed, len(x), self.resampling):
+                return self.network(x.clone())  # a layer may work in place on what it is given
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # out of memory, say
+                raise
+            # What torch says of a shape or dtype that does not fit starts in the middle of the network.
+            given = f"x of shape {tuple(x.shape)}, {x.dtype}, on {x.device}"
+            raise ValueError(f"the network cannot evaluate {given}; pass what it was trained on ({error})") from error
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -137,10 +156,9 @@ class FixedNetwork(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if isinstance(self.resampling, Tensor):
-            generator = torch.Generator()
-            generator.set_state(self.resampling)
-            self.resampling = generator
+        if self.resampling is not None:
+            self.resampling = torch.Generator("cpu")
+            self.resampling.set_state(state["resampling"])
 
 
 class Draws(Sequence[nn.Module]):
@@ -156,8 +174,13 @@ class Draws(Sequence[nn.Module]):
     """
 
     def __init__(self, networks: Sequence[nn.Module], *, posterior: str = "", noise_variance: float = 0.0) -> None:
+        # An nn.Sequential is a sequence too: of its layers.
+        if isinstance(networks, nn.Module) or not isinstance(networks, Sequence):
+            raise TypeError(f"got a {type(networks).__name__}; pass posterior.sample(num_draws), or a list of networks")
         if not networks:
             raise ValueError("no networks to draw from; pass at least one")
+        if not all(isinstance(network, nn.Module) for network in networks):
+            raise TypeError(f"got a list of {type(networks[0]).__name__}; each draw is a network (nn.Module)")
         self.networks, self.posterior, self.noise_variance = list(networks), posterior, noise_variance
 
     def __len__(self) -> int:
@@ -182,17 +205,22 @@ class Draws(Sequence[nn.Module]):
         """Return the logits of every draw, (draw, example, class); one output per example is class 0."""
         check_examples(x)
         trunk, heads = shared_trunk(self.networks)
-        features = trunk(x.clone())  # clones, because a layer may work in place on what it is given
-        return torch.stack([check_logits(head(features.clone()), len(x)) for head in heads])
+        features = trunk(x)
+        outputs = (head(features if isinstance(head, FixedNetwork) else features.clone()) for head in heads)
+        return torch.stack([check_logits(output, len(x)) for output in outputs])
 
     def to(self, *args: Any, **kwargs: Any) -> Draws:
         """Move every draw to a device or dtype, as `nn.Module.to` does; return these draws."""
+        moved: dict[Tensor, Tensor] = {}  # by identity
         for network in self.networks:
+            buffers = [(m, key, b) for m in network.modules() for key, b in m._buffers.items() if b is not None]
             network.to(*args, **kwargs)
+            for module, key, buffer in buffers:  # torch gives every module its own copy: share it again
+                module._buffers[key] = moved.setdefault(buffer, module._buffers[key])  # type: ignore[arg-type]
         return self
 
 
-def shared_trunk(networks: Sequence[nn.Module]) -> tuple[nn.Module, list[nn.Module]]:
+def shared_trunk(networks: Sequence[nn.Module]) -> tuple[nn.Module, Sequence[nn.Module]]:
     """Split draws into the part that all share and one head each: network(x) = head(trunk(x)).
 
     The trunk is empty (the identity) unless the draws are `FixedNetwork`s around one `nn.Sequential` that begins
@@ -200,13 +228,15 @@ def shared_trunk(networks: Sequence[nn.Module]) -> tuple[nn.Module, list[nn.Modu
     """
     inner = [network.network for network in networks if isinstance(network, FixedNetwork) and not network.resampling]
     sequential = [network for network in inner if type(network) is nn.Sequential]
-    if len(sequential) < len(networks) or len({len(network) for network in sequential}) > 1:
+    hooked = any(network._forward_hooks or network._forward_pre_hooks for network in sequential)
+    if hooked or len(sequential) < len(networks) or len({len(network) for network in sequential}) > 1:
         return nn.Identity(), list(networks)
     depth = 0
     while depth < len(sequential[0]) and _is_shared([network[depth] for network in sequential]):
         depth += 1
-    heads = [FixedNetwork(net[depth:], draw.seed) for net, draw in zip(sequential, networks, strict=True)]  # type: ignore[arg-type]
-    return sequential[0][:depth], heads
+    seeds = [network.seed for network in networks if isinstance(network, FixedNetwork)]
+    heads = [FixedNetwork(network[depth:], seed) for network, seed in zip(sequential, seeds, strict=True)]
+    return FixedNetwork(sequential[0][:depth]), heads
 
 
 def _is_shared(layers: Sequence[nn.Module]) -> bool:

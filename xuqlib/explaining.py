@@ -1,4 +1,4 @@
-"""Explain every draw: the loop that makes an explanation distribution, and what part of its spread is the explainer's."""
+"""Explain every draw: the loop that makes an explanation distribution, and the explainer's own part of its spread."""
 
 from __future__ import annotations
 
@@ -55,19 +55,23 @@ def explain(
     Source: arXiv 2403.17224, section 3.
     """
     check_examples(x)
+    _check_explainer(explainer)
     check_choice(keep, ("all", "moments"), "keep")
     where = torch.device(device) if device is not None else default_device()
     draws = (draws if isinstance(draws, Draws) else Draws(draws)).to(where)
     rows = max(1, 2**18 // x[0].numel()) if chunk is None else check_count(chunk, 1, "chunk")
+    if any(isinstance(value, Tensor) and value.shape == x.shape[:1] == x.shape[1:2] for value in options.values()):
+        rows = len(x)  # one entry per example, or per feature? Uncut, it does not matter
     target = _targets(draws, x, target, rows, where)
     if options.get("baseline") is not None:
         options["baseline"] = make_baseline(options["baseline"], x)  # from all examples, whatever the chunk
     parts = [slice(start, start + rows) for start in range(0, len(x), rows)]
     calls = len(parts) * len(draws)
     values, moments = [], []
-    with tqdm(total=calls, desc="explain", leave=False, disable=not (calls > 100 if progress is None else progress)) as bar:
+    hidden = calls <= 100 if progress is None else not progress
+    with tqdm(total=calls, desc="explain", leave=False, disable=hidden) as bar:
         for part in parts:
-            here = {name: _cut(value, part, x).to(where) if _is_tensor(value) else value for name, value in options.items()}
+            here = {name: _cut(value, part, x, where) for name, value in options.items()}
             targets = None if target is None else target[part].to(where)
             each = _attributions(draws, explainer, x[part].to(where), targets, here, bar)
             if keep == "all":
@@ -89,12 +93,12 @@ def _attributions(
     draws: Draws, explainer: Explainer, x: Tensor, target: Tensor | None, options: dict[str, Any], bar: Any
 ) -> Iterator[Tensor]:
     together = getattr(explainer, "over_draws", None)  # an explainer may know how draws share their work
-    attributions = together(draws, x, target, **options) if together else (explainer(d, x, target, **options) for d in draws)
-    for attribution in attributions:
-        if attribution.shape != x.shape:
+    one_by_one = (explainer(network, x, target, **options) for network in draws)
+    for attribution in together(draws, x, target, **options) if together else one_by_one:
+        if not isinstance(attribution, Tensor) or attribution.shape != x.shape:
+            found = tuple(attribution.shape) if isinstance(attribution, Tensor) else f"a {type(attribution).__name__}"
             raise ValueError(
-                f"the explainer returned {tuple(attribution.shape)} for x of {tuple(x.shape)}; "
-                "an attribution is shaped like x"
+                f"the explainer returned {found} for x of {tuple(x.shape)}; an attribution is shaped like x"
             )
         bar.update()
         yield attribution.detach().cpu()
@@ -139,10 +143,15 @@ def variance_split(
     Raises:
         ValueError: fewer than two draws or repeats.
     """
+    check_examples(x)
+    _check_explainer(explainer)
     check_count(num_repeats, 2, "num_repeats")
+    check_count(seed, 0, "seed")
+    draws = draws if isinstance(draws, Draws) else Draws(draws)
     check_count(len(draws), 2, "the number of draws")
     if target is None:
-        target = _targets(draws if isinstance(draws, Draws) else Draws(draws), x, None, len(x), default_device())
+        where = default_device()
+        target = _targets(draws.to(where), x, None, len(x), where)
     means, variances = [], []
     for number, network in enumerate(draws):
         repeats = Moments()
@@ -164,10 +173,13 @@ def _targets(draws: Draws, x: Tensor, target: Tensor | int | None, rows: int, wh
     return None if mean.shape[1] == 1 else mean.argmax(1)
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+def _check_explainer(explainer: Any) -> None:
+    if not callable(explainer):
+        raise TypeError(f"explainer is {explainer!r}; pass a function (network, x, target), such as xuqlib.gradient")
 
 
-def _cut(value: Tensor, part: slice, x: Tensor) -> Tensor:
+def _cut(value: Any, part: slice, x: Tensor, where: torch.device) -> Any:
+    if not isinstance(value, Tensor):
+        return value
     per_example = value.shape in (x.shape, x.shape[:1], x.shape[:1] + x.shape[2:])
-    return value[part] if per_example else value
+    return (value[part] if per_example else value).to(where)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 import torch
 from skimage.segmentation import slic
-from torch import Tensor
+from torch import Tensor, nn
 
 from xuqlib.checks import check_count, check_examples, check_fixed, check_logits, check_number, check_target
+from xuqlib.draws import shared_trunk
 from xuqlib.explainers import (
     Explainer,
     Network,
@@ -24,12 +25,10 @@ from xuqlib.explainers import (
     gradient_x_input,
     guided_backprop,
     integrated_gradients,
+    rows_per_pass,
     select_logits,
     smoothgrad,
 )
-
-# Numbers that enter the network in one forward pass: 512 colour pictures of 32 x 32.
-_NUMBERS_PER_PASS = 512 * 3 * 32 * 32
 
 _Perturb = Callable[[Tensor, Tensor], Tensor]
 _Parameters = ParamSpec("_Parameters")
@@ -74,13 +73,14 @@ class _Surrogate:
     def fit(self, y: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
         """Return the coefficients, (N, K), and the weighted R2, (N,), for logits y, (N, M).
 
-        `rounding` is the relative error of y; a logit that changes by no more has no variance to explain.
+        `rounding` is the precision of the network's numbers; a logit that changes by less than 32 of its last digits,
+        which a sum may well lose, has no variance to explain.
         """
         coefficients = y @ self.smoother.T
         centred = y - (y @ self.share)[:, None]
         unexplained = ((centred - coefficients @ self.centred.T) ** 2) @ self.share
         variance = (centred**2) @ self.share
-        constant = variance <= (rounding * y.abs().amax(1)) ** 2
+        constant = variance <= (32 * rounding * y.abs().amax(1)) ** 2
         return coefficients, torch.where(constant, torch.nan, 1 - unexplained / variance)
 
 
@@ -152,8 +152,35 @@ def lime_fit(
 
     Source: Ribeiro, Singh & Guestrin 2016, eq. 2 and section 3.4. arXiv 1602.04938.
     """
+    options = {"num_samples": num_samples, "seed": seed, "alpha": alpha, "kernel_width": kernel_width, "scale": scale}
+    pictures = {"num_segments": num_segments, "segments": segments, "fill": fill}
+    return _fits([network], x, target, **options, **pictures)[0]
+
+
+def _over_draws(draws: Sequence[Network], x: Tensor, target: Any = None, **options: Any) -> list[Tensor]:
+    """Return `lime` of every draw at once: what draws share of the network meets each perturbed copy once."""
+    given = inspect.signature(lime_fit).bind(draws, x, target, **options)
+    given.apply_defaults()
+    return [fit.attribution for fit in _fits(list(draws), x, target, **given.kwargs)]
+
+
+def _fits(
+    networks: list[Network],
+    x: Tensor,
+    target: Any,
+    *,
+    num_samples: int,
+    seed: int,
+    alpha: float,
+    kernel_width: float | None,
+    scale: float | Tensor,
+    num_segments: int,
+    segments: Tensor | None,
+    fill: str | float | Tensor,
+) -> list[LimeFit]:
     check_examples(x)
-    check_fixed(network)
+    for network in networks:
+        check_fixed(network)
     check_count(num_samples, 2, "num_samples")
     check_number(alpha, 0, "alpha")
     if kernel_width is not None:
@@ -163,11 +190,11 @@ def lime_fit(
     if x.dim() == 2:
         if segments is not None:
             raise ValueError(f"segments are for pictures (N, C, H, W), x is a table {tuple(x.shape)}; leave them out")
-        return _fit_table(network, x, target, rng, num_samples, alpha, kernel_width, scale)
+        return _fit_table(networks, x, target, rng, num_samples, alpha, kernel_width, scale)
     if x.dim() != 4:
         raise ValueError(f"lime explains tables (N, F) and pictures (N, C, H, W), x is {tuple(x.shape)}")
     labels = superpixels(x, num_segments) if segments is None else _check_segments(segments, x)
-    return _fit_pictures(network, x, target, rng, num_samples, alpha, kernel_width, labels, fill)
+    return _fit_pictures(networks, x, target, rng, num_samples, alpha, kernel_width, labels, fill)
 
 
 def _attribution_of(fit: Callable[_Parameters, LimeFit]) -> Callable[_Parameters, Tensor]:
@@ -183,10 +210,11 @@ def _attribution_of(fit: Callable[_Parameters, LimeFit]) -> Callable[_Parameters
 
 
 lime = _attribution_of(lime_fit)
+setattr(lime, "over_draws", _over_draws)  # noqa: B010 - `explain` looks for it
 
 
 def _fit_table(
-    network: Network,
+    networks: list[Network],
     x: Tensor,
     target: Any,
     rng: np.random.Generator,
@@ -194,7 +222,7 @@ def _fit_table(
     alpha: float,
     kernel_width: float | None,
     scale: float | Tensor,
-) -> LimeFit:
+) -> list[LimeFit]:
     spread = torch.as_tensor(scale, dtype=torch.float64).detach().cpu()
     if spread.shape not in ((), (1,), x.shape[1:]) or not bool((torch.isfinite(spread) & (spread > 0)).all()):
         raise ValueError(f"scale is {scale}; pass a positive number, or one for each of the {x.shape[1]} features")
@@ -203,13 +231,13 @@ def _fit_table(
     width = 0.75 * x.shape[1] ** 0.5 if kernel_width is None else kernel_width
     surrogate = _Surrogate(design, torch.exp(-((design / width) ** 2).sum(1)), alpha)
     offsets = (spread * design).to(x)
-    y = _perturbed_logits(network, lambda example, copy: x[example] + offsets[copy], x, target, num_samples)
-    coefficients, r2 = surrogate.fit(y, torch.finfo(x.dtype).eps)
-    return LimeFit((coefficients / spread).to(x), r2.to(x))
+    found = _perturbed_logits(networks, lambda example, copy: x[example] + offsets[copy], x, target, num_samples)
+    fits = [surrogate.fit(y, torch.finfo(x.dtype).eps) for y in found]
+    return [LimeFit((coefficients / spread).to(x), r2.to(x)) for coefficients, r2 in fits]
 
 
 def _fit_pictures(
-    network: Network,
+    networks: list[Network],
     x: Tensor,
     target: Any,
     rng: np.random.Generator,
@@ -218,7 +246,7 @@ def _fit_pictures(
     kernel_width: float | None,
     labels: Tensor,
     fill: str | float | Tensor,
-) -> LimeFit:
+) -> list[LimeFit]:
     sizes = labels.flatten(1).amax(1) + 1  # (N,)
     # One row of numbers per superpixel: those of the first do not depend on how many there are in other pictures.
     shown = torch.from_numpy(rng.random((int(sizes.max()), num_samples)) < 0.5).T.contiguous()  # (M, K)
@@ -229,8 +257,9 @@ def _fit_pictures(
         visible = keep[copy].gather(1, where[example]).view(-1, 1, *x.shape[2:])
         return torch.where(visible, x[example], hidden[example])
 
-    y = _perturbed_logits(network, perturb, x, target, num_samples)
-    maps, r2 = torch.zeros(labels.shape, dtype=torch.float64), torch.zeros(len(x), dtype=torch.float64)
+    found = _perturbed_logits(networks, perturb, x, target, num_samples)  # (S, N, M)
+    maps = torch.zeros((len(networks), *labels.shape), dtype=torch.float64)
+    r2 = torch.zeros((len(networks), len(x)), dtype=torch.float64)
     for size in sizes.unique().tolist():
         same = sizes == size
         design = shown[:, :size].double()
@@ -238,26 +267,30 @@ def _fit_pictures(
         distance = 1 - design.mean(1).sqrt()
         width = 0.25 if kernel_width is None else kernel_width
         surrogate = _Surrogate(design, torch.exp(-0.5 * (distance / width) ** 2), alpha)
-        coefficients, r2[same] = surrogate.fit(y[same], torch.finfo(x.dtype).eps)
-        maps[same] = coefficients.gather(1, labels[same].flatten(1)).view(-1, *labels.shape[1:])
-    attribution = (maps[:, None] / x.shape[1]).expand(x.shape)
-    return LimeFit(attribution.to(x).contiguous(), r2.to(x))
+        for draw, y in enumerate(found):
+            coefficients, r2[draw, same] = surrogate.fit(y[same], torch.finfo(x.dtype).eps)
+            maps[draw, same] = coefficients.gather(1, labels[same].flatten(1)).view(-1, *labels.shape[1:])
+    attributions = (maps[:, :, None] / x.shape[1]).expand(-1, -1, *x.shape[1:]).to(x)
+    return [LimeFit(attribution.contiguous(), fit.to(x)) for attribution, fit in zip(attributions, r2, strict=True)]
 
 
-def _perturbed_logits(network: Network, perturb: _Perturb, x: Tensor, target: Any, num_samples: int) -> Tensor:
-    """Return the target logit of every copy of every example, (N, M), float64 on the CPU; no graph is built."""
-    rows = min(max(_NUMBERS_PER_PASS // x[0].numel(), 8), 4096)
-    num_examples = len(x)
-    with torch.no_grad():
-        num_classes = check_logits(network(x[:rows].clone()), len(x[:rows])).shape[1]
+def _perturbed_logits(
+    networks: list[Network], perturb: _Perturb, x: Tensor, target: Any, num_samples: int
+) -> Tensor:
+    """Return the target logit of every copy of every example by every network, (S, N, M), float64 on the CPU."""
+    rows, num_examples = rows_per_pass(x, None), len(x)
+    trunk, heads = shared_trunk(networks) if all(isinstance(n, nn.Module) for n in networks) else (nn.Identity(), networks)
+    with torch.no_grad():  # a layer may work in place, so each gets its own copy
+        num_classes = check_logits(heads[0](trunk(x[:rows].clone())), len(x[:rows])).shape[1]
         classes = check_target(target, num_examples, num_classes)
         found = []
         for first in range(0, num_examples * num_samples, rows):
             row = torch.arange(first, min(first + rows, num_examples * num_samples))
             example, copy = row // num_samples, row % num_samples
-            batch = perturb(example.to(x.device), copy.to(x.device))
-            found.append(select_logits(network, batch, classes[example.to(classes.device)]).cpu().double())
-    return torch.cat(found).view(num_examples, num_samples)
+            features = trunk(perturb(example.to(x.device), copy.to(x.device)))
+            wanted = classes[example.to(classes.device)]
+            found.append(torch.stack([select_logits(head, features.clone(), wanted) for head in heads]).cpu().double())
+    return torch.cat(found, 1).view(len(networks), num_examples, num_samples)
 
 
 def _check_segments(segments: Tensor, x: Tensor) -> Tensor:
@@ -267,7 +300,7 @@ def _check_segments(segments: Tensor, x: Tensor) -> Tensor:
         given = f"{segments.dtype} {tuple(segments.shape)}" if isinstance(segments, Tensor) else type(segments).__name__
         raise ValueError(f"segments are {given}; pass a whole-number tensor {wanted}, one label per pixel")
     return torch.stack(
-        [torch.from_numpy(np.unique(p, return_inverse=True)[1]).view(wanted[1:]) for p in segments.cpu()]
+        [torch.from_numpy(np.unique(p, return_inverse=True)[1]).view(wanted[1:]) for p in segments.cpu().numpy()]
     )
 
 

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from xuqlib.checks import check_choice, check_count
+
 Placement = str | Sequence[str]
+Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+PLACEMENTS = ("last", "all")
 
 
 def mini_vgg(
@@ -31,23 +35,22 @@ def mini_vgg(
     Args:
         in_channels: 3 for colour, 1 for grey.
         num_classes: width of the output, in logits.
-        image_size: height and width of the pictures, a multiple of 8.
-        widths: channels of the three blocks. The defaults are a choice: the source names no sizes.
+        image_size: height and width of the pictures, which every block halves: a multiple of 8 for three blocks.
+        widths: channels of the blocks. The defaults are a choice: the source names no sizes.
         hidden: width of the dense layer.
         dropout: drop probability; 0 builds a network without any dropout layer.
         placement: "last", one dropout before the output layer; "all", also one after every block.
 
     Source: after arXiv 2403.17224, section 4; sizes from public code by its second author.
     """
-    _check_placement(placement)
-    if image_size % 8:
-        raise ValueError(f"image_size is {image_size}; mini_vgg halves it three times, so pass a multiple of 8")
+    check_choice(placement, PLACEMENTS, "placement")
+    halved = _halved(image_size, len(_at_least_one(widths, "widths")), "mini_vgg")
     layers: list[nn.Module] = []
     for width_in, width_out in zip((in_channels, *widths), widths, strict=False):
         layers += [nn.Conv2d(width_in, width_out, 3, padding=1), nn.BatchNorm2d(width_out), nn.ReLU(), nn.MaxPool2d(2)]
         if dropout and placement == "all":
             layers.append(nn.Dropout(dropout))
-    layers += [nn.Flatten(), nn.Linear(widths[-1] * (image_size // 8) ** 2, hidden), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(widths[-1] * halved**2, hidden), nn.ReLU()]
     if dropout:
         layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers, nn.Linear(hidden, num_classes))
@@ -65,7 +68,9 @@ def mlp(
 
     `dropout` and `placement` are those of `mini_vgg`, a hidden layer being a block.
     """
-    _check_placement(placement)
+    check_choice(placement, PLACEMENTS, "placement")
+    check_count(num_features, 1, "num_features")
+    _at_least_one(hidden, "hidden")
     layers: list[nn.Module] = []
     for depth, (width_in, width_out) in enumerate(zip((num_features, *hidden), hidden, strict=False), start=1):
         layers += [nn.Linear(width_in, width_out), nn.ReLU()]
@@ -86,15 +91,14 @@ def lenet(
 
     `dropout` and `placement` are those of `mini_vgg`. Source: LeCun et al. 1998, with today's non-linearities.
     """
-    _check_placement(placement)
-    if image_size % 4:
-        raise ValueError(f"image_size is {image_size}; lenet halves it twice, so pass a multiple of 4")
+    check_choice(placement, PLACEMENTS, "placement")
+    halved = _halved(image_size, 2, "lenet")
     between = [nn.Dropout(dropout)] if dropout and placement == "all" else []
     before_output = [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(
         *(nn.Conv2d(in_channels, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), *between),
         *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), *copy.deepcopy(between)),
-        *(nn.Flatten(), nn.Linear(64 * (image_size // 4) ** 2, 128), nn.ReLU(), *before_output),
+        *(nn.Flatten(), nn.Linear(64 * halved**2, 128), nn.ReLU(), *before_output),
         nn.Linear(128, num_classes),
     )
 
@@ -110,7 +114,7 @@ def resnet18(
     """
     from torchvision.models import resnet18 as torchvision_resnet18
 
-    _check_placement(placement)
+    check_choice(placement, PLACEMENTS, "placement")
     network = torchvision_resnet18(num_classes=num_classes)
     network.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
@@ -122,7 +126,24 @@ def resnet18(
     return network
 
 
-class DropConnectLayer(nn.Module):
+class _RandomLayer(nn.Module):
+    """A dense or convolutional layer whose weight is random; in eval mode it is the layer itself."""
+
+    def __init__(self, layer: Weighted) -> None:
+        super().__init__()
+        self.layer = layer
+
+    # torch's own transformer layers read the weight and the bias of the layers in them.
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.layer.bias
+
+
+class DropConnectLayer(_RandomLayer):
     """A dense or convolutional layer that drops each weight with probability `p` while it trains.
 
     In eval mode it is the layer itself. The mask is on the weight, not on the bias, and kept weights are divided
@@ -131,9 +152,9 @@ class DropConnectLayer(nn.Module):
     Source: Wan et al. 2013; Mobiny et al. 2019, arXiv 1906.04569.
     """
 
-    def __init__(self, layer: nn.Module, p: float) -> None:
-        super().__init__()
-        self.layer, self.p = layer, p
+    def __init__(self, layer: Weighted, p: float) -> None:
+        super().__init__(layer)
+        self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -144,11 +165,11 @@ class DropConnectLayer(nn.Module):
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Return one masked weight, `{"layer.weight": tensor}`."""
         weight = self.layer.weight.detach()
-        keep = torch.rand(weight.shape, generator=generator) >= self.p
+        keep = torch.rand(weight.shape, generator=generator, dtype=torch.float32, device="cpu") >= self.p
         return {"layer.weight": weight * keep.to(weight) / (1 - self.p)}
 
 
-class FlipoutLayer(nn.Module):
+class FlipoutLayer(_RandomLayer):
     """A dense or convolutional layer with an independent Gaussian over each weight, trained with Flipout.
 
     Weight w ~ N(layer.weight, softplus(rho)^2); the bias stays a point. While training, each example sees the same
@@ -163,9 +184,9 @@ class FlipoutLayer(nn.Module):
     Source: Wen et al. 2018, eq. 5. arXiv 1803.04386.
     """
 
-    def __init__(self, layer: nn.Module, *, initial_std: float = 0.05, prior_std: float = 1.0) -> None:
-        super().__init__()
-        self.layer, self.prior_std = layer, prior_std
+    def __init__(self, layer: Weighted, *, initial_std: float = 0.05, prior_std: float = 1.0) -> None:
+        super().__init__(layer)
+        self.prior_std = prior_std
         rho = math.log(math.expm1(initial_std))  # softplus(rho) is initial_std
         self.rho = nn.Parameter(torch.full_like(layer.weight.detach(), rho))
 
@@ -198,7 +219,7 @@ class FlipoutLayer(nn.Module):
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Return one sampled weight, `{"layer.weight": tensor}`."""
         weight = self.layer.weight.detach()
-        noise = torch.randn(weight.shape, generator=generator).to(weight)
+        noise = torch.randn(weight.shape, generator=generator, dtype=torch.float32, device="cpu").to(weight)
         return {"layer.weight": weight + self.std.detach() * noise}
 
 
@@ -224,11 +245,13 @@ def weighted_layers(network: nn.Module, placement: Placement = "last") -> list[s
     if not names:
         raise ValueError(f"{type(network).__name__} has no Linear or Conv layer whose weights could be drawn")
     if isinstance(placement, str):
-        _check_placement(placement)
+        check_choice(placement, PLACEMENTS, "placement")
         return names[-1:] if placement == "last" else names
+    if not isinstance(placement, Sequence) or not all(isinstance(name, str) for name in placement):
+        raise TypeError(f"placement is {placement!r}; pass 'last', 'all', or a list of names of layers")
     unknown = sorted(set(placement) - set(names))
     if unknown or not placement:
-        raise ValueError(f"no layers {unknown} in {type(network).__name__}; choose from {names}")
+        raise ValueError(f"placement names {unknown or 'no layer'}; the layers of this network are {names}")
     return [name for name in names if name in set(placement)]
 
 
@@ -244,6 +267,16 @@ def replace_layers(network: nn.Module, replacements: Iterable[tuple[str, nn.Modu
     return network
 
 
-def _check_placement(placement: str) -> None:
-    if placement not in ("last", "all"):
-        raise ValueError(f"placement is {placement!r}; choose 'last' (before the output layer) or 'all'")
+def _halved(image_size: int, times: int, network: str) -> int:
+    check_count(image_size, 2**times, "image_size")
+    if image_size % 2**times:
+        raise ValueError(
+            f"image_size is {image_size}; {network} halves it {times} times: pass a multiple of {2**times}"
+        )
+    return image_size // 2**times
+
+
+def _at_least_one(widths: Sequence[int], what: str) -> Sequence[int]:
+    if not isinstance(widths, Sequence) or not widths:
+        raise ValueError(f"{what} is {widths!r}; pass a list of at least one width")
+    return widths

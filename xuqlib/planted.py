@@ -5,7 +5,7 @@ that decides the label. Four kinds of pictures, which `kinds` tells apart by the
 
     plain      the patch is one of the five common shapes.
     ambiguous  the patch is a morph of two common shapes. The label was drawn from the two, and `probs` says how.
-    rare       test only by this name: the patch is the sixth shape, of which training holds a handful.
+    rare       the patch is the sixth shape, of which training holds a handful; called so in test only.
     unseen     test only: a plain picture with a second patch elsewhere, of a shape that training never shows.
 
 The mask "evidence" is the deciding patch of every picture; "ambiguous" the same square where it is a morph; "novel"
@@ -50,11 +50,12 @@ _SHAPES = {
     "checker": "###...### ###...### ###...### ...###... ...###... ...###... ###...### ###...### ###...###",
     "triangle": "....#.... ....#.... ...###... ...###... ..#####.. ..#####.. .#######. .#######. #########",
     "saltire": "##.....## ###...### .###.###. ..#####.. ...###... ..#####.. .###.###. ###...### ##.....##",
-    "chevrons": "##....... .###..... ...###... .....###. ##.....## .###..... ...###... .....###. .......##",
+    "pillars": "##..#..## ##..#..## ##..#..## ##..#..## ##..#..## ##..#..## ##..#..## ##..#..## ##..#..##",
 }
 CLASS_NAMES = tuple(_SHAPES)[:-1]
 RARE = CLASS_NAMES.index("saltire")
-UNSEEN = "chevrons"
+# Of five shapes that were tried, the one that a trained network took for evidence most; the others it ignored.
+UNSEEN = "pillars"
 
 
 class Planted(NamedTuple):

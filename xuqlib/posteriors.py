@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -11,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_choice, check_count
+from xuqlib.checks import check_choice, check_count, check_number
 from xuqlib.draws import Draws, FixedNetwork, copy_with, detached_copy, generator_of, seed_of
-from xuqlib.networks import DropConnectLayer, FlipoutLayer, Placement, replace_layers, weighted_layers
+from xuqlib.networks import DropConnectLayer, FlipoutLayer, Placement, Weighted, replace_layers, weighted_layers
 
 
 class Posterior(ABC):
@@ -48,10 +49,12 @@ class DeepEnsemble(Posterior):
     name = "deep_ensemble"
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
-        if isinstance(members, nn.Module) or not all(isinstance(member, nn.Module) for member in members):
-            raise TypeError("DeepEnsemble wants a list of networks (nn.Module), one per member")
+        if isinstance(members, nn.Module) or not isinstance(members, Sequence):
+            raise TypeError(f"DeepEnsemble got a {type(members).__name__}; pass a list of networks, one per member")
         if not members:
             raise ValueError("DeepEnsemble got an empty list; pass at least one network")
+        for member in members:
+            _check_network(member)
         self.members = list(members)
         self.network = self.members[0]
 
@@ -111,8 +114,9 @@ class _WeightPosterior(Posterior):
         _check_network(network)
         self.network = copy.deepcopy(network)
         self.layers = weighted_layers(self.network, placement)
-        replacements = [(name, self._layer_type(self.network.get_submodule(name), **options)) for name in self.layers]
-        self.network = replace_layers(self.network, replacements)
+        layers = [cast(Weighted, self.network.get_submodule(name)) for name in self.layers]
+        replacements = [self._layer_type(layer, **options) for layer in layers]
+        self.network = replace_layers(self.network, zip(self.layers, replacements, strict=True))
 
     def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
         _check_draws(num_draws, seed)
@@ -145,7 +149,7 @@ class MCDropConnect(_WeightPosterior):
     _layer_type = DropConnectLayer
 
     def __init__(self, network: nn.Module, *, p: float = 0.1, placement: Placement = "last") -> None:
-        if not 0 < p < 1:
+        if not 0 < check_number(p, 0, "p") < 1:
             raise ValueError(f"p is {p}: a posterior without randomness, or without network; choose 0 < p < 1")
         self._replace(network, placement, p=p)
 
@@ -179,9 +183,9 @@ class Flipout(_WeightPosterior):
         prior_std: float = 1.0,
         kl_weight: float = 1.0,
     ) -> None:
-        if not (initial_std > 0 and prior_std > 0):
-            raise ValueError(f"initial_std {initial_std} and prior_std {prior_std} must be above 0")
-        self.kl_weight = kl_weight
+        check_number(initial_std, 0, "initial_std", above=True)
+        check_number(prior_std, 0, "prior_std", above=True)
+        self.kl_weight = check_number(kl_weight, 0, "kl_weight")
         self._replace(network, placement, initial_std=initial_std, prior_std=prior_std)
 
     def kl(self) -> Tensor:
@@ -217,26 +221,34 @@ class Laplace(Posterior):
         """Measure the curvature over the training data; return this posterior.
 
         Args:
-            loader: a DataLoader over (x, y); y of whole numbers means classification, else regression.
-        """
-        from laplace import Laplace as LaplaceTorch
+            loader: a DataLoader over (x, y); y of whole numbers means classification, else regression, and is shaped
+                like the network's output.
 
-        if not hasattr(loader, "dataset"):
-            raise TypeError("Laplace.fit wants a torch DataLoader over (x, y)")
-        network = detached_copy(self.network)
-        network.get_submodule(self.last_layer).requires_grad_(True)
-        classification = not next(iter(loader))[1].is_floating_point()
-        sigma_noise = 1.0 if classification else _rms_residual(network, loader)
-        laplace = LaplaceTorch(
-            network,
-            "classification" if classification else "regression",
-            subset_of_weights="last_layer",
-            hessian_structure="kron",
-            last_layer_name=self.last_layer or None,
-            **({} if classification else {"sigma_noise": sigma_noise}),
-        )
-        laplace.fit(loader)
-        laplace.optimize_prior_precision(method="marglik")
+        Raises:
+            TypeError: not a DataLoader over pairs.
+            ValueError: targets of a regression that are not shaped like the output.
+        """
+        from laplace import KronLLLaplace
+
+        if not isinstance(loader, torch.utils.data.DataLoader):
+            raise TypeError(f"Laplace.fit got a {type(loader).__name__}; pass a torch DataLoader over (x, y)")
+        # A DataLoader takes a seed from the global generator; the warning is about predictions, not asked for here.
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="By default `link_approx`")
+            network = detached_copy(self.network)
+            network.get_submodule(self.last_layer).requires_grad_(True)
+            if not self.last_layer:  # laplace-torch wants the last layer inside of something
+                network = nn.Sequential(nn.Identity(), network)
+            classification = not _first_target(loader).is_floating_point()
+            sigma_noise = 1.0 if classification else _rms_residual(network, loader)
+            laplace = KronLLLaplace(
+                network,
+                "classification" if classification else "regression",
+                sigma_noise=sigma_noise,
+                last_layer_name=self.last_layer or "1",
+            )
+            laplace.fit(loader)
+            laplace.optimize_prior_precision(pred_type="glm", method="marglik")
         self.noise_variance = 0.0 if classification else sigma_noise**2
         self.factors = self._factors(laplace.posterior_precision)
         return self
@@ -265,7 +277,8 @@ class Laplace(Posterior):
         weights = {}
         for number, (name, factor) in enumerate(self.factors.items()):
             mean, precision = self.network.get_parameter(name).detach(), factor["precision"]
-            noise = torch.randn(precision.shape, generator=generator_of(seed, draw, number)).to(precision)
+            generator = generator_of(seed, draw, number)
+            noise = torch.randn(precision.shape, generator=generator, dtype=torch.float32, device="cpu").to(precision)
             deviation = factor["rows"] @ (noise / precision.sqrt())
             if "columns" in factor:
                 deviation = deviation @ factor["columns"].T
@@ -316,7 +329,19 @@ def _calls_dropout(module: nn.Module) -> bool:
     return any(not isinstance(value, nn.Module) and value != 0 for value in (getattr(module, n, None) for n in names))
 
 
+def _first_target(loader: Iterable[Any]) -> Tensor:
+    batch = next(iter(loader))
+    if not isinstance(batch, Sequence) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        raise TypeError(f"Laplace.fit wants batches (x, y) of tensors; the loader gave a {type(batch).__name__}")
+    return batch[1]
+
+
 def _rms_residual(network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
-    with torch.no_grad():
-        squares = [(network(x) - y).square().flatten() for x, y in loader]
+    squares = []
+    for x, y in loader:
+        with torch.no_grad():
+            output = network(x)
+        if output.shape != y.shape:
+            raise ValueError(f"targets have shape {tuple(y.shape)} but the network gives {tuple(output.shape)}")
+        squares.append((output - y).square().flatten())
     return float(torch.cat(squares).mean().sqrt())

@@ -283,15 +283,14 @@ class Notebook:
         from IPython.display import Image, Markdown
 
         if not path.exists():
-            line = f"*Not published yet: `figures/full/{path.name}`; `run_all.py --preset full` makes it.*"
-            return Markdown(line)  # type: ignore[no-untyped-call]  # IPython leaves it without types
+            return Markdown(f"*Not published yet: `figures/full/{path.name}`; `run_all.py --preset full` makes it.*")
 
         with PIL.Image.open(path) as picture:
             small = picture.convert("RGB")
         small.thumbnail((900, 900))
         buffer = io.BytesIO()
         small.quantize(64).save(buffer, format="png", optimize=True)  # a palette: about a quarter of the bytes
-        return Image(data=buffer.getvalue())  # type: ignore[no-untyped-call]  # as above
+        return Image(data=buffer.getvalue())
 
     def _publish(self, figure: Figure | None, frame: pd.DataFrame, slug: str, **recipe: str | None) -> None:
         own: dict[str, Any] = {name: getattr(self, name) for name in ("dataset", "dataset_digest", "posterior")}

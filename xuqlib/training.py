@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,12 +14,13 @@ from tqdm.auto import tqdm
 
 from xuqlib import networks
 from xuqlib.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
-from xuqlib.checks import check_choice, check_count
+from xuqlib.checks import check_choice, check_count, check_number
 from xuqlib.data import Examples, load
 from xuqlib.draws import seed_of
 from xuqlib.posteriors import DeepEnsemble, Flipout, Laplace, MCDropConnect, MCDropout, Posterior
 from xuqlib.study import device, versions
 
+AUGMENTS = ("none", "shift", "shift+flip")
 METHODS = ("deep_ensemble", "mc_dropout", "mc_dropconnect", "flipout", "laplace")
 
 
@@ -55,15 +55,24 @@ class Recipe:
     num_train: int | None = None
     soft: bool = False
 
+    def __post_init__(self) -> None:
+        check_choice(self.network, ("mini_vgg", "mlp", "lenet", "resnet18"), "network")
+        check_choice(self.augment, AUGMENTS, "augment")
+        check_choice(self.precision, ("float32", "bfloat16"), "precision")
+        for name, minimum in (("epochs", 1), ("patience", 1), ("batch_size", 2)):  # batch norm wants two examples
+            check_count(getattr(self, name), minimum, name)
+        check_number(self.learning_rate, 0, "learning_rate", above=True)
+        check_number(self.weight_decay, 0, "weight_decay")
+
 
 RECIPES: dict[str, Recipe] = {
     "planted": Recipe("mini_vgg", (("widths", (16, 32, 32)), ("hidden", 64)), epochs=20, augment="shift"),
-    "digits": Recipe("mini_vgg", (("widths", (16, 32, 32)), ("hidden", 64)), epochs=40, augment="shift"),
+    "digits": Recipe("mini_vgg", (("widths", (16, 32, 32)), ("hidden", 64)), epochs=60, patience=60, augment="shift"),
     "diabetes": Recipe("mlp", epochs=200, patience=30, batch_size=32, learning_rate=1e-3),
     "california_housing": Recipe("mlp", epochs=100, patience=100, learning_rate=5e-3),
     "mnist": Recipe("lenet", epochs=12, augment="shift", precision="bfloat16"),
     "cifar10": Recipe("mini_vgg", epochs=15, augment="shift+flip", precision="bfloat16", weight_decay=5e-2),
-    "fer_plus": Recipe("mini_vgg", epochs=16, augment="shift+flip", precision="bfloat16", weight_decay=5e-2, soft=True),
+    "fer_plus": Recipe("mini_vgg", epochs=12, augment="shift+flip", precision="bfloat16", weight_decay=5e-2, soft=True),
 }
 EMBEDDED = ("planted", "digits", "diabetes")
 
@@ -116,10 +125,13 @@ def fit(
         One row per epoch: epoch, train_loss, validation_loss, seconds.
 
     Raises:
+        TypeError: neither a posterior nor a network, or no `Examples`.
+        ValueError: an ensemble of several, whose members are to be trained one by one; nothing to train, or on.
         FloatingPointError: the loss became infinite or NaN.
     """
     recipe = recipe or Recipe()
-    network = posterior.network if isinstance(posterior, Posterior) else posterior
+    check_count(seed, 0, "seed")
+    network = _trainable(posterior, train, validation)
     where = device()
     history: list[dict[str, float]] = []
     best: tuple[float, int, dict[str, Tensor]] = (float("inf"), 0, {})
@@ -152,6 +164,22 @@ def fit(
     return pd.DataFrame(history)
 
 
+def _trainable(posterior: Any, train: Any, validation: Any) -> nn.Module:
+    network = posterior.network if isinstance(posterior, Posterior) else posterior
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"fit got a {type(posterior).__name__}; pass a posterior or a network (nn.Module)")
+    if isinstance(posterior, DeepEnsemble) and len(posterior.members) > 1:
+        raise ValueError(f"fit trains one network, not {len(posterior.members)}; call it for each of ensemble.members")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError(f"{type(network).__name__} has no parameter that requires a gradient: nothing to train")
+    for what, examples, minimum in (("train", train, 2), ("validation", validation, 1)):
+        if not isinstance(examples, Examples):
+            raise TypeError(f"{what} is a {type(examples).__name__}; pass Examples, as load gives them")
+        if len(examples) < minimum:
+            raise ValueError(f"{what} has {len(examples)} examples; pass at least {minimum}")
+    return network
+
+
 def _optimiser(network: nn.Module, recipe: Recipe, num_examples: int) -> tuple[Any, Any]:
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
@@ -168,7 +196,7 @@ def _epoch(
     where = next(network.parameters()).device
     pictures = train.x.ndim == 4
     if pictures:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
     targets, total = _targets(train, recipe.soft), 0.0
     for batch in torch.randperm(len(train)).split(recipe.batch_size):
         if len(batch) == 1:
@@ -191,9 +219,11 @@ def _epoch(
 
 def augmented(x: Tensor, augment: str) -> Tensor:
     """Shift (and mirror) each picture at random, with the global generator; "none" returns x itself."""
-    check_choice(augment, ("none", "shift", "shift+flip"), "augment")
+    check_choice(augment, AUGMENTS, "augment")
     if augment == "none":
         return x
+    if x.ndim != 4:
+        raise ValueError(f"augment is {augment!r}, which moves pictures (N, C, H, W); x is {tuple(x.shape)}")
     n, _, height, width = x.shape
     reach = height // 8
     padded = F.pad(x, (reach,) * 4, mode="replicate")
@@ -223,8 +253,8 @@ def _targets(examples: Examples, soft: bool) -> Tensor:
 
 
 def _loss(output: Tensor, target: Tensor) -> Tensor:
-    if target.ndim == output.ndim and output.shape[1] == 1:
-        return F.mse_loss(output, target)
+    if output.ndim == 1 or output.shape[1] == 1:
+        return F.mse_loss(output.flatten(), target.flatten())
     return F.cross_entropy(output, target)
 
 
@@ -298,13 +328,9 @@ class _Job:
         return load(self.dataset, split=split, num_examples=num_examples, seed=self.seed)
 
     def stored(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        path = None if self.retrain else find_checkpoint(name)
-        if path is None:
-            return None
-        tensors, manifest = load_checkpoint(path)
-        # A recipe that changed since makes a checkpoint of the old one stale. JSON turns tuples into lists.
-        same = manifest["recipe"] == json.loads(json.dumps(asdict(self.recipe)))
-        return (tensors, manifest) if same else None
+        # A recipe that changed since makes a checkpoint of the old one stale.
+        path = None if self.retrain else find_checkpoint(name, asdict(self.recipe))
+        return None if path is None else load_checkpoint(path)
 
     def trained(self, kind: str, placement: str, member: int) -> Posterior:
         """Load or train one network; "plain" gives an ensemble of one."""
@@ -340,7 +366,7 @@ class _Job:
         tensors = rounded(posterior.network.state_dict())
         posterior.network.load_state_dict(tensors)
         scores = {f"{part.split}_{key}": value for part in (validation, test) for key, value in _score(posterior, part)}
-        manifest = {
+        manifest: dict[str, Any] = {
             "recipe": asdict(self.recipe),
             "dataset": self.dataset,
             "train_digest": train.digest,
@@ -364,7 +390,8 @@ class _Job:
             pairs = torch.utils.data.TensorDataset(train.x, train.y)
             posterior.fit(torch.utils.data.DataLoader(pairs, batch_size=512))
             tensors = {f"{key}/{k}": v for key, factor in posterior.factors.items() for k, v in factor.items()}
-            manifest = {"recipe": asdict(self.recipe), "dataset": self.dataset, "train_digest": train.digest}
+            manifest: dict[str, Any] = {"recipe": asdict(self.recipe), "dataset": self.dataset}
+            manifest["train_digest"] = train.digest
             manifest |= {"seed": self.seed, "noise_variance": posterior.noise_variance, "versions": versions()}
             save_checkpoint(name, tensors, manifest, folders()[-1])
             return posterior

@@ -1,0 +1,105 @@
+"""Rules that every stored notebook keeps. That its cells run and its tables hold is nbval's part."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROMISED = {"00", "01", "02", "03", "04", "08"}
+every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def cells(path: Path, kind: str) -> list[dict[str, Any]]:
+    return [cell for cell in read(path)["cells"] if cell["cell_type"] == kind]
+
+
+def text(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def code_lines(cell: dict[str, Any]) -> int:
+    return len(text(cell).strip().splitlines())
+
+
+def test_the_promised_notebooks_exist():
+    assert {path.name[:2] for path in NOTEBOOKS} >= PROMISED
+
+
+@every
+def test_the_title_is_a_question(path):
+    first = read(path)["cells"][0]
+    title = text(first).splitlines()[0]
+    assert first["cell_type"] == "markdown"
+    assert title.startswith("# ") and title.rstrip().endswith("?"), title
+
+
+@every
+def test_one_cell_holds_the_parameters_as_literals(path):
+    tagged = [cell for cell in cells(path, "code") if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    names = []
+    for line in ast.parse(text(tagged[0])).body:
+        assert isinstance(line, ast.Assign), ast.unparse(line)
+        ast.literal_eval(line.value)
+        names += [target.id for target in line.targets if isinstance(target, ast.Name)]
+    assert {"preset", "seed"} <= set(names)
+    assert "preset = 'quick'" in ast.unparse(ast.parse(text(tagged[0])))
+
+
+@every
+def test_the_notebook_is_short_and_at_least_half_prose(path):
+    code, prose = cells(path, "code"), cells(path, "markdown")
+    assert 20 <= len(code) + len(prose) <= 35
+    assert len(prose) >= len(code)
+
+
+@every
+def test_code_cells_are_small(path):
+    lengths = [code_lines(cell) for cell in cells(path, "code")]
+    assert statistics.median(lengths) <= 6
+    assert max(lengths) <= 25
+
+
+@every
+def test_outputs_are_stored_whole_and_without_errors(path):
+    code = cells(path, "code")
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not [output for output in outputs if output["output_type"] == "error"]
+
+
+@every
+def test_nothing_is_stored_that_differs_between_machines(path):
+    notebook = read(path)
+    assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
+    assert all(set(cell["metadata"]) <= {"tags"} for cell in notebook["cells"])
+    outputs = json.dumps([cell.get("outputs", []) for cell in notebook["cells"]])
+    outputs = re.sub(r'"image/png": (\[[^]]*\]|"[^"]*")', '""', outputs)
+    found = re.search(r"(?<![\w.~/])/(?:home|root|tmp|work|usr|opt|Users|mnt|workspace)/[\w.-]+|[A-Z]:\\\\", outputs)
+    assert found is None, found and found.group(0)
+
+
+@every
+def test_the_notebook_is_small_enough_for_git(path):
+    assert path.stat().st_size <= 300_000
+
+
+@every
+def test_the_closing_code_cell_shows_the_claims(path):
+    calls = [cell for cell in cells(path, "code") if re.search(r"\.claims\(\)", text(cell))]
+    assert len(calls) == 1
+    assert calls[0] in cells(path, "code")[-2:]  # only the versions may follow
+    assert "verdict" in json.dumps(calls[0]["outputs"])

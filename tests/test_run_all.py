@@ -1,0 +1,326 @@
+"""Running notebooks: what is repeated and what is not, failures, interruptions, and wrong command lines.
+
+Most tests ask the functions; three run real kernels in a small project of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+import run_all
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISH = """
+import os, pathlib
+folder = pathlib.Path(os.environ["XUQ_FIGURES"]) / preset
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "NN_table.csv").write_text(f"seed\\n{seed}\\n")
+print("threads", os.environ["OMP_NUM_THREADS"])
+"""
+
+
+def write(project: Path, name: str, *code: str, parameters: str = 'preset = "quick"\nseed = 0') -> Path:
+    path = project / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    cells = [nbformat.v4.new_code_cell(text.replace("NN", name[:2])) for text in code]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Why?"), first, *cells])
+    nbformat.write(notebook, path)
+    return path
+
+
+def command(project: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "run_all.py"), "--project", str(project), *arguments]
+
+
+def start(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "XUQ_FIGURES"}
+    return subprocess.run(
+        command(project, *arguments), capture_output=True, text=True, check=False, cwd="/", env=environment
+    )
+
+
+def plan(project: Path, *arguments: str) -> list[run_all.Job]:
+    return run_all.plan(run_all.parse(["--project", str(project), *arguments]))
+
+
+def statuses(ran: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    lines = [line.split() for line in ran.stdout.splitlines() if line.startswith("[")]
+    return {words[1]: words[2] for words in lines}
+
+
+def test_a_failing_notebook_leaves_its_traceback_the_others_go_on_and_only_what_changed_runs_again(tmp_path):
+    write(tmp_path, "50_first", PUBLISH)
+    write(tmp_path, "51_broken", "1 / 0")
+    ran = start(tmp_path, "--jobs", "2")
+    assert ran.returncode == 1
+    assert statuses(ran) == {"50_first": "ran", "51_broken": "failed"}
+    assert "ZeroDivisionError" in ran.stderr
+    build = tmp_path / "build" / "quick"
+    assert "ZeroDivisionError" in (build / "51_broken.error.txt").read_text()
+    assert (build / "51_broken.failed.ipynb").exists()
+    assert not (build / "51_broken.ipynb").exists()
+    assert (tmp_path / "figures" / "quick" / "50_table.csv").read_text() == "seed\n0\n"
+    assert "threads 1" in (build / "50_first.ipynb").read_text()
+
+    write(tmp_path, "51_broken", PUBLISH)
+    ran = start(tmp_path, "--jobs", "2")
+    assert ran.returncode == 0
+    assert statuses(ran) == {"50_first": "cached", "51_broken": "ran"}
+    assert not list(build.glob("51_broken.[ef]*"))
+
+
+def gone(process: int) -> bool:
+    """Whether the process has ended; one that nobody has waited for counts as ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the kernel in /proc")
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path, blow):
+    marker = tmp_path / "kernel"
+    write(tmp_path, "50_whole", PUBLISH)
+    slow = f"import os, time, pathlib\nmarker = pathlib.Path({str(marker)!r})\nfirst = not marker.exists()\n"
+    write(tmp_path, "51_slow", PUBLISH, slow + "marker.write_text(str(os.getpid()))\nif first: time.sleep(300)")
+    running = subprocess.Popen(command(tmp_path, "--jobs", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(lambda: marker.exists() and marker.read_text())
+    running.send_signal(blow)
+    running.communicate(timeout=30)
+    assert running.returncode == (-blow if blow == signal.SIGKILL else 130)
+    kernel = int(marker.read_text())
+    wait_for(lambda: gone(kernel))
+
+    ran = start(tmp_path, "--jobs", "1")
+    assert ran.returncode == 0, ran.stderr
+    assert statuses(ran) == {"50_whole": "cached", "51_slow": "ran"}
+    assert not list((tmp_path / "build" / "quick").glob("*.tmp*"))
+
+
+def finished(project: Path) -> run_all.Job:
+    """A job whose results are in place, as `run` would leave them, without a kernel."""
+    source = write(project, "50_first", PUBLISH)
+    (job,) = plan(project)
+    job.copies.mkdir(parents=True, exist_ok=True)
+    job.path(".tmp.ipynb").write_bytes(source.read_bytes())
+    job.figures.mkdir(parents=True, exist_ok=True)
+    (job.figures / "50_table.csv").write_text("seed\n0\n")
+    run_all.keep(job, {}, time.monotonic())
+    return job
+
+
+def test_a_finished_notebook_is_whole_and_its_outputs_do_not_matter(tmp_path):
+    job = finished(tmp_path)
+    assert run_all.is_whole(job)
+    notebook = json.loads(job.source.read_text())
+    notebook["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "new"}]
+    job.source.write_text(json.dumps(notebook))
+    assert run_all.is_whole(plan(tmp_path)[0])
+
+
+@pytest.mark.parametrize("change", ["cell", "parameter", "manifest", "library", "version", "retrain", "preset"])
+def test_whatever_a_result_depends_on_makes_it_run_again(tmp_path, monkeypatch, change):
+    finished(tmp_path)
+    arguments = {"parameter": ["-p", "seed=1"], "retrain": ["--retrain"], "preset": ["--preset", "full"]}.get(
+        change, []
+    )
+    if change == "cell":
+        write(tmp_path, "50_first", PUBLISH + "\n1 + 1")
+    elif change in ("manifest", "library"):
+        path = tmp_path / {"manifest": "checkpoints/net.json", "library": "xuqlib/data.py"}[change]
+        path.parent.mkdir()
+        path.write_text("0")
+    elif change == "version":
+        monkeypatch.setattr(run_all.study, "versions", lambda: {"torch": "9"})
+    before, (job,) = json.loads((tmp_path / "build/quick/50_first.json").read_text())["key"], plan(tmp_path, *arguments)
+    assert job.key != before
+    assert not run_all.is_whole(job)
+
+
+@pytest.mark.parametrize(
+    "lost", ["figures/quick/50_table.csv", "build/quick/50_first.ipynb", "build/quick/50_first.json"]
+)
+@pytest.mark.parametrize("how", ["removed", "cut short"])
+def test_a_result_that_lost_a_file_runs_again(tmp_path, lost, how):
+    job = finished(tmp_path)
+    if how == "removed":
+        (tmp_path / lost).unlink()
+    else:
+        (tmp_path / lost).write_bytes((tmp_path / lost).read_bytes()[:5])
+    assert not run_all.is_whole(job)
+
+
+def test_figures_that_a_notebook_no_longer_makes_are_dropped(tmp_path):
+    job = finished(tmp_path)
+    run_all.study.update_index(job.figures, {"50_table": {"seed": 0}, "51_other": {"seed": 0}})
+    before = run_all.own_figures(job)
+    job.path(".tmp.ipynb").write_bytes(job.source.read_bytes())
+    (job.figures / "50_new.csv").write_text("x\n1\n")
+    (job.figures / "51_other.csv").write_text("x\n1\n")
+    run_all.keep(job, before, time.monotonic())
+    assert sorted(path.name for path in job.figures.glob("*.csv")) == ["50_new.csv", "51_other.csv"]
+    assert list(json.loads((job.figures / "index.json").read_text())) == ["51_other"]
+    assert run_all.is_whole(job)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--only", "07"], "notebook 07 is not known; known are 50_first"),
+        (["--only", ","], "known are 50_first"),
+        (["-p", "epochz=3"], "50_first.ipynb has no parameter epochz; known are preset, seed"),
+        (["epochz=3"], "has no parameter epochz"),
+        (["--preset", "huge"], "invalid choice: 'huge' (choose from"),
+        (["-p", "seed"], "parameter 'seed' should read name=value"),
+        (["--jobs", "0"], "--jobs is 0; give 1 or more"),
+        (["--data", "nowhere"], "--data nowhere is not a folder"),
+        (["--store", "--preset", "full"], "--store keeps the quick run"),
+    ],
+)
+def test_a_wrong_command_line_stops_before_anything_runs(tmp_path, capsys, arguments, told):
+    write(tmp_path, "50_first", PUBLISH)
+    with pytest.raises(SystemExit) as stopped:
+        run_all.main(["--project", str(tmp_path), *arguments])
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "build").exists()
+
+
+def test_a_notebook_without_its_parameters_cell_stops_the_run(tmp_path, capsys):
+    path = write(tmp_path, "50_first", PUBLISH)
+    path.write_text(path.read_text().replace('"parameters"', '"other"'))
+    with pytest.raises(SystemExit):
+        plan(tmp_path)
+    assert "has 0 cells tagged 'parameters'" in capsys.readouterr().err
+
+
+def test_a_folder_without_notebooks_stops_the_run(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        plan(tmp_path)
+    assert "no notebook NN_name.ipynb" in capsys.readouterr().err
+
+
+def test_notebooks_are_chosen_by_number_or_by_name(tmp_path):
+    for name in ("50_first", "04_second", "08_third"):
+        write(tmp_path, name)
+    assert [job.name for job in plan(tmp_path, "--only", "08_third, 50")] == ["08_third", "50_first"]
+
+
+def test_a_parameter_of_the_command_line_is_typed_and_its_results_stay_out_of_the_published_folder(tmp_path):
+    write(tmp_path, "50_first", parameters='preset = "quick"\nseed: int = 0\nsizes = [1]')
+    (job,) = plan(tmp_path, "-p", "seed=3", "sizes=[2, 4]")
+    assert job.parameters == {"preset": "quick", "seed": 3, "sizes": [2, 4]}
+    assert job.figures == tmp_path / "build" / "custom" / "figures" / "quick"
+    assert job.copies == tmp_path / "build" / "custom" / "quick"
+
+
+def test_retrained_results_stay_out_of_the_published_folder(tmp_path):
+    write(tmp_path, "50_first")
+    (job,) = plan(tmp_path, "--retrain")
+    assert job.figures == tmp_path / "build" / "retrained" / "figures" / "quick"
+
+
+def test_the_list_shows_names_and_parameters_and_runs_nothing(tmp_path, capsys):
+    write(tmp_path, "04_second", parameters='preset = "quick"\nseed = 0\nnum_draws = 8')
+    assert run_all.main(["--project", str(tmp_path), "--list", "--preset", "full"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("04_second  preset='full', seed=0, num_draws=50")
+    assert not (tmp_path / "build").exists()
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(3, "1"), (1, "5")])
+def test_kernels_share_the_cores(tmp_path, monkeypatch, workers, threads):
+    for name in (*run_all.THREAD_SETTINGS, "XUQ_FIGURES", "XUQ_DATA", "XUQ_RETRAIN", "PYTHONPATH", "MPLBACKEND"):
+        monkeypatch.setenv(name, "")  # restored after the test
+    monkeypatch.setattr(run_all, "cores", lambda: 5)
+    write(tmp_path, "50_first")
+    arguments = run_all.parse(["--project", str(tmp_path), "--retrain", "--data", str(tmp_path)])
+    run_all.set_environment(arguments, run_all.plan(arguments), workers)
+    assert [os.environ[name] for name in run_all.THREAD_SETTINGS] == [threads] * 4
+    assert os.environ["XUQ_RETRAIN"] == "1"
+    assert os.environ["XUQ_DATA"] == str(tmp_path)
+    assert os.environ["XUQ_FIGURES"] == str(tmp_path / "build" / "retrained" / "figures")
+
+
+def executed(job: run_all.Job, text: str) -> None:
+    """Leave an executed copy as papermill would: an injected cell, timings, widget state, and an output."""
+    notebook = nbformat.read(job.source, 4)
+    injected = nbformat.v4.new_code_cell("seed = 0", metadata={"tags": ["injected-parameters"], "papermill": {}})
+    notebook.cells.insert(2, injected)
+    for count, cell in enumerate([cell for cell in notebook.cells if cell.cell_type == "code"], start=1):
+        cell.execution_count = count
+        cell.metadata["papermill"] = {"duration": 0.1}
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": text}, execution_count=3)]
+    notebook.metadata = {"widgets": {"state": {}}, "papermill": {}, "kernelspec": {"name": "mine", "display_name": "m"}}
+    job.copies.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, job.path(".ipynb"))
+
+
+def test_storing_keeps_outputs_and_tags_and_drops_what_differs_between_machines(tmp_path):
+    write(tmp_path, "50_first", "1 + 1")
+    (job,) = plan(tmp_path, "--store")
+    executed(job, "2")
+    assert run_all.store(job) == ""
+    stored = nbformat.read(job.source, 4)
+    nbformat.validate(stored)
+    assert [cell.cell_type for cell in stored.cells] == ["markdown", "code", "code"]
+    assert stored.cells[1].metadata == {"tags": ["parameters"]}
+    assert stored.cells[2].outputs[0]["data"]["text/plain"] == "2"
+    assert (stored.cells[2].execution_count, stored.cells[2].outputs[0].execution_count) == (2, 2)
+    assert set(stored.metadata) == {"kernelspec", "language_info"}
+    assert stored.metadata.kernelspec.name == "python3"
+    assert plan(tmp_path)[0].key == job.key
+
+
+def test_a_notebook_that_is_too_large_or_was_changed_while_it_ran_is_not_stored(tmp_path):
+    source = write(tmp_path, "50_first", "1 + 1")
+    (job,) = plan(tmp_path, "--store")
+    executed(job, "2" * 300_000)
+    before = source.read_bytes()
+    assert "show fewer or smaller figures" in run_all.store(job)
+    assert source.read_bytes() == before
+    executed(job, "2")
+    write(tmp_path, "50_first", "1 + 2")
+    assert "changed while it ran" in run_all.store(job)
+
+
+OLD = pd.DataFrame({"posterior": ["a", "b"], "accuracy": [0.9, 0.8]})
+
+
+@pytest.mark.parametrize(
+    ("new", "told"),
+    [
+        (OLD.assign(accuracy=[0.91, 0.77]), "agrees: accuracy by 0.03 (allowed 0.04)"),
+        (OLD.assign(accuracy=[0.9, 0.7]), "differs: accuracy by 0.1 (allowed 0.04)"),
+        (OLD.assign(accuracy=[0.9, None]), "differs: accuracy by 0 (allowed 0.04); a value is missing on one side"),
+        (OLD.assign(posterior=["a", "c"]), "differs: other rows or columns than the published table"),
+        (OLD[:1], "differs: other rows or columns than the published table"),
+    ],
+)
+def test_a_retrained_table_agrees_within_its_tolerance_or_says_by_how_much_not(tmp_path, new, told):
+    OLD.to_csv(tmp_path / "old.csv", index=False)
+    new.to_csv(tmp_path / "new.csv", index=False)
+    assert run_all.compare(tmp_path / "old.csv", tmp_path / "new.csv", {"accuracy": 0.04}) == told
+
+
+def test_a_retrained_table_that_was_never_published_is_said_to_be_so(tmp_path):
+    assert "not published" in run_all.compare(tmp_path / "old.csv", tmp_path / "new.csv", {"accuracy": 0.04})

@@ -1,0 +1,58 @@
+"""One figure, several panels: a chart repeated for each value of a column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from xuqlib.charts import HUES, Picture, styled
+
+
+@styled
+def panels(
+    frame: pd.DataFrame,
+    draw: Callable[[Axes, pd.DataFrame], object],
+    *,
+    by: str,
+    labels: tuple[str, str],
+    share: str = "xy",
+    columns: int = 4,
+    size: tuple[float, float] = (4.2, 3.6),
+    title: str = "",
+) -> Picture:
+    """Repeat a chart side by side, one panel for each value of a column, in order of appearance.
+
+    Args:
+        frame: one observation per row.
+        draw: adds one part of the frame to its axes.
+        by: column whose values make the panels.
+        labels: of the x and the y axis, with units.
+        share: axes that all panels share: "", "x", "y" or "xy".
+        columns: panels in a row, at most.
+        size: width and height of a panel, in inches.
+        title: the claim of the figure.
+
+    Raises:
+        ValueError: the frame has no row or no such column.
+    """
+    if frame.empty or by not in frame:
+        raise ValueError(
+            f"the frame has {len(frame)} rows and columns {', '.join(map(str, frame))}; wanted rows and {by!r}"
+        )
+    parts = list(frame.groupby(by, sort=False))
+    columns = min(columns, len(parts))
+    num_rows = -(-len(parts) // columns)
+    figure = Picture(figsize=(size[0] * columns, size[1] * num_rows + 0.6))
+    grid = figure.subplots(num_rows, columns, sharex="x" in share, sharey="y" in share, squeeze=False).ravel()
+    for axes, (name, part) in zip(grid, parts, strict=False):
+        axes.set_prop_cycle(color=HUES)
+        draw(axes, part)
+        axes.set_title(str(name))
+    for axes in grid[len(parts) :]:
+        axes.set_visible(False)
+    figure.supxlabel(labels[0], fontsize=15)
+    figure.supylabel(labels[1], fontsize=15)
+    figure.suptitle(title)
+    return figure

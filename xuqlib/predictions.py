@@ -1,0 +1,87 @@
+"""Tables of how well, and how surely, a posterior answers: one row per posterior, per example or per confidence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from xuqlib.checks import check_count
+from xuqlib.data import Examples
+from xuqlib.uncertainty import decompose, scores_of, standard_errors
+
+SCORES = ("accuracy", "r2", "nll", "brier", "ece")
+
+
+def score_row(logits: Tensor, examples: Examples, *, noise_variance: float = 0.0, seed: int = 0) -> dict[str, float]:
+    """Every score of `SCORES` and its standard error over examples, NAME_se; NaN where the task has no such score.
+
+    Args:
+        logits: (draw, example, class), as `uncertainty.logits_of` gives them.
+        examples: what was predicted.
+        noise_variance: for regression, that of the draws.
+        seed: of the bootstrap.
+    """
+    found = scores_of(logits, examples.y, noise_variance=noise_variance)
+    errors = standard_errors(logits, examples.y, noise_variance=noise_variance, seed=seed)
+    row = {name: found.get(name, np.nan) for name in SCORES}
+    return row | {f"{name}_se": errors.get(name, np.nan) for name in SCORES}
+
+
+def answers(logits: Tensor, target: Tensor) -> pd.DataFrame:
+    """What the mean prediction of the draws answers to each example, and how surely.
+
+    Args:
+        logits: (draw, example, class), more than one class.
+        target: class of each example, (N,).
+
+    Returns:
+        One row per example: example, answer ("right" or "wrong"), confidence (probability of the answer), nll (of the
+        truth), total, aleatoric, epistemic, the last four in nats.
+    """
+    probs, parts = logits.double().softmax(-1).mean(0), decompose(logits)  # (N, C)
+    confidence, answer = probs.max(1)
+    frame = parts.to_frame()
+    frame.insert(1, "answer", np.where(answer == target, "right", "wrong"))
+    frame.insert(2, "confidence", confidence.numpy())
+    frame.insert(3, "nll", -probs.gather(1, target[:, None])[:, 0].log().numpy())
+    return frame
+
+
+def reliability(frame: pd.DataFrame, *, num_bins: int = 10, fewest: int = 10) -> pd.DataFrame:
+    """Accuracy of the answers of like confidence, in bins of equal width.
+
+    Args:
+        frame: columns answer and confidence, as `answers` gives them.
+        num_bins: bins between 0 and 1.
+        fewest: bins with fewer answers are left out.
+
+    Returns:
+        One row per bin: confidence (mean), accuracy, num_answers, and low, high: two binomial standard errors.
+    """
+    check_count(num_bins, 1, "num_bins")
+    place = (frame["confidence"] * num_bins).clip(upper=num_bins - 0.5).astype(int)
+    groups = frame.assign(right=frame["answer"].eq("right").astype(float)).groupby(place.rename("bin"))
+    bins = groups.agg(confidence=("confidence", "mean"), accuracy=("right", "mean"), num_answers=("right", "size"))
+    error = (bins["accuracy"] * (1 - bins["accuracy"]) / bins["num_answers"]) ** 0.5
+    bins = bins.assign(low=bins["accuracy"] - 2 * error, high=bins["accuracy"] + 2 * error)
+    return bins[bins["num_answers"] >= fewest].reset_index(drop=True)
+
+
+def score_points(table: pd.DataFrame) -> pd.DataFrame:
+    """Scores one per row, for a figure: dataset, posterior, score, value, se, and panel, which names set and score.
+
+    Args:
+        table: rows of `score_row` with the columns dataset and posterior added.
+    """
+    keys = ["dataset", "posterior"]
+    parts = [
+        table[[*keys, name, f"{name}_se"]].set_axis([*keys, "value", "se"], axis=1).assign(score=name)
+        for name in SCORES
+    ]
+    points = pd.concat(parts).dropna(subset="value")
+    shown = points["score"].map(lambda name: name if name == "accuracy" else name.upper())
+    order = {name: place for place, name in enumerate(dict.fromkeys(table["dataset"]))}
+    return points.assign(panel=points["dataset"] + ": " + shown).sort_values(
+        "dataset", key=lambda names: names.map(order), kind="stable", ignore_index=True
+    )

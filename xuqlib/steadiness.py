@@ -1,0 +1,155 @@
+"""How steady explanations are: tables over many examples, for the notebooks that measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+from xuqlib.checks import check_choice
+from xuqlib.distribution import ExplanationDistribution
+from xuqlib.draws import Draws
+from xuqlib.explainers import completeness_gap, integrated_gradients
+from xuqlib.explaining import Explainer, explain
+from xuqlib.lime import superpixels
+from xuqlib.posteriors import MCDropout
+
+INTERVAL = "±2 standard errors over examples"
+CVS = ("cv_ratio", "cv_pooled", "cv_signed", "cv_paper", "cv_paper_unscaled")
+
+
+def over_examples(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Mean of a column over the rows of each group, one row per example, and two standard errors either way.
+
+    Returns:
+        Columns `by`, `value`, low, high; groups in order of appearance. low and high are NaN for a single example.
+    """
+    groups = frame.groupby(list(by), sort=False)[value]
+    mean, error = groups.mean(), groups.sem()
+    return pd.DataFrame({value: mean, "low": mean - 2 * error, "high": mean + 2 * error}).reset_index()
+
+
+def pool(values: Tensor, segments: Tensor, how: str = "sum") -> Tensor:
+    """Pool the attributions of pixels to regions, so that explainers of unlike granularity can be compared.
+
+    Args:
+        values: (draw, example, channel, height, width).
+        segments: region of each pixel, (example, height, width), numbered from 0.
+        how: "sum" for attributions of pixels; "mean" for LIME, which repeats a region's number at each of its pixels.
+
+    Returns:
+        (draw, example, region), summed over channels; 0 where a picture has fewer regions than another.
+    """
+    check_choice(how, ("sum", "mean"), "how")
+    flat = values.sum(2).flatten(2)  # (S, N, H * W)
+    where = segments.flatten(1).expand(flat.shape)
+    empty = flat.new_zeros(*flat.shape[:2], int(segments.max()) + 1)
+    return empty.scatter_reduce(2, where, flat, how, include_self=False)
+
+
+def steadiness(
+    draws: Draws | Sequence[nn.Module],
+    explainer: Explainer,
+    x: Tensor,
+    *,
+    how: str = "sum",
+    block: int = 32,
+    **options: Any,
+) -> pd.DataFrame:
+    """Every CV of every example, one row each, in blocks of examples, so that memory does not grow with their number.
+
+    Args:
+        draws, explainer, x, **options: as for `explain`; x is pictures (N, C, H, W).
+        how: of `pool`, over the superpixels that `lime` uses.
+        block: examples explained at a time.
+
+    Returns:
+        The columns of `ExplanationDistribution.summary`, and cv_pooled, the ratio CV over superpixels.
+    """
+    frames = []
+    for start in range(0, len(x), block):
+        part = x[start : start + block]
+        e = explain(draws, explainer, part, progress=False, **options)
+        regions = ExplanationDistribution(pool(e.values, superpixels(part), how)) if e.values is not None else None
+        frames.append(e.summary().assign(cv_pooled=np.nan if regions is None else regions.cv("ratio").numpy()))
+        frames[-1]["example"] += start
+    return pd.concat(frames, ignore_index=True)
+
+
+def quotients(frame: pd.DataFrame, explainer: str, rival: str) -> pd.DataFrame:
+    """How many times steadier one explainer is than another: geometric mean over examples of CV / CV of the rival.
+
+    Each example is its own control: only those that both explained, under the same posterior, count.
+
+    Args:
+        frame: rows of `steadiness` with the columns posterior and explainer added.
+        explainer, rival: two values of the column explainer.
+
+    Returns:
+        Columns posterior, definition (of `CVS`), quotient, and low, high: two standard errors of the mean logarithm.
+    """
+    sides = [
+        frame[frame["explainer"] == name].set_index(["posterior", "example"])[list(CVS)] for name in (explainer, rival)
+    ]
+    # The rows of the first side keep their order.
+    quotient = sides[0].where(sides[0] > 0) / sides[1].where(sides[1] > 0).reindex(sides[0].index)
+    long = (
+        quotient.apply(np.log)
+        .reset_index()
+        .melt(["posterior", "example"], var_name="definition", value_name="quotient")
+        .dropna()
+    )
+    means = over_examples(long, ["posterior", "definition"], "quotient")
+    ends = ["quotient", "low", "high"]
+    return means.assign(**{end: np.exp(means[end]) for end in ends})
+
+
+def std_errors(values: Tensor, reference: Tensor, counts: Sequence[int]) -> pd.DataFrame:
+    """How far the std over few draws is from that over many, relative to it: root mean square over pixels.
+
+    Args:
+        values: attributions (draw, example, ...), cut into as many groups of T draws as there are.
+        reference: attributions of other draws, (draw, example, ...).
+        counts: the numbers of draws T.
+
+    Returns:
+        Columns draws (T), example, error. For Gaussian attributions error is about 1 / sqrt(2 (T - 1)).
+    """
+    values, truth = values.double().flatten(2), reference.double().flatten(2).std(0)
+    frames = []
+    for count in counts:
+        groups = values[: len(values) // count * count].unflatten(0, (-1, count))
+        off = ((groups.std(1) - truth) ** 2).mean(0).sum(1) / (truth**2).sum(1)
+        frames.append(pd.DataFrame({"draws": count, "example": range(len(off)), "error": off.sqrt().numpy()}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def mask_walk(
+    posterior: MCDropout, x: Tensor, target: Tensor, step_counts: Sequence[int], *, num_draws: int, seed: int = 0
+) -> pd.DataFrame:
+    """What becomes of Integrated Gradients' spread when dropout masks are drawn anew at every step of its path.
+
+    Args:
+        posterior: its draws are taken with fixed and with resampled masks.
+        x, target: as for `explain`.
+        step_counts: numbers of steps, ascending.
+
+    Returns:
+        Columns masks ("fixed", "resampled"), steps, example; std, summed over the input; gap, the completeness gap in
+        logits, root mean square over draws; relative, std over that with fixed masks at the most steps.
+    """
+    frames = []
+    for masks in ("fixed", "resampled"):
+        for steps in step_counts:
+            draws = posterior.sample(num_draws, seed=seed, masks=masks)
+            e = explain(draws, integrated_gradients, x, target, num_steps=steps, progress=False)
+            pairs = zip(draws.to(x.device), e.values if e.values is not None else [], strict=True)
+            gap = Tensor([completeness_gap(draw, x, each, target).square().tolist() for draw, each in pairs])
+            columns = {"std": e.std().flatten(1).sum(1).numpy(), "gap": gap.mean(0).sqrt().numpy()}
+            frames.append(pd.DataFrame({"masks": masks, "steps": steps, "example": range(len(x)), **columns}))
+    walk = pd.concat(frames, ignore_index=True)
+    fixed = walk[walk["masks"] == "fixed"].groupby("example")["std"].last()
+    return walk.assign(relative=walk["std"] / walk["example"].map(fixed))

@@ -281,6 +281,32 @@ def test_an_explainer_leaves_network_x_and_the_global_generators_as_they_were(
         assert not module._backward_hooks
 
 
+def test_a_network_that_writes_into_its_input_is_explained_like_one_that_does_not(
+    explainer: Callable[..., Tensor],
+) -> None:
+    tail = seeded(lambda: nn.Linear(5, 3))
+    x, baseline = randn(4, 5), randn(5, seed=1)
+    before, start = x.clone(), baseline.expand(4, 5).clone()
+    writing, plain = nn.Sequential(nn.ReLU(inplace=True), tail), nn.Sequential(nn.ReLU(), tail)
+    assert torch.equal(explainer(writing, x, TARGET), explainer(plain, x, TARGET))
+    path = {"baseline": start, "num_steps": 4}
+    attribution = integrated_gradients(writing, x, TARGET, **path)
+    assert torch.equal(attribution, integrated_gradients(plain, x, TARGET, **path))
+    gap = completeness_gap(writing, x, attribution, TARGET, baseline=start)
+    assert torch.equal(gap, completeness_gap(plain, x, attribution, TARGET, baseline=start))
+    assert torch.equal(x, before)
+    assert torch.equal(start, baseline.expand(4, 5))
+
+
+def test_captum_leaves_x_alone_even_if_the_network_writes_into_its_input() -> None:
+    pytest.importorskip("captum.attr")
+    tail = seeded(lambda: nn.Linear(5, 3))
+    x = randn(4, 5)
+    before = x.clone()
+    from_captum("FeatureAblation")(nn.Sequential(nn.ReLU(inplace=True), tail), x, TARGET)
+    assert torch.equal(x, before)
+
+
 def test_an_explainer_gives_the_same_inside_no_grad_and_inference_mode(
     explainer: Callable[..., Tensor], case: tuple[nn.Module, Tensor]
 ) -> None:

@@ -206,9 +206,16 @@ def test_relu6_is_closed_above_six_as_well(relu6: Callable[[Tensor], Tensor]) ->
     torch.testing.assert_close(attribution, torch.tensor([[0.0, 3.0, 0.0, 0.0]], dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    "clamp", [lambda x: x.clamp(-1, 1), lambda x: x.clamp(min=0.5), lambda x: x.clamp(max=0), lambda x: x.clamp(0, 1)]
-)
+NO_RELUS: dict[str, Callable[[Tensor], Tensor]] = {
+    "clamp on both sides": lambda x: x.clamp(-1, 1),
+    "clamp at a half": lambda x: x.clamp(min=0.5),
+    "clamp from above": lambda x: x.clamp(max=0),
+    "clamp to pictures": lambda x: x.clamp(0, 1),
+    "threshold with a jump": lambda x: F.threshold(x, 0.0, -1.0),
+}
+
+
+@pytest.mark.parametrize("clamp", NO_RELUS.values(), ids=NO_RELUS)
 def test_a_clamp_that_is_no_relu_is_left_alone(clamp: Callable[[Tensor], Tensor]) -> None:
     x = torch.tensor([[-0.3, 0.7, 3.0]], dtype=torch.float64)
     network = lambda batch: -clamp(batch).sum(1)  # noqa: E731 - a guided clamp would stop this negative slope

@@ -6,14 +6,12 @@ Since the design is then the same too, one factorisation serves all examples: co
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 import torch
-from skimage.segmentation import slic
 from torch import Tensor, nn
 
 from xuqlib.checks import check_count, check_examples, check_fixed, check_logits, check_number, check_target
@@ -29,6 +27,7 @@ from xuqlib.explainers import (
     select_logits,
     smoothgrad,
 )
+from xuqlib.superpixels import check_segments, filled, superpixels
 
 _Perturb = Callable[[Tensor, Tensor], Tensor]
 _Parameters = ParamSpec("_Parameters")
@@ -82,34 +81,6 @@ class _Surrogate:
         variance = (centred**2) @ self.share
         constant = variance <= (32 * rounding * y.abs().amax(1)) ** 2
         return coefficients, torch.where(constant, torch.nan, 1 - unexplained / variance)
-
-
-def superpixels(x: Tensor, num_segments: int = 40) -> Tensor:
-    """Cut each picture into about `num_segments` regions of like colour, (N, H, W), numbered from 0.
-
-    SLIC; its compactness is 10 for colour (compared in Lab), and 0.1 for any other number of channels (in [0, 1]).
-
-    Raises:
-        TypeError, ValueError: x is not pictures (N, C, H, W); num_segments is below 1.
-
-    Source: Achanta et al. 2012, through skimage.segmentation.slic.
-    """
-    check_examples(x)
-    check_count(num_segments, 1, "num_segments")
-    if x.dim() != 4:
-        raise ValueError(f"superpixels need pictures (N, C, H, W), x is {tuple(x.shape)}")
-    pictures = x.detach().movedim(1, -1).double().cpu().numpy()
-    labels = [_segment(np.ascontiguousarray(p).tobytes(), p.shape, num_segments) for p in pictures]
-    return torch.as_tensor(np.stack(labels))
-
-
-@functools.lru_cache(maxsize=512)
-def _segment(picture: bytes, shape: tuple[int, int, int], num_segments: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Superpixels of one picture (H, W, C). Kept, since every draw asks for the same ones again."""
-    image = np.frombuffer(picture, dtype=np.float64).reshape(shape)
-    compactness = 10.0 if shape[2] == 3 else 0.1
-    labels = slic(image, n_segments=num_segments, compactness=compactness, channel_axis=-1, start_label=0)
-    return np.unique(labels, return_inverse=True)[1].reshape(shape[:2]).astype(np.int64)
 
 
 def lime_fit(
@@ -193,7 +164,7 @@ def _fits(
         return _fit_table(networks, x, target, rng, num_samples, alpha, kernel_width, scale)
     if x.dim() != 4:
         raise ValueError(f"lime explains tables (N, F) and pictures (N, C, H, W), x is {tuple(x.shape)}")
-    labels = superpixels(x, num_segments) if segments is None else _check_segments(segments, x)
+    labels = superpixels(x, num_segments) if segments is None else check_segments(segments, x)
     return _fit_pictures(networks, x, target, rng, num_samples, alpha, kernel_width, labels, fill)
 
 
@@ -251,7 +222,7 @@ def _fit_pictures(
     # One row of numbers per superpixel: those of the first do not depend on how many there are in other pictures.
     shown = torch.from_numpy(rng.random((int(sizes.max()), num_samples)) < 0.5).T.contiguous()  # (M, K)
     shown[0] = True
-    hidden, keep, where = _filled(x, labels, fill), shown.to(x.device), labels.flatten(1).to(x.device)
+    hidden, keep, where = filled(x, labels, fill), shown.to(x.device), labels.flatten(1).to(x.device)
 
     def perturb(example: Tensor, copy: Tensor) -> Tensor:
         visible = keep[copy].gather(1, where[example]).view(-1, 1, *x.shape[2:])
@@ -274,12 +245,12 @@ def _fit_pictures(
     return [LimeFit(attribution.contiguous(), fit.to(x)) for attribution, fit in zip(attributions, r2, strict=True)]
 
 
-def _perturbed_logits(
-    networks: list[Network], perturb: _Perturb, x: Tensor, target: Any, num_samples: int
-) -> Tensor:
+def _perturbed_logits(networks: list[Network], perturb: _Perturb, x: Tensor, target: Any, num_samples: int) -> Tensor:
     """Return the target logit of every copy of every example by every network, (S, N, M), float64 on the CPU."""
     rows, num_examples = rows_per_pass(x, None), len(x)
-    trunk, heads = shared_trunk(networks) if all(isinstance(n, nn.Module) for n in networks) else (nn.Identity(), networks)
+    trunk, heads = (
+        shared_trunk(networks) if all(isinstance(n, nn.Module) for n in networks) else (nn.Identity(), networks)
+    )
     with torch.no_grad():  # a layer may work in place, so each gets its own copy
         num_classes = check_logits(heads[0](trunk(x[:rows].clone())), len(x[:rows])).shape[1]
         classes = check_target(target, num_examples, num_classes)
@@ -291,34 +262,6 @@ def _perturbed_logits(
             wanted = classes[example.to(classes.device)]
             found.append(torch.stack([select_logits(head, features.clone(), wanted) for head in heads]).cpu().double())
     return torch.cat(found, 1).view(len(networks), num_examples, num_samples)
-
-
-def _check_segments(segments: Tensor, x: Tensor) -> Tensor:
-    """Return the given superpixels with labels 0, 1, ... without gaps in each picture, (N, H, W) on the CPU."""
-    wanted = (len(x), *x.shape[2:])
-    if not isinstance(segments, Tensor) or segments.is_floating_point() or segments.shape != wanted:
-        given = f"{segments.dtype} {tuple(segments.shape)}" if isinstance(segments, Tensor) else type(segments).__name__
-        raise ValueError(f"segments are {given}; pass a whole-number tensor {wanted}, one label per pixel")
-    return torch.stack(
-        [torch.from_numpy(np.unique(p, return_inverse=True)[1]).view(wanted[1:]) for p in segments.cpu().numpy()]
-    )
-
-
-def _filled(x: Tensor, labels: Tensor, fill: str | float | Tensor) -> Tensor:
-    """Return the pictures with everything hidden, shaped like x."""
-    if isinstance(fill, Tensor):
-        try:
-            return fill.detach().to(x).expand_as(x)
-        except RuntimeError:
-            raise ValueError(f"fill has shape {tuple(fill.shape)}, which does not broadcast to x") from None
-    if not isinstance(fill, str):
-        return torch.full_like(x, check_number(fill, float("-inf"), "fill"))
-    if fill != "mean":
-        raise ValueError(f"unknown fill {fill!r}; known: mean, a number (0 for black), or a tensor")
-    where = labels.flatten(1)[:, None].expand(-1, x.shape[1], -1).to(x.device)  # (N, C, H * W)
-    means = torch.zeros((*x.shape[:2], int(labels.max()) + 1), dtype=x.dtype, device=x.device)
-    means.scatter_reduce_(2, where, x.flatten(2), "mean", include_self=False)
-    return means.gather(2, where).view(x.shape)
 
 
 EXPLAINERS: dict[str, Explainer] = {

@@ -1,0 +1,137 @@
+"""Checkpoints give back what was saved, or say what is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from core_networks import randn
+from safetensors.torch import save_file
+
+from xuqlib import checkpoints
+from xuqlib.checkpoints import CheckpointError, find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
+
+TENSORS = {
+    "weight": randn(4, 3, dtype=torch.float32),
+    "bias": randn(4, dtype=torch.float32, seed=1),
+    "count": torch.tensor(7),
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty place for published and cached checkpoints alike."""
+    monkeypatch.setattr(checkpoints, "ROOT", tmp_path)
+    monkeypatch.setenv("XUQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("XUQ_RETRAIN", raising=False)
+    return tmp_path
+
+
+def test_rounding_halves_matrices_alone_and_survives_the_file_exactly(tmp_path):
+    kept = rounded(TENSORS)
+    assert [kept[name].dtype for name in TENSORS] == [torch.float16, torch.float32, torch.int64]
+    path = save_checkpoint("it", kept, {"seed": 3}, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["it.json", "it.safetensors"]
+    loaded, manifest = load_checkpoint(path.with_suffix(".json"))
+    assert manifest == {"seed": 3, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    for name, value in TENSORS.items():
+        assert loaded[name].dtype == value.dtype
+        assert torch.equal(loaded[name], kept[name].to(value.dtype))
+    again, _ = load_checkpoint(save_checkpoint("again", rounded(loaded), {}, tmp_path).with_suffix(".json"))
+    assert all(torch.equal(again[name], loaded[name]) for name in TENSORS), "rounding twice is rounding once"
+
+
+def test_a_damaged_file_is_refused_and_both_digests_are_named(tmp_path):
+    path = save_checkpoint("it", TENSORS, {}, tmp_path)
+    expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    found = hashlib.sha256(content).hexdigest()
+    with pytest.raises(CheckpointError, match=f"it.safetensors is damaged: expected SHA-256 {expected}, found {found}"):
+        load_checkpoint(path.with_suffix(".json"))
+
+
+def test_a_truncated_file_is_refused_too(tmp_path):
+    path = save_checkpoint("it", TENSORS, {}, tmp_path)
+    path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path.with_suffix(".json"))
+
+
+def test_a_manifest_without_its_file_is_refused(tmp_path):
+    path = save_checkpoint("it", TENSORS, {}, tmp_path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="it.safetensors is missing beside its manifest; restore it, or delete"):
+        load_checkpoint(path.with_suffix(".json"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"recipe": 1}'])
+def test_a_manifest_that_is_none_is_refused(tmp_path, content):
+    path = save_checkpoint("it", TENSORS, {}, tmp_path).with_suffix(".json")
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match="it.json is not the manifest of a checkpoint"):
+        load_checkpoint(path)
+
+
+class Interrupted(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("older", [False, True])
+def test_an_interrupted_save_is_as_if_it_had_not_begun(home, monkeypatch, step, older):
+    folder = folders()[-1]
+    if older:
+        save_checkpoint("it", TENSORS, {"version": 1}, folder)
+    whole, calls = os.replace, []
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == step:
+            raise Interrupted
+        whole(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(Interrupted):
+        save_checkpoint("it", {"weight": torch.zeros(9)}, {"version": 2}, folder)
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoints, "ROOT", home)
+    monkeypatch.setenv("XUQ_CACHE", str(home / "cache"))
+    assert find_checkpoint("it") is None, "nothing is half there"
+    save_checkpoint("it", TENSORS, {"version": 3}, folder)
+    found = find_checkpoint("it")
+    assert found is not None and load_checkpoint(found)[1]["version"] == 3
+
+
+def test_published_checkpoints_come_before_those_of_the_cache(home):
+    assert folders() == [home / "checkpoints", home / "cache" / "checkpoints"]
+    assert find_checkpoint("it") is None
+    save_checkpoint("it", TENSORS, {"recipe": {"epochs": 1}}, folders()[1])
+    assert find_checkpoint("it") == folders()[1] / "it.json"
+    save_checkpoint("it", TENSORS, {"recipe": {"epochs": 2, "widths": [1, 2]}}, folders()[0])
+    assert find_checkpoint("it") == folders()[0] / "it.json"
+
+
+def test_one_of_another_recipe_does_not_hide_one_of_this(home):
+    save_checkpoint("it", TENSORS, {"recipe": {"epochs": 2}}, folders()[0])
+    save_checkpoint("it", TENSORS, {"recipe": {"epochs": 1, "widths": (1, 2)}}, folders()[1])
+    assert find_checkpoint("it", {"epochs": 1, "widths": (1, 2)}) == folders()[1] / "it.json"
+    assert find_checkpoint("it", {"epochs": 3}) is None
+
+
+def test_while_everything_is_trained_anew_no_older_checkpoint_counts(home, monkeypatch):
+    save_checkpoint("it", TENSORS, {}, folders()[0])
+    monkeypatch.setenv("XUQ_RETRAIN", "1")
+    assert folders() == [home / "build" / "retrained" / "checkpoints"]
+    assert find_checkpoint("it") is None
+
+
+def test_a_leftover_of_an_interrupted_save_is_no_checkpoint(home):
+    folders()[1].mkdir(parents=True)
+    save_file(TENSORS, folders()[1] / ".it.1.partial")
+    assert find_checkpoint("it") is None

@@ -5,9 +5,11 @@ import math
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from xuqlib.data import Examples
-from xuqlib.predictions import SCORES, answers, reliability, score_points, score_row
+from xuqlib.draws import Draws
+from xuqlib.predictions import SCORES, answers, reliability, score_points, score_row, settling
 
 
 def logits_for(probs):
@@ -51,3 +53,20 @@ def test_score_points_hold_each_score_of_the_table_once_with_its_error():
     assert points["panel"].tolist() == ["b: accuracy", "b: NLL", "a: R2", "a: NLL"]
     assert points["value"].tolist() == [0.5, 2.0, 0.7, 1.0]
     assert points["se"].tolist() == [0.1, 0.2, 0.3, 0.4]
+
+
+def constant(probability):
+    """A network that gives two classes fixed probabilities."""
+    network = nn.Linear(1, 2)
+    nn.init.zeros_(network.weight)
+    network.bias.data = torch.tensor([probability, 1 - probability]).log()
+    return network.requires_grad_(False)
+
+
+def test_settling_compares_groups_of_the_first_half_with_the_second():
+    draws = Draws([constant(p) for p in (0.2, 0.4, 0.5, 0.5)])
+    frame = settling(draws, torch.zeros(3, 1), [1, 2])
+    assert frame["example"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert frame["distance"].tolist() == pytest.approx([0.2] * 3 + [0.2] * 3)  # mean of .3, .1; and .5 - .3
+    with pytest.raises(ValueError, match="half the draws"):
+        settling(draws, torch.zeros(3, 1), [3])

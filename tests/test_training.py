@@ -18,7 +18,7 @@ from xuqlib import DeepEnsemble, Examples, Flipout, MCDropConnect, MCDropout, Re
 from xuqlib.checkpoints import CheckpointError
 from xuqlib.training import METHODS, RECIPES, augmented, build, predict, recipe_for, train_or_load
 
-SHORT = Recipe(epochs=3, batch_size=16, learning_rate=1e-2)
+SHORT = Recipe(epochs=3, batch_size=16, learning_rate=3e-2)
 
 
 def network(dropout: float = 0.0, classes: int = 3) -> nn.Module:
@@ -117,7 +117,7 @@ def test_regression_is_by_squares_whether_the_output_is_a_column_or_flat(flat):
             return self.line(x).squeeze(1) if flat else self.line(x)
 
     model, train = seeded(Flat, dtype=torch.float32), tabular(256, classes=None)
-    fit(model, train, tabular(20, classes=None, seed=1), Recipe(epochs=40, learning_rate=3e-2), progress=False)
+    fit(model, train, tabular(20, classes=None, seed=1), Recipe(epochs=40, batch_size=32, learning_rate=3e-2, weight_decay=0.0), progress=False)
     assert float((predict(model, train.x).view(-1, 1) - train.y).square().mean()) < 0.01 * float(train.y.var())
 
 
@@ -130,21 +130,18 @@ def test_soft_labels_replace_the_class_index():
 
 
 def test_flipout_learns_under_its_kl_weight():
-    train, validation = tabular(256), tabular(64, seed=1)
-    recipe = Recipe(epochs=30, batch_size=32, learning_rate=3e-2, weight_decay=0.0)
+    train, validation = tabular(1024), tabular(64, seed=1)
+    # One epoch, since the epoch with the best prediction is kept, and only the first under a huge divergence.
+    recipe = Recipe(epochs=1, batch_size=4, learning_rate=5e-2, weight_decay=0.0)
     spread = {}
     for weight in (0.0, 1e6):
         posterior = Flipout(network(), initial_std=0.05, prior_std=0.7, kl_weight=weight)
         before = loss_of(posterior.network, train)
-        fit(posterior, train, validation, dataclasses.replace(recipe, epochs=1), progress=False)
-        if weight == 0:
-            assert loss_of(posterior.network, train) < before
-        fit(posterior, train, validation, dataclasses.replace(recipe, patience=30), progress=False)
-        layer = posterior.network.get_submodule(posterior.layers[0])
-        spread[weight] = float(layer.std.detach().mean())
-    assert spread[0.0] < 0.1
-    # Only the prior counts, but the epoch with the best validation loss is kept, not the last.
-    assert spread[1e6] > 2 * spread[0.0]
+        fit(posterior, train, validation, recipe, progress=False)
+        assert (loss_of(posterior.network, train) < before / 2) == (weight == 0)
+        spread[weight] = posterior.network.get_submodule(posterior.layers[0]).std.detach()
+    assert spread[0.0].mean() < 0.2
+    assert (spread[1e6] - 0.7).abs().max() < 0.1, "only the prior counts"
 
 
 def test_augmentation_shifts_each_picture_by_at_most_an_eighth():
@@ -182,7 +179,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XUQ_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("XUQ_DEVICE", "cpu")
     monkeypatch.delenv("XUQ_RETRAIN", raising=False)
-    short = dataclasses.replace(RECIPES["diabetes"], epochs=2, options=(("hidden", (4,)),))
+    short = dataclasses.replace(RECIPES["diabetes"], epochs=2, options=(("hidden", (16,)),))
     monkeypatch.setitem(RECIPES, "diabetes", short)
     return tmp_path / "cache" / "checkpoints"
 

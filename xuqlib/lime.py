@@ -27,7 +27,8 @@ from xuqlib.explainers import (
     select_logits,
     smoothgrad,
 )
-from xuqlib.superpixels import check_segments, filled, superpixels
+from xuqlib.superpixels import check_segments, filled
+from xuqlib.superpixels import superpixels as superpixels
 
 _Perturb = Callable[[Tensor, Tensor], Tensor]
 _Parameters = ParamSpec("_Parameters")
@@ -123,8 +124,14 @@ def lime_fit(
 
     Source: Ribeiro, Singh & Guestrin 2016, eq. 2 and section 3.4. arXiv 1602.04938.
     """
-    options = {"num_samples": num_samples, "seed": seed, "alpha": alpha, "kernel_width": kernel_width, "scale": scale}
-    pictures = {"num_segments": num_segments, "segments": segments, "fill": fill}
+    options: dict[str, Any] = {
+        "num_samples": num_samples,
+        "seed": seed,
+        "alpha": alpha,
+        "kernel_width": kernel_width,
+        "scale": scale,
+    }
+    pictures: dict[str, Any] = {"num_segments": num_segments, "segments": segments, "fill": fill}
     return _fits([network], x, target, **options, **pictures)[0]
 
 
@@ -248,9 +255,8 @@ def _fit_pictures(
 def _perturbed_logits(networks: list[Network], perturb: _Perturb, x: Tensor, target: Any, num_samples: int) -> Tensor:
     """Return the target logit of every copy of every example by every network, (S, N, M), float64 on the CPU."""
     rows, num_examples = rows_per_pass(x, None), len(x)
-    trunk, heads = (
-        shared_trunk(networks) if all(isinstance(n, nn.Module) for n in networks) else (nn.Identity(), networks)
-    )
+    modules = [network for network in networks if isinstance(network, nn.Module)]
+    trunk, heads = shared_trunk(modules) if len(modules) == len(networks) else (nn.Identity(), networks)
     with torch.no_grad():  # a layer may work in place, so each gets its own copy
         num_classes = check_logits(heads[0](trunk(x[:rows].clone())), len(x[:rows])).shape[1]
         classes = check_target(target, num_examples, num_classes)

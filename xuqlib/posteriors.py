@@ -275,7 +275,7 @@ class Laplace(Posterior):
 
     def _draw(self, seed: int, draw: int) -> dict[str, Tensor]:
         weights = {}
-        for number, (name, factor) in enumerate(self.factors.items()):
+        for number, (name, factor) in enumerate(sorted(self.factors.items())):  # a checkpoint keeps no order
             mean, precision = self.network.get_parameter(name).detach(), factor["precision"]
             generator = generator_of(seed, draw, number)
             noise = torch.randn(precision.shape, generator=generator, dtype=torch.float32, device="cpu").to(precision)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from xuqlib.checks import check_count
 from xuqlib.data import Examples
-from xuqlib.uncertainty import decompose, scores_of, standard_errors
+from xuqlib.draws import Draws
+from xuqlib.uncertainty import decompose, logits_of, scores_of, standard_errors
 
 SCORES = ("accuracy", "r2", "nll", "brier", "ece")
 
@@ -85,3 +88,32 @@ def score_points(table: pd.DataFrame) -> pd.DataFrame:
     return points.assign(panel=points["dataset"] + ": " + shown).sort_values(
         "dataset", key=lambda names: names.map(order), kind="stable", ignore_index=True
     )
+
+
+def settling(draws: Draws, x: Tensor, counts: Sequence[int]) -> pd.DataFrame:
+    """How far the mean prediction of a few draws is from that of many others.
+
+    The first half of the draws is cut into as many groups of T as there are; the second half is the reference.
+
+    Args:
+        draws: of a classifier; at least twice the largest count.
+        x: examples (N, ...).
+        counts: the numbers of draws T.
+
+    Returns:
+        Columns draws (T), example, distance: total variation, half the sum over classes of |difference|, in [0, 1],
+        averaged over groups. It includes the reference's own error.
+
+    Raises:
+        ValueError: a count is larger than half the draws.
+    """
+    half = len(draws) // 2
+    if not counts or max(counts) > half:
+        raise ValueError(f"counts are {list(counts)} but half the draws are {half}; sample more, or ask for fewer")
+    probs = logits_of(draws, x).double().softmax(-1)  # (S, N, C)
+    few, reference, frames = probs[:half], probs[half:].mean(0), []
+    for count in counts:
+        groups = few[: half // count * count].unflatten(0, (-1, count)).mean(1)
+        distance = 0.5 * (groups - reference).abs().sum(-1).mean(0)
+        frames.append(pd.DataFrame({"draws": count, "example": range(len(x)), "distance": distance.numpy()}))
+    return pd.concat(frames, ignore_index=True)

@@ -14,8 +14,8 @@ from xuqlib.distribution import ExplanationDistribution
 from xuqlib.draws import Draws
 from xuqlib.explainers import completeness_gap, integrated_gradients
 from xuqlib.explaining import Explainer, explain
-from xuqlib.lime import superpixels
 from xuqlib.posteriors import MCDropout
+from xuqlib.superpixels import superpixels
 
 INTERVAL = "±2 standard errors over examples"
 CVS = ("cv_ratio", "cv_pooled", "cv_signed", "cv_paper", "cv_paper_unscaled")

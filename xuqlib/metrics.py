@@ -1,0 +1,42 @@
+"""What a map is worth: does it agree with another one, and does it lie where the evidence is?"""
+
+from __future__ import annotations
+
+import pandas as pd
+from torch import Tensor
+
+
+def alike(a: Tensor, b: Tensor) -> pd.Series:
+    """Rank correlation (Spearman) of two attributions of each example, sign included, summed over channels.
+
+    Args:
+        a, b: (N, C, H, W) or (N, F).
+
+    Returns:
+        One number in [-1, 1] per example; NaN where one of the two is constant.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"attributions are {tuple(a.shape)} and {tuple(b.shape)}; pass the same examples")
+    columns = [pd.DataFrame((m.sum(1) if m.ndim == 4 else m).flatten(1).cpu().numpy().T) for m in (a, b)]
+    return columns[0].corrwith(columns[1], method="spearman")
+
+
+def on_evidence(attribution: Tensor, mask: Tensor) -> pd.DataFrame:
+    """How much of each map lies on the pixels that are known to matter.
+
+    Args:
+        attribution: (N, C, H, W).
+        mask: True on the evidence, (N, H, W).
+
+    Returns:
+        One row per example: share of |attribution| on the mask; hit, whether the largest pixel lies on it (the part of
+        them where several tie, as within a superpixel); area, the mask's share of the picture.
+    """
+    size = attribution.double().abs().sum(1)  # (N, H, W)
+    top = (size == size.amax((1, 2), keepdim=True)).double()
+    inside = mask.to(size)
+    share, hit = ((each * inside).sum((1, 2)) / each.sum((1, 2)) for each in (size, top))
+    return pd.DataFrame({"share": share.numpy(), "hit": hit.numpy(), "area": inside.mean((1, 2)).numpy()})

@@ -368,6 +368,7 @@ BAD: dict[str, tuple[Callable[[Callable[..., Tensor]], Any], type[Exception], st
     "class -1": (lambda e: e(mlp(), randn(4, 5), -1), ValueError, "target -1 of example 0 is out of range"),
     "no network": (lambda e: e("mlp", randn(4, 5), 0), TypeError, "network is a str"),
     "tuple out": (lambda e: e(lambda x: (x, x), randn(4, 5), 0), TypeError, "network returned a tuple"),
+    "rows out": (lambda e: e(lambda x: x.repeat(2, 1), randn(4, 5), 0), ValueError, r"\(8, 5\) for 4 examples"),
     "maps out": (lambda e: e(lambda x: x[..., None], randn(4, 5), 0), ValueError, r"\(4, 5, 1\) for 4 examples"),
     "dropout on": (
         lambda e: e(nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5)).double(), randn(4, 5), 0),

@@ -49,9 +49,9 @@ class Picture(Figure):
         import PIL.Image
 
         full, small = io.BytesIO(), io.BytesIO()
-        self.savefig(full, format="png", metadata={"Software": None})
+        self.savefig(full, format="png", dpi=60, metadata={"Software": None})
         with PIL.Image.open(full) as picture:  # a palette: a third of the bytes that a stored notebook would hold
-            picture.convert("RGB").quantize(200, dither=PIL.Image.Dither.NONE).save(small, format="png", optimize=True)
+            picture.convert("RGB").quantize(64, dither=PIL.Image.Dither.NONE).save(small, format="png", optimize=True)
         return small.getvalue()
 
 
@@ -77,7 +77,7 @@ def feature_bars(frame: pd.DataFrame, *, hue: str | None = None, title: str = ""
         unit: unit of the attribution.
     """
     panels = [("", frame)] if hue is None else [(str(name), part) for name, part in frame.groupby(hue, sort=False)]
-    figure = Picture(figsize=(2.5 + 4.0 * len(panels), 1.8 + 0.5 * frame["feature"].nunique()))
+    figure = Picture(figsize=(2.5 + (4.0 if len(panels) < 3 else 2.7) * len(panels), 1.8 + 0.5 * frame["feature"].nunique()))
     grid = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (name, part) in zip(grid, panels, strict=True):
         colours = [HUES[0] if mean >= 0 else HUES[1] for mean in part["mean"]]

@@ -65,7 +65,7 @@ def _of_maps(explanation: Explanations, alive: Tensor, spread: Tensor) -> list[s
     evenness = size.std(1, correction=0) / size.mean(1)
     uniform = alive & (evenness < UNIFORM) & (size.shape[1] > 1)
     share = explanation.undefined_share("paper")
-    undefined = alive & (share > MANY_UNDEFINED)
+    undefined = alive & ~uniform & (share > MANY_UNDEFINED)
     cv, ceiling = explanation.cv("paper", rescale=False).flatten(1).nanmedian(1).values, explanation.noise_ceiling
     noisy = spread & (cv > NEAR_CEILING * ceiling)
     return [

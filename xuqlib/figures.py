@@ -9,9 +9,10 @@ sum over channels before taking the standard deviation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
@@ -135,6 +136,37 @@ def map_grid(
         axes.set_ylabel(name)
     figure.suptitle(title)
     return figure
+
+
+def example_maps(
+    x: torch.Tensor,
+    maps: Mapping[str, torch.Tensor],
+    *,
+    dataset: str,
+    row_titles: Sequence[str] = (),
+    scaled: bool = False,
+    title: str = "",
+) -> tuple[Figure, pd.DataFrame]:
+    """Pictures beside signed maps of them, one row per example, one column per kind of map; and the numbers shown.
+
+    Args:
+        x: pictures, (N, C, H, W); those with a map are shown.
+        maps: name of each column and its attributions, (n, C, H, W).
+        dataset, row_titles, title: as for `map_grid`.
+        scaled: divide each map by its largest |value|, where columns have unlike units.
+
+    Returns:
+        The figure, and its frame: one row per pixel, one column per map.
+    """
+    flat = {name: each.detach().cpu().double().sum(1) for name, each in maps.items()}
+    if scaled:
+        flat = {name: each / each.abs().amax((1, 2), keepdim=True) for name, each in flat.items()}
+    count = len(next(iter(flat.values())))
+    rows = [[x[i], *(each[i] for each in flat.values())] for i in range(count)]
+    kinds, heads = ["picture", *["signed"] * len(flat)], ["picture", *(name.replace("_", "\n") for name in flat)]
+    figure = map_grid(rows, kinds=kinds, column_titles=heads, row_titles=row_titles, dataset=dataset, title=title)
+    columns = {f"{name}, picture {i}": np.asarray(each[i]).ravel() for name, each in flat.items() for i in range(count)}
+    return figure, pd.DataFrame(columns).rename_axis("pixel").reset_index()
 
 
 def maps(

@@ -20,8 +20,10 @@ def alike(a: Tensor, b: Tensor) -> pd.Series:
     """
     if a.shape != b.shape:
         raise ValueError(f"attributions are {tuple(a.shape)} and {tuple(b.shape)}; pass the same examples")
-    columns = [pd.DataFrame((m.sum(1) if m.ndim == 4 else m).flatten(1).cpu().numpy().T) for m in (a, b)]
-    return columns[0].corrwith(columns[1], method="spearman")
+    # Pearson's correlation of the ranks, without scipy's warning about a constant map.
+    columns = [pd.DataFrame((m.sum(1) if m.ndim == 4 else m).flatten(1).cpu().numpy().T).rank() for m in (a, b)]
+    left, right = (each - each.mean() for each in columns)  # (pixel, N)
+    return (left * right).sum() / ((left**2).sum() * (right**2).sum()) ** 0.5
 
 
 def on_evidence(attribution: Tensor, mask: Tensor) -> pd.DataFrame:

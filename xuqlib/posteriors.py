@@ -261,9 +261,10 @@ class Laplace(Posterior):
         for name, vectors, values, delta in blocks:
             values = [value.detach().clamp(min=0) for value in values]  # round-off below zero
             product = values[0] if len(values) == 1 else torch.outer(values[0], values[1])
-            factors[prefix + name] = {"precision": product + delta.detach(), "rows": vectors[0].detach()}
+            # Laid out as in a checkpoint, so that its draws are the same to the last bit.
+            factors[prefix + name] = {"precision": product + delta.detach(), "rows": vectors[0].detach().contiguous()}
             if len(vectors) == 2:
-                factors[prefix + name]["columns"] = vectors[1].detach()
+                factors[prefix + name]["columns"] = vectors[1].detach().contiguous()
         return factors
 
     def sample(self, num_draws: int, *, seed: int = 0) -> Draws:

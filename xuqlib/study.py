@@ -33,9 +33,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
     "quick": {},
     "full": {
-        "00": {"dataset": "cifar10", "num_draws": 50},
-        "01": {},
-        "02": {"dataset": "cifar10", "num_draws": 50, "num_examples": 500},
+        "00": {"dataset": "cifar10", "num_draws": 50, "num_examples": 20, "example": 17, "num_steps": 16},
+        "01": {
+            "dataset": "cifar10",
+            "datasets": ["cifar10", "mnist", "fer_plus", "planted", "digits", "california_housing", "diabetes"],
+            "methods_of": {"mnist": ["mc_dropout"], "fer_plus": ["mc_dropout"]},
+            "num_examples": 10_000,
+        },
+        "02": {"dataset": "cifar10", "novel": "cifar100", "num_draws": 50, "num_examples": 500},
         "03": {"dataset": "cifar10", "num_examples": 100},
         "04": {"dataset": "cifar10", "num_draws": 50, "num_examples": 500},
         "08": {"dataset": "california_housing", "num_draws": 50, "num_examples": 500},
@@ -287,9 +292,9 @@ class Notebook:
 
         with PIL.Image.open(path) as picture:
             small = picture.convert("RGB")
-        small.thumbnail((900, 900))
+        small.thumbnail((640, 640))
         buffer = io.BytesIO()
-        small.quantize(64).save(buffer, format="png", optimize=True)  # a palette: about a quarter of the bytes
+        small.quantize(32).save(buffer, format="png", optimize=True)  # a palette: about a quarter of the bytes
         return Image(data=buffer.getvalue())
 
     def _publish(self, figure: Figure | None, frame: pd.DataFrame, slug: str, **recipe: str | None) -> None:

@@ -1,0 +1,285 @@
+"""explain is the plain loop over draws; its options change the work and not the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from core_networks import (
+    EXACT,
+    OneOutput,
+    inplace_cnn,
+    late_cnn,
+    randn,
+    seeded,
+    table_mlp,
+)
+from torch import Tensor, nn, tensor
+from torch.testing import assert_close
+
+from xuqlib import (
+    DeepEnsemble,
+    Draws,
+    Flipout,
+    MCDropout,
+    explain,
+    explaining,
+    from_captum,
+    gradient,
+    gradient_x_input,
+    guided_backprop,
+    integrated_gradients,
+    lime,
+    mlp,
+    smoothgrad,
+    variance_split,
+)
+from xuqlib.distribution import CV_KINDS
+
+EXPLAINERS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
+    "gradient": (gradient, {}),
+    "gradient_x_input": (gradient_x_input, {}),
+    "guided_backprop": (guided_backprop, {}),
+    "integrated_gradients": (integrated_gradients, {"num_steps": 4}),
+    "integrated_gradients from the mean": (integrated_gradients, {"num_steps": 4, "baseline": "mean"}),
+    "smoothgrad": (smoothgrad, {"num_samples": 4, "seed": 3}),
+    "lime": (lime, {"num_samples": 40, "seed": 3, "num_segments": 4}),
+    "saliency by captum": (from_captum("Saliency"), {"abs": False}),
+}
+
+
+@pytest.fixture(params=["table", "pictures", "shared trunk"])
+def case(request: pytest.FixtureRequest) -> tuple[Draws, Tensor]:
+    build = {"table": table_mlp, "pictures": inplace_cnn, "shared trunk": late_cnn}[request.param]
+    shape = (5, 5) if request.param == "table" else (5, 3, 8, 8)
+    return MCDropout(seeded(build)).sample(3, seed=1), randn(*shape)
+
+
+TARGET = tensor([0, 2, 1, 1, 0])
+
+
+@pytest.mark.usefixtures("untouched_generators")
+@pytest.mark.parametrize("name", EXPLAINERS)
+def test_explaining_equals_the_plain_loop_over_draws(case, name):
+    draws, x = case
+    explainer, options = EXPLAINERS[name]
+    e = explain(draws, explainer, x, TARGET, **options)
+    loop = torch.stack([explainer(draws[i], x, TARGET, **options) for i in range(len(draws))])
+    assert e.values is not None and e.values.shape == (3, *x.shape)
+    assert_close(e.values, loop, **EXACT)
+    assert not torch.allclose(loop[0], loop[1]), "the draws do not differ"
+    assert (e.explainer, e.posterior) == (explainer.__name__, "mc_dropout")
+    chunked = explain(draws, explainer, x, TARGET, chunk=2, **options)
+    assert_close(chunked.values, loop, **EXACT)
+
+
+def test_moments_equal_those_of_all_attributions(case):
+    draws, x = case
+    full = explain(draws, gradient, x, TARGET)
+    for chunk in (None, 2):
+        streamed = explain(draws, gradient, x, TARGET, keep="moments", chunk=chunk)
+        assert streamed.values is None and streamed.num_draws == 3
+        assert_close(streamed.mean(), full.mean(), **EXACT)
+        assert_close(streamed.std(), full.std(), **EXACT)
+        for kind in CV_KINDS:
+            assert_close(streamed.cv(kind), full.cv(kind), equal_nan=True, **EXACT)
+        assert_close(streamed.cv(rescale=False), full.cv(rescale=False), equal_nan=True, **EXACT)
+
+
+def test_what_moments_hold_does_not_grow_with_the_draws():
+    posterior, x = MCDropout(seeded(table_mlp)), randn(4, 5)
+
+    def numbers(num_draws: int) -> int:
+        e = explain(posterior.sample(num_draws), gradient, x, keep="moments")
+        assert e.values is None
+        return sum(welford.mean.numel() + welford.squares.numel() for welford in e.moments.of.values())
+
+    assert numbers(2) == numbers(30) == 2 * 3 * 20
+
+
+def test_attributions_are_let_go_one_by_one_while_moments_are_kept():
+    import weakref
+
+    alive: list[Any] = []
+
+    def watched(network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        assert sum(ref() is not None for ref in alive) <= 2, "earlier attributions are still held"
+        attribution = gradient(network, x, target)
+        alive.append(weakref.ref(attribution))
+        return attribution
+
+    explain(MCDropout(seeded(table_mlp)).sample(8), watched, randn(4, 5), keep="moments")
+    assert len(alive) == 8
+
+
+def test_the_target_is_the_argmax_of_the_mean_probability_for_every_draw(case):
+    draws, x = case
+    expected = draws(x).softmax(-1).mean(0).argmax(1)
+    for chunk in (None, 2):
+        e = explain(draws, gradient, x, chunk=chunk)
+        assert torch.equal(e.target, expected)
+    assert_close(e.values, explain(draws, gradient, x, expected).values, **EXACT)
+
+
+def test_the_mean_is_of_probabilities_not_of_logits():
+    class Constant(nn.Module):
+        def __init__(self, logits: list[float]) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(tensor(logits))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.logits.expand(len(x), -1) + 0 * x.sum(1, keepdim=True)
+
+    # One draw is wild about class 0; the two others prefer class 1, and win two votes to one.
+    draws = DeepEnsemble([Constant([100.0, 0.0]), Constant([0.0, 3.0]), Constant([0.0, 3.0])]).sample()
+    assert draws(torch.zeros(1, 2)).mean(0).argmax().item() == 0
+    assert explain(draws, gradient, torch.zeros(1, 2)).target.tolist() == [1]
+
+
+def test_one_class_for_all_examples(case):
+    draws, x = case
+    e = explain(draws, gradient, x, 2)
+    assert e.target.tolist() == [2] * 5
+    assert_close(e.values, explain(draws, gradient, x, torch.full((5,), 2)).values, **EXACT)
+
+
+@pytest.mark.parametrize("build", [OneOutput, lambda: mlp(num_features=5, dropout=0.3)], ids=["flat", "column"])
+def test_a_regression_explains_its_one_output(build):
+    draws, x = MCDropout(seeded(build)).sample(4), randn(6, 5)
+    for name in ("gradient", "integrated_gradients", "lime"):
+        explainer, options = EXPLAINERS[name]
+        e = explain(draws, explainer, x, **options)
+        assert e.target is None and "target" not in e.summary()
+        loop = torch.stack([explainer(draw, x, **options) for draw in draws])
+        assert_close(e.values, loop, **EXACT)
+
+
+def test_a_mean_baseline_is_of_all_examples_whatever_the_chunk(case):
+    draws, x = case
+    e = explain(draws, integrated_gradients, x, TARGET, baseline="mean", num_steps=3, chunk=1)
+    mean = x.mean(0, keepdim=True).expand_as(x)
+    whole = torch.stack([integrated_gradients(draw, x, TARGET, baseline=mean, num_steps=3) for draw in draws])
+    assert_close(e.values, whole, **EXACT)
+
+
+def test_options_with_one_entry_per_example_are_cut_with_the_examples():
+    x = randn(5, 3, 8, 8)
+
+    def weighted(network: nn.Module, x: Tensor, target: Tensor, **options: Tensor) -> Tensor:
+        assert {name: len(value) for name, value in options.items()} == {
+            **dict.fromkeys(("per_pixel", "per_place", "per_example"), len(x)),
+            "other": 7,
+        }
+        shaped = options["per_example"].view(-1, 1, 1, 1)
+        return gradient(network, x, target) * shaped * options["per_pixel"] * options["per_place"][:, None]
+
+    options = {"per_pixel": randn(5, 3, 8, 8, seed=2), "per_place": randn(5, 8, 8, seed=3)}
+    options |= {"per_example": randn(5, seed=4), "other": randn(7)}
+    draws = MCDropout(seeded(late_cnn)).sample(2)
+    whole = explain(draws, weighted, x, TARGET, **options)
+    assert_close(explain(draws, weighted, x, TARGET, chunk=2, **options).values, whole.values, **EXACT)
+
+
+def test_an_option_per_feature_is_not_cut_when_there_are_as_many_examples():
+    draws, x = MCDropout(seeded(table_mlp)).sample(2), randn(5, 5)
+    scale = torch.arange(1.0, 6.0, dtype=torch.float64)
+    options = {"scale": scale, "num_samples": 40}
+    whole = torch.stack([lime(draw, x, TARGET, **options) for draw in draws])
+    assert_close(explain(draws, lime, x, TARGET, chunk=2, **options).values, whole, **EXACT)
+
+
+def test_a_list_of_networks_will_do_for_draws():
+    networks = [seeded(table_mlp, seed=s).eval() for s in range(2)]
+    e = explain(networks, gradient, randn(4, 5), 0)
+    assert_close(e.values[1], gradient(networks[1], randn(4, 5), 0), **EXACT)
+
+
+def test_an_explainer_that_knows_how_draws_share_their_work_is_given_all_of_them():
+    def together(draws: Draws, x: Tensor, target: Tensor) -> list[Tensor]:
+        return [gradient(draw, x, target) + 1 for draw in draws]
+
+    def explainer(*_: Any) -> Tensor:
+        raise AssertionError("called draw by draw")
+
+    explainer.over_draws = together  # type: ignore[attr-defined]
+    draws, x = MCDropout(seeded(table_mlp)).sample(3), randn(4, 5)
+    expected = explain(draws, gradient, x, 1).values + 1
+    assert_close(explain(draws, explainer, x, 1).values, expected, **EXACT)
+
+
+@pytest.mark.parametrize(("progress", "calls", "shown"), [(None, 101, True), (None, 100, False), (True, 2, True), (False, 101, False)])
+def test_a_bar_shows_where_the_work_is_long(monkeypatch, progress, calls, shown):
+    bars: list[dict[str, Any]] = []
+    whole = explaining.tqdm
+    monkeypatch.setattr(explaining, "tqdm", lambda **options: bars.append(options) or whole(**{**options, "disable": True}))
+    draws = Draws([seeded(table_mlp).eval()] * calls)
+    explain(draws, lambda n, x, t: x, randn(1, 5), 0, progress=progress)
+    assert bars[0]["disable"] is not shown and bars[0]["total"] == calls
+
+
+# Where the spread comes from
+
+
+class Slope(nn.Module):
+    """A network whose gradient is known: `slope` everywhere."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(tensor(slope, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.slope * x).sum(1, keepdim=True)
+
+
+def noisy(network: nn.Module, x: Tensor, target: Tensor | None, *, seed: int, noise: float = 0.0) -> Tensor:
+    """The slope of the network, plus noise of the explainer's own."""
+    stream = torch.Generator().manual_seed(seed)
+    return gradient(network, x, target) + noise * torch.randn(x.shape, generator=stream, dtype=torch.float64)
+
+
+def test_the_split_recovers_both_variances():
+    networks = [Slope(float(s)) for s in 2 * randn(200, seed=1)]
+    split = variance_split(networks, noisy, torch.zeros(1, 300, dtype=torch.float64), noise=3.0, num_repeats=3, seed=5)
+    # 200 networks and 300 features of independent noise: the explainer's part is known to a percent.
+    assert split.explainer.mean().item() == pytest.approx(9.0, rel=5 * math.sqrt(2 / (200 * 2 * 300)))
+    # The model's part is the variance of 200 slopes, and the noise that is left in the means averages out.
+    slopes = torch.stack([network.slope for network in networks]).detach()
+    assert split.model.mean().item() == pytest.approx(slopes.var().item(), rel=0.1)
+    assert slopes.var().item() == pytest.approx(4.0, rel=5 * math.sqrt(2 / 200))
+    assert_close(split.total, split.model + split.explainer, **EXACT)
+
+
+def test_an_explainer_of_noise_alone_leaves_nothing_to_the_model():
+    split = variance_split([Slope(1.0)] * 50, noisy, torch.zeros(1, 400, dtype=torch.float64), noise=1.0, num_repeats=2)
+    # Mean of 400 differences of variances, each with a standard error of about 0.15.
+    assert abs(split.model.mean()) < 5 * 0.15 / 20
+    assert (split.model < 0).any(), "unbiased estimates fall on both sides of 0"
+
+
+def test_an_explainer_without_noise_has_no_part():
+    split = variance_split([Slope(1.0), Slope(3.0)], noisy, torch.zeros(2, 3, dtype=torch.float64))
+    assert torch.equal(split.explainer, torch.zeros(2, 3, dtype=torch.float64))
+    assert_close(split.model, torch.full((2, 3), 2.0, dtype=torch.float64), **EXACT)
+
+
+@pytest.mark.usefixtures("untouched_generators")
+def test_limes_own_noise_shrinks_with_its_copies():
+    draws, x = Flipout(seeded(table_mlp), initial_std=0.2).sample(3), randn(2, 5)
+    few, many = (
+        variance_split(draws, lime, x, num_repeats=3, num_samples=n).explainer.mean().item() for n in (30, 600)
+    )
+    assert 0 < many < few / 5
+    again = variance_split(draws, lime, x, num_repeats=3, num_samples=30).explainer.mean().item()
+    assert again == few
+    assert variance_split(draws, lime, x, num_repeats=3, num_samples=30, seed=1).explainer.mean().item() != few
+
+
+def test_the_parts_are_shaped_like_x_and_share_one_target():
+    draws, x = MCDropout(seeded(late_cnn)).sample(3), randn(2, 3, 8, 8)
+    split = variance_split(draws, smoothgrad, x, num_repeats=2, num_samples=3)
+    assert split.model.shape == split.explainer.shape == x.shape
+    given = variance_split(draws, smoothgrad, x, explain(draws, gradient, x).target, num_repeats=2, num_samples=3)
+    assert torch.equal(given.model, split.model)

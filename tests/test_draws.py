@@ -296,7 +296,10 @@ def test_tied_weights_stay_tied_in_every_draw():
         (lambda: nn.Sequential(nn.Linear(5, 3), Random(torch.rand)), "rand"),
         (lambda: nn.Sequential(nn.Linear(5, 3), Random(lambda *s: torch.empty(*s).normal_())), "normal_"),
         (lambda: nn.Sequential(nn.Linear(5, 3), Random(lambda *s: torch.bernoulli(torch.ones(*s)))), "bernoulli"),
-        (lambda: nn.Sequential(nn.Linear(5, 3), Random(lambda *s: F.alpha_dropout(torch.ones(*s), 0.5, True))), "alpha"),
+        (
+            lambda: nn.Sequential(nn.Linear(5, 3), Random(lambda *s: F.alpha_dropout(torch.ones(*s), 0.5, True))),
+            "alpha",
+        ),
         (lambda: nn.Sequential(nn.Linear(5, 3), Random(lambda *s: F.rrelu(torch.ones(*s), training=True))), "rrelu"),
         (lambda: nn.Sequential(nn.Linear(5, 3), Attend()), "scaled_dot_product_attention"),
     ],

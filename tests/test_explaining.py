@@ -210,11 +210,15 @@ def test_an_explainer_that_knows_how_draws_share_their_work_is_given_all_of_them
     assert_close(explain(draws, explainer, x, 1).values, expected, **EXACT)
 
 
-@pytest.mark.parametrize(("progress", "calls", "shown"), [(None, 101, True), (None, 100, False), (True, 2, True), (False, 101, False)])
+@pytest.mark.parametrize(
+    ("progress", "calls", "shown"), [(None, 101, True), (None, 100, False), (True, 2, True), (False, 101, False)]
+)
 def test_a_bar_shows_where_the_work_is_long(monkeypatch, progress, calls, shown):
     bars: list[dict[str, Any]] = []
     whole = explaining.tqdm
-    monkeypatch.setattr(explaining, "tqdm", lambda **options: bars.append(options) or whole(**{**options, "disable": True}))
+    monkeypatch.setattr(
+        explaining, "tqdm", lambda **options: bars.append(options) or whole(**{**options, "disable": True})
+    )
     draws = Draws([seeded(table_mlp).eval()] * calls)
     explain(draws, lambda n, x, t: x, randn(1, 5), 0, progress=progress)
     assert bars[0]["disable"] is not shown and bars[0]["total"] == calls

@@ -70,7 +70,9 @@ def test_the_covariance_is_laplace_torchs(task):
     posterior = Laplace(network).fit(data)
     own = own_posterior(seeded(tiny), data)
     # optimised by 100 steps of Adam in float32: equal steps, rounded in another order
-    assert_close(covariance(posterior), own.posterior_precision.to_matrix(exponent=-1).detach().double(), rtol=1e-3, atol=1e-6)
+    assert_close(
+        covariance(posterior), own.posterior_precision.to_matrix(exponent=-1).detach().double(), rtol=1e-3, atol=1e-6
+    )
 
 
 def test_the_samples_have_that_covariance_and_the_trained_weights_as_mean(task):

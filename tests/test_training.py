@@ -57,7 +57,9 @@ def test_early_stopping_keeps_the_best_epoch():
 
 
 @pytest.mark.usefixtures("untouched_generators")
-@pytest.mark.parametrize("kind", [lambda n: n, MCDropout, MCDropConnect, Flipout], ids=["plain", "drop", "connect", "flip"])
+@pytest.mark.parametrize(
+    "kind", [lambda n: n, MCDropout, MCDropConnect, Flipout], ids=["plain", "drop", "connect", "flip"]
+)
 def test_the_same_seed_gives_the_same_network_bit_for_bit(kind):
     train, validation = tabular(65), tabular(20, seed=1)
     fitted = []
@@ -84,7 +86,9 @@ def untouched_generators():
 
 def test_pictures_are_augmented_by_the_seed_too():
     x = randn(40, 1, 8, 8, dtype=torch.float32)
-    pictures = Examples(name="p", split="train", x=x, y=torch.arange(40) % 2, index=torch.arange(40), class_names=("a", "b"))
+    pictures = Examples(
+        name="p", split="train", x=x, y=torch.arange(40) % 2, index=torch.arange(40), class_names=("a", "b")
+    )
     recipe = Recipe("mini_vgg", (("widths", (2, 2, 2)), ("hidden", 4)), epochs=1, augment="shift+flip", batch_size=16)
     fitted = []
     for seed in (0, 0, 1):
@@ -117,7 +121,13 @@ def test_regression_is_by_squares_whether_the_output_is_a_column_or_flat(flat):
             return self.line(x).squeeze(1) if flat else self.line(x)
 
     model, train = seeded(Flat, dtype=torch.float32), tabular(256, classes=None)
-    fit(model, train, tabular(20, classes=None, seed=1), Recipe(epochs=40, batch_size=32, learning_rate=3e-2, weight_decay=0.0), progress=False)
+    fit(
+        model,
+        train,
+        tabular(20, classes=None, seed=1),
+        Recipe(epochs=40, batch_size=32, learning_rate=3e-2, weight_decay=0.0),
+        progress=False,
+    )
     assert float((predict(model, train.x).view(-1, 1) - train.y).square().mean()) < 0.01 * float(train.y.var())
 
 

@@ -1,0 +1,202 @@
+"""The published checkpoints: whole, of today's recipes, and as accurate as the README promises.
+
+Sets that need a download are evaluated where their data are at hand, and judged by their manifests everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xuqlib import DataError, Draws, Examples, load, train_or_load
+from xuqlib.checkpoints import find_checkpoint
+from xuqlib.training import EMBEDDED, RECIPES
+from xuqlib.uncertainty import logits_of
+
+PUBLISHED = Path(__file__).resolve().parent.parent / "checkpoints"
+MEMBERS = [f"plain-member{member}" for member in range(5)]
+KINDS = [*MEMBERS, "mc_dropout-last", "mc_dropout-all", "mc_dropconnect-last", "flipout-last", "laplace-last"]
+REQUIRED = {
+    **dict.fromkeys(("planted", "digits", "diabetes", "california_housing", "cifar10"), KINDS),
+    **dict.fromkeys(("mnist", "fer_plus"), ["mc_dropout-last"]),
+}
+NAMES = [(dataset, f"{dataset}-{kind}-seed0") for dataset, kinds in REQUIRED.items() for kind in kinds]
+
+# Test accuracy or R2 of one network in eval mode, on the whole test split. Planted: see its own test.
+FLOORS = {
+    "digits": 0.97,
+    "diabetes": 0.35,
+    "california_housing": 0.78,
+    "cifar10": 0.85,
+    "mnist": 0.992,
+    "fer_plus": 0.78,
+}
+# Dropout after every block regularises more than these small networks need.
+FLOORS_ALL = {**FLOORS, "digits": 0.95, "california_housing": 0.77, "cifar10": 0.82}
+ENSEMBLE_FLOORS = {"digits": 0.98, "diabetes": 0.38, "california_housing": 0.78}
+SIGMAS = 3  # of a binomial standard error, between a score on a subset and on the whole
+NUM_SUBSET = 2000  # pictures of CIFAR-10 that are evaluated anew: 10,000 would take a minute
+
+
+@pytest.fixture(autouse=True)
+def _published_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of this machine's cache is looked at, and nothing is trained."""
+    monkeypatch.setenv("XUQ_CACHE", str(tmp_path))
+    monkeypatch.setenv("XUQ_DEVICE", "cpu")
+    monkeypatch.delenv("XUQ_RETRAIN", raising=False)
+
+    def fit(*_: Any, **__: Any) -> None:
+        raise AssertionError("no published checkpoint of today's recipe, so it would be trained")
+
+    monkeypatch.setattr("xuqlib.training.fit", fit)
+    monkeypatch.setattr("xuqlib.posteriors.Laplace.fit", fit)
+
+
+def manifest(name: str) -> dict[str, Any]:
+    return json.loads((PUBLISHED / f"{name}.json").read_text())
+
+
+def at_hand(dataset: str, **options: Any) -> Examples:
+    try:
+        return load(dataset, **options)
+    except DataError as error:
+        pytest.skip(f"the data of {dataset} are not at hand: {str(error).splitlines()[0]}")
+
+
+@pytest.mark.parametrize(("dataset", "name"), NAMES, ids=[name for _, name in NAMES])
+def test_a_published_checkpoint_is_whole_and_of_todays_recipe(dataset, name):
+    found = manifest(name)
+    assert found["sha256"] == hashlib.sha256((PUBLISHED / f"{name}.safetensors").read_bytes()).hexdigest()
+    assert found["recipe"] == json.loads(json.dumps(asdict(RECIPES[dataset]))), "trained by another recipe"
+    assert (found["dataset"], found["seed"]) == (dataset, 0)
+    assert find_checkpoint(name, asdict(RECIPES[dataset])) == PUBLISHED / f"{name}.json"
+
+
+def test_only_what_is_needed_is_published_and_it_is_small():
+    files = [path for path in PUBLISHED.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40e6
+    whole = {f"{name}{suffix}" for _, name in NAMES for suffix in (".json", ".safetensors")}
+    assert {path.name for path in files if path.suffix in (".json", ".safetensors")} <= whole
+
+
+@pytest.mark.parametrize("dataset", EMBEDDED)
+def test_the_published_networks_were_trained_on_todays_examples(dataset):
+    digest = load(dataset, split="train").digest
+    for kind in REQUIRED[dataset]:
+        assert manifest(f"{dataset}-{kind}-seed0")["train_digest"] == digest, kind
+
+
+def stated(name: str) -> float:
+    scores = manifest(name)["scores"]
+    return scores.get("test_accuracy", scores.get("test_r2"))
+
+
+TRAINED = [(dataset, name) for dataset, name in NAMES if "laplace" not in name and dataset != "planted"]
+
+
+@pytest.mark.parametrize(("dataset", "name"), TRAINED, ids=[name for _, name in TRAINED])
+def test_a_manifest_states_a_score_above_the_floor(dataset, name):
+    floor = (FLOORS_ALL if name.endswith("-all-seed0") else FLOORS)[dataset]
+    assert stated(name) >= floor
+
+
+@cache
+def members(dataset: str) -> Draws:
+    return train_or_load("deep_ensemble", dataset, progress=False).sample()
+
+
+def score(outputs: torch.Tensor, examples: Examples) -> float:
+    """Accuracy, or R2, of outputs (N, C)."""
+    if examples.num_classes is None:
+        return 1 - float((outputs - examples.y).square().mean() / examples.y.var(correction=0))
+    return float((outputs.argmax(1) == examples.y).double().mean())
+
+
+@pytest.mark.parametrize("dataset", ["planted", "digits", "diabetes", "california_housing"])
+def test_the_members_and_their_ensemble_score_as_stated(dataset):
+    examples = at_hand(dataset)
+    logits = logits_of(members(dataset), examples.x)
+    # An example on the edge may fall to the other side on another machine.
+    edge = 1e-4 if examples.num_classes is None else 2.5 / len(examples)
+    for kind, outputs in zip(MEMBERS, logits, strict=True):
+        assert score(outputs, examples) == pytest.approx(stated(f"{dataset}-{kind}-seed0"), abs=edge)
+    mean = logits.mean(0) if examples.num_classes is None else logits.softmax(-1).mean(0)
+    if dataset == "planted":
+        assert score(mean, examples) >= 0.93 * ceiling(examples)
+    else:
+        assert score(mean, examples) >= ENSEMBLE_FLOORS[dataset]
+
+
+def ceiling(examples: Examples) -> float:
+    """Accuracy of whoever knows the odds: an ambiguous picture's label was drawn from them."""
+    assert examples.probs is not None
+    return float(examples.probs.amax(1).mean())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "laplace-last"])
+def test_planted_is_learnt_as_far_as_its_ambiguity_allows(kind):
+    floor = 0.88 if kind.endswith("-all") else 0.9
+    assert stated(f"planted-{kind}-seed0") >= floor * ceiling(load("planted", split="test"))
+
+
+@pytest.mark.parametrize("dataset", EMBEDDED)
+@pytest.mark.parametrize(
+    ("method", "placement"),
+    [
+        ("mc_dropout", "last"),
+        ("mc_dropout", "all"),
+        ("mc_dropconnect", "last"),
+        ("flipout", "last"),
+        ("laplace", "last"),
+    ],
+)
+def test_twenty_draws_predict_as_well_as_the_network(dataset, method, placement):
+    examples = load(dataset)
+    posterior = train_or_load(method, dataset, placement=placement, progress=False)
+    logits = logits_of(posterior.sample(20, seed=0), examples.x)
+    mean = logits.mean(0) if examples.num_classes is None else logits.softmax(-1).mean(0)
+    name = f"{dataset}-{method}-{placement}-seed0" if method != "laplace" else f"{dataset}-{MEMBERS[0]}-seed0"
+    # Averaging over draws costs at most two points, of accuracy or of R2, on every embedded set.
+    assert score(mean, examples) >= stated(name) - 0.02
+
+
+@cache
+def cifar10_subset() -> tuple[Examples, torch.Tensor]:
+    examples = at_hand("cifar10", num_examples=NUM_SUBSET)
+    return examples, logits_of(members("cifar10"), examples.x)
+
+
+def test_cifar10_networks_score_as_stated():
+    examples, logits = cifar10_subset()
+    for kind, outputs in zip(MEMBERS, logits, strict=True):
+        p = stated(f"cifar10-{kind}-seed0")
+        # The subset is part of the whole, which shrinks the error by the share that is left out.
+        error = (p * (1 - p) / NUM_SUBSET * (1 - NUM_SUBSET / 10_000)) ** 0.5
+        assert score(outputs, examples) == pytest.approx(p, abs=SIGMAS * error)
+
+
+def test_five_cifar10_networks_together_reach_87_percent():
+    examples, logits = cifar10_subset()
+    alone = [score(outputs, examples) for outputs in logits]
+    together = score(logits.softmax(-1).mean(0), examples)
+    # What the ensemble gains over its members is paired, so the subset tells it well; the rest is stated in full.
+    gain = together - sum(alone) / len(alone)
+    assert sum(stated(f"cifar10-{kind}-seed0") for kind in MEMBERS) / len(MEMBERS) + gain >= 0.87
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fer_plus"])
+def test_other_pictures_score_as_stated(dataset):
+    examples = at_hand(dataset, num_examples=1000)
+    network = train_or_load("mc_dropout", dataset, progress=False).network
+    p = stated(f"{dataset}-mc_dropout-last-seed0")
+    with torch.no_grad():
+        found = score(torch.cat([network(part) for part in examples.x.split(250)]), examples)
+    # 1 % of MNIST is so few errors that their count is Poisson: half an example of slack covers its skew.
+    assert found == pytest.approx(p, abs=SIGMAS * (p * (1 - p) / 1000) ** 0.5 + 0.0005)

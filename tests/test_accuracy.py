@@ -17,16 +17,17 @@ import torch
 
 from xuqlib import DataError, Draws, Examples, load, train_or_load
 from xuqlib.checkpoints import find_checkpoint
+from xuqlib.planted import kinds
 from xuqlib.training import EMBEDDED, RECIPES
 from xuqlib.uncertainty import logits_of
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "checkpoints"
 MEMBERS = [f"plain-member{member}" for member in range(5)]
 KINDS = [*MEMBERS, "mc_dropout-last", "mc_dropout-all", "mc_dropconnect-last", "flipout-last", "laplace-last"]
-REQUIRED = {
-    **dict.fromkeys(("planted", "digits", "diabetes", "california_housing", "cifar10"), KINDS),
-    **dict.fromkeys(("mnist", "fer_plus"), ["mc_dropout-last"]),
-}
+REQUIRED = dict.fromkeys(("planted", "digits", "diabetes", "california_housing", "cifar10"), KINDS)
+REQUIRED |= {dataset: ["mc_dropout-last"] for dataset in ("mnist", "fer_plus")}
+# What the notebooks use: diabetes is never shown with dropout after every block.
+REQUIRED["diabetes"] = [kind for kind in KINDS if not kind.endswith("-all")]
 NAMES = [(dataset, f"{dataset}-{kind}-seed0") for dataset, kinds in REQUIRED.items() for kind in kinds]
 
 # Test accuracy or R2 of one network in eval mode, on the whole test split. Planted: see its own test.
@@ -42,7 +43,7 @@ FLOORS = {
 FLOORS_ALL = {**FLOORS, "digits": 0.95, "california_housing": 0.77, "cifar10": 0.82}
 ENSEMBLE_FLOORS = {"digits": 0.98, "diabetes": 0.38, "california_housing": 0.78}
 SIGMAS = 3  # of a binomial standard error, between a score on a subset and on the whole
-NUM_SUBSET = 2000  # pictures of CIFAR-10 that are evaluated anew: 10,000 would take a minute
+NUM_SUBSET = 2000  # pictures of CIFAR-10 that are evaluated anew by five networks: 10,000 would take a minute
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +53,11 @@ def _published_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XUQ_DEVICE", "cpu")
     monkeypatch.delenv("XUQ_RETRAIN", raising=False)
 
-    def fit(*_: Any, **__: Any) -> None:
+    def train(*_: Any, **__: Any) -> None:
         raise AssertionError("no published checkpoint of today's recipe, so it would be trained")
 
-    monkeypatch.setattr("xuqlib.training.fit", fit)
-    monkeypatch.setattr("xuqlib.posteriors.Laplace.fit", fit)
+    monkeypatch.setattr("xuqlib.training._Job.train", train)
+    monkeypatch.setattr("xuqlib.posteriors.Laplace.fit", train)
 
 
 def manifest(name: str) -> dict[str, Any]:
@@ -128,22 +129,36 @@ def test_the_members_and_their_ensemble_score_as_stated(dataset):
     for kind, outputs in zip(MEMBERS, logits, strict=True):
         assert score(outputs, examples) == pytest.approx(stated(f"{dataset}-{kind}-seed0"), abs=edge)
     mean = logits.mean(0) if examples.num_classes is None else logits.softmax(-1).mean(0)
-    if dataset == "planted":
-        assert score(mean, examples) >= 0.93 * ceiling(examples)
-    else:
+    if dataset != "planted":
         assert score(mean, examples) >= ENSEMBLE_FLOORS[dataset]
-
-
-def ceiling(examples: Examples) -> float:
-    """Accuracy of whoever knows the odds: an ambiguous picture's label was drawn from them."""
-    assert examples.probs is not None
-    return float(examples.probs.amax(1).mean())
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "laplace-last"])
 def test_planted_is_learnt_as_far_as_its_ambiguity_allows(kind):
-    floor = 0.88 if kind.endswith("-all") else 0.9
-    assert stated(f"planted-{kind}-seed0") >= floor * ceiling(load("planted", split="test"))
+    examples = load("planted")
+    shown = kinds({name: mask.numpy() for name, mask in examples.masks.items()})
+    if kind in MEMBERS:
+        network = members("planted")[MEMBERS.index(kind)]
+    else:
+        method, placement = kind.split("-")
+        network = train_or_load(method, "planted", placement=placement, progress=False).network
+    with torch.no_grad():
+        outputs = network(examples.x)
+    found = {name: score(outputs[shown == name], examples[shown == name]) for name in ("plain", "ambiguous", "rare")}
+    assert found["plain"] >= (0.95 if kind.endswith("-all") else 0.98)
+    # An ambiguous picture's label was drawn from its odds, so whoever knows the odds is right as often as they say.
+    ambiguous = examples[shown == "ambiguous"]
+    assert ambiguous.probs is not None
+    odds = ambiguous.probs.amax(1)
+    error = float((odds * (1 - odds)).sum().sqrt()) / len(odds)
+    assert found["ambiguous"] >= float(odds.mean()) - SIGMAS * error
+    familiar = examples[(shown == "plain") | (shown == "ambiguous")]
+    assert familiar.probs is not None
+    floor = 0.9 if kind.endswith("-all") else 0.93
+    assert score(outputs[(shown == "plain") | (shown == "ambiguous")], familiar) >= floor * float(
+        familiar.probs.amax(1).mean()
+    )
+    assert found["rare"] < 0.5, "eight pictures are too few to learn a shape: that is what is novel about it"
 
 
 @pytest.mark.parametrize("dataset", EMBEDDED)
@@ -151,7 +166,6 @@ def test_planted_is_learnt_as_far_as_its_ambiguity_allows(kind):
     ("method", "placement"),
     [
         ("mc_dropout", "last"),
-        ("mc_dropout", "all"),
         ("mc_dropconnect", "last"),
         ("flipout", "last"),
         ("laplace", "last"),

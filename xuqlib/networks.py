@@ -112,9 +112,9 @@ def resnet18(
 
     Source: He et al. 2016, section 4.2. arXiv 1512.03385.
     """
+    check_choice(placement, PLACEMENTS, "placement")
     from torchvision.models import resnet18 as torchvision_resnet18
 
-    check_choice(placement, PLACEMENTS, "placement")
     network = torchvision_resnet18(num_classes=num_classes)
     network.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()

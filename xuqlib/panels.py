@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import AutoLocator, MaxNLocator
 
 from xuqlib.charts import HUES, Picture, styled
 
@@ -49,6 +50,8 @@ def panels(
     for axes, (name, part) in zip(grid, parts, strict=False):
         axes.set_prop_cycle(color=HUES)
         draw(axes, part)
+        if isinstance(axes.xaxis.get_major_locator(), AutoLocator):
+            axes.xaxis.set_major_locator(MaxNLocator(4))  # panels are narrow, and the type is large
         axes.set_title(str(name))
     for axes in grid[len(parts) :]:
         axes.set_visible(False)

@@ -83,7 +83,7 @@ def score_points(table: pd.DataFrame) -> pd.DataFrame:
         for name in SCORES
     ]
     points = pd.concat(parts).dropna(subset="value")
-    shown = points["score"].map(lambda name: name if name == "accuracy" else name.upper())
+    shown = points["score"].map(lambda name: {"accuracy": name, "brier": "Brier"}.get(name, name.upper()))
     order = {name: place for place, name in enumerate(dict.fromkeys(table["dataset"]))}
     return points.assign(panel=points["dataset"] + ": " + shown).sort_values(
         "dataset", key=lambda names: names.map(order), kind="stable", ignore_index=True

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
     "quick": {},
     "full": {
-        "00": {"dataset": "cifar10", "num_draws": 50, "num_examples": 20, "example": 17, "num_steps": 16},
+        "00": {"dataset": "cifar10", "num_draws": 50, "num_examples": 20, "example": 7, "num_steps": 16},
         "01": {
             "dataset": "cifar10",
             "datasets": ["cifar10", "mnist", "fer_plus", "planted", "digits", "california_housing", "diabetes"],
@@ -41,9 +41,37 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
             "num_examples": 10_000,
         },
         "02": {"dataset": "cifar10", "novel": "cifar100", "num_draws": 50, "num_examples": 500},
-        "03": {"dataset": "cifar10", "num_examples": 100},
-        "04": {"dataset": "cifar10", "num_draws": 50, "num_examples": 500},
-        "08": {"dataset": "california_housing", "num_draws": 50, "num_examples": 500},
+        "03": {
+            "dataset": "cifar10",
+            "num_examples": 100,
+            "num_few": 20,
+            "num_steps": 64,
+            "num_samples": 500,
+            "num_seeds": 10,
+            "step_counts": [1, 2, 4, 8, 16, 32, 64, 128],
+            "sample_counts": [100, 300, 1000, 3000],
+        },
+        "04": {
+            "dataset": "cifar10",
+            "num_draws": 50,
+            "num_examples": 500,
+            "num_lime": 100,
+            "num_samples": 300,
+            "num_steps": 8,
+            "num_reference": 200,
+            "num_few": 8,
+            "num_walk": 20,
+            "step_counts": [8, 16, 32, 64, 128, 256],
+            "sample_counts": [100, 300, 1000],
+        },
+        "08": {
+            "dataset": "california_housing",
+            "num_draws": 50,
+            "num_examples": 500,
+            "num_lime": 200,
+            "num_samples": 1000,
+            "group": ["Latitude", "Longitude"],
+        },
     },
 }
 
@@ -292,7 +320,7 @@ class Notebook:
 
         with PIL.Image.open(path) as picture:
             small = picture.convert("RGB")
-        small.thumbnail((640, 640))
+        small.thumbnail((560, 560))
         buffer = io.BytesIO()
         small.quantize(32).save(buffer, format="png", optimize=True)  # a palette: about a quarter of the bytes
         return Image(data=buffer.getvalue())

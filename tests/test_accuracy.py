@@ -18,7 +18,7 @@ import torch
 from xuqlib import DataError, Draws, Examples, load, train_or_load
 from xuqlib.checkpoints import find_checkpoint
 from xuqlib.planted import kinds
-from xuqlib.training import EMBEDDED, RECIPES
+from xuqlib.recipes import EMBEDDED, RECIPES
 from xuqlib.uncertainty import logits_of
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "checkpoints"

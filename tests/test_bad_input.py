@@ -45,8 +45,9 @@ from xuqlib import (
     uncertainties,
     variance_split,
 )
+from xuqlib.fitting import augmented
 from xuqlib.networks import weighted_layers
-from xuqlib.training import augmented, recipe_for
+from xuqlib.recipes import recipe_for
 from xuqlib.uncertainty import decompose, scores_of, standard_errors
 
 X = randn(4, 5, dtype=torch.float32)

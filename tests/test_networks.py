@@ -141,6 +141,24 @@ def test_flipout_trains_with_the_law_of_plain_gaussian_weights_for_each_example(
     assert (noise[:, 0] * noise[:, 1]).mean(0).abs().max() < SIGMAS / count**0.5, "examples share no noise"
 
 
+def test_flipout_flips_both_what_enters_and_what_leaves():
+    layer, count = FlipoutLayer(seeded(lambda: nn.Linear(4, 2)), initial_std=1.0).double().train(), 3000
+    x = torch.ones(2, 4, dtype=torch.float64)  # two equal examples
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(2)
+        noise = torch.stack([layer(x) for _ in range(count)]) - layer.layer(x)  # (count, example, unit)
+    # Were only outputs flipped, equal examples would have noise of equal size.
+    assert not torch.allclose(noise[:, 0].abs(), noise[:, 1].abs(), rtol=0.1)
+    only_one = torch.zeros_like(x)
+    only_one[:, 0] = 1
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(2)
+        noise = torch.stack([layer(only_one) for _ in range(count)]) - layer.layer(only_one)
+    # Were only inputs flipped, all units of an example would flip together, and this mean would be 1.
+    together = noise.prod(2).prod(1)
+    assert abs(together.mean()) < SIGMAS * together.std() / count**0.5
+
+
 def test_plain_gaussian_weights_would_correlate_the_examples():
     # The control of the test above: without signs, examples that point the same way share their noise.
     weight = 0.3 * randn(6000, 3, 4, seed=3)

@@ -205,4 +205,4 @@ def test_the_published_figure_is_shown_small_and_its_absence_is_said(tmp_path, m
     figure.savefig(folder / "04_maps.png", dpi=110)
     shown = notebook().published("maps").data
     assert shown.startswith(b"\x89PNG")
-    assert int.from_bytes(shown[16:20]) == 900  # PNG stores the width in bytes 16 to 19
+    assert int.from_bytes(shown[16:20]) == 560  # PNG stores the width in bytes 16 to 19

@@ -15,10 +15,10 @@ LIBRARY = sorted((ROOT / "xuqlib").glob("*.py"))
 
 # A module imports only from those before it.
 ORDER = (
-    *("study", "planted", "download", "readers", "fer", "checks", "data", "networks", "baselines", "guided"),
-    *("draws", "posteriors", "checkpoints", "training", "uncertainty", "predictions", "explainers"),
-    *("superpixels", "lime", "moments", "diagnosis", "distribution", "explaining", "steadiness", "metrics"),
-    *("reporting", "charts", "panels", "figures", "widgets"),
+    *("presets", "study", "planted", "download", "readers", "fer", "checks", "data", "networks", "baselines"),
+    *("guided", "draws", "randomness", "posteriors", "laplace", "checkpoints", "recipes", "fitting", "training"),
+    *("uncertainty", "predictions", "explainers", "superpixels", "lime", "moments", "diagnosis", "distribution"),
+    *("explaining", "steadiness", "metrics", "reporting", "charts", "panels", "figures", "widgets"),
 )
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".ipynb", ".cfg", ".json", ".cff", ".csv", ""}
 
@@ -39,7 +39,7 @@ def test_the_tool_finds_nothing(command, tmp_path):
 def test_the_library_is_thin():
     lengths = {path.name: len(path.read_text().splitlines()) for path in LIBRARY}
     assert {name: length for name, length in lengths.items() if length > 300} == {}
-    assert sum(code_lines(path) for path in LIBRARY) < 3000
+    assert sum(code_lines(path) for path in LIBRARY) < 3800
 
 
 def code_lines(path: Path) -> int:

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from xuqlib import DeepEnsemble, Examples, Flipout, MCDropConnect, MCDropout, Recipe, checkpoints, fit, mlp, training
 from xuqlib.checkpoints import CheckpointError
-from xuqlib.training import METHODS, RECIPES, augmented, build, predict, recipe_for, train_or_load
+from xuqlib.fitting import augmented, predict
+from xuqlib.recipes import RECIPES, build, recipe_for
+from xuqlib.training import METHODS, train_or_load
 
 SHORT = Recipe(epochs=3, batch_size=16, learning_rate=3e-2)
 

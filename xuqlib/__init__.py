@@ -13,11 +13,14 @@ from xuqlib.explainers import (
     smoothgrad,
 )
 from xuqlib.explaining import VarianceSplit, explain, variance_split
+from xuqlib.fitting import fit
+from xuqlib.laplace import Laplace
 from xuqlib.lime import lime, lime_fit
 from xuqlib.networks import lenet, mini_vgg, mlp, resnet18
-from xuqlib.posteriors import DeepEnsemble, Flipout, Laplace, MCDropConnect, MCDropout, Posterior
+from xuqlib.posteriors import DeepEnsemble, Flipout, MCDropConnect, MCDropout, Posterior
+from xuqlib.recipes import Recipe
 from xuqlib.study import Notebook
-from xuqlib.training import Recipe, fit, train_or_load
+from xuqlib.training import train_or_load
 from xuqlib.uncertainty import (
     Uncertainties,
     brier_score,

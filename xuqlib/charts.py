@@ -77,7 +77,8 @@ def feature_bars(frame: pd.DataFrame, *, hue: str | None = None, title: str = ""
         unit: unit of the attribution.
     """
     panels = [("", frame)] if hue is None else [(str(name), part) for name, part in frame.groupby(hue, sort=False)]
-    figure = Picture(figsize=(2.5 + (4.0 if len(panels) < 3 else 2.7) * len(panels), 1.8 + 0.5 * frame["feature"].nunique()))
+    width = 4.0 if len(panels) < 3 else 2.7
+    figure = Picture(figsize=(2.5 + width * len(panels), 1.8 + 0.5 * frame["feature"].nunique()))
     grid = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (name, part) in zip(grid, panels, strict=True):
         colours = [HUES[0] if mean >= 0 else HUES[1] for mean in part["mean"]]

@@ -33,7 +33,6 @@ Explainer = Callable[..., Tensor]
 # Numbers that enter the network in one pass: 128 colour pictures of 32 x 32. On a CPU a larger batch is slower, since
 # its intermediate results leave the cache; an accelerator wants thousands of rows.
 _NUMBERS_CPU = 128 * 3 * 32 * 32
-_NUMBERS_ACCELERATOR = 16 * _NUMBERS_CPU
 
 
 def select_logits(network: Network, x: Tensor, target: Any) -> Tensor:
@@ -129,7 +128,7 @@ def rows_per_pass(x: Tensor, chunk: int | None) -> int:
     """Rows (examples times steps) of one pass: `chunk` if given, else what suits the size of x and its device."""
     if chunk is not None:
         return check_count(chunk, 1, "chunk")
-    numbers = _NUMBERS_CPU if x.device.type == "cpu" else _NUMBERS_ACCELERATOR
+    numbers = _NUMBERS_CPU if x.device.type == "cpu" else 16 * _NUMBERS_CPU
     return min(max(numbers // x[0].numel(), 8), 4096)
 
 

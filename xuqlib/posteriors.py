@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from xuqlib.checks import check_choice, check_count, check_number
 from xuqlib.draws import Draws, FixedNetwork, copy_with, detached_copy, generator_of, seed_of
 from xuqlib.networks import DropConnectLayer, FlipoutLayer, Placement, Weighted, replace_layers, weighted_layers
+from xuqlib.randomness import check_dropout, check_network
 
 
 class Posterior(ABC):
@@ -54,14 +53,14 @@ class DeepEnsemble(Posterior):
         if not members:
             raise ValueError("DeepEnsemble got an empty list; pass at least one network")
         for member in members:
-            _check_network(member)
+            check_network(member)
         self.members = list(members)
         self.network = self.members[0]
 
     def sample(self, num_draws: int | None = None, *, seed: int = 0) -> Draws:
         """Return the first `num_draws` members, all by default. There is nothing to draw, so `seed` changes nothing."""
         num_draws = len(self.members) if num_draws is None else num_draws
-        _check_draws(num_draws, seed)
+        check_draws(num_draws, seed)
         if num_draws > len(self.members):
             raise ValueError(f"asked for {num_draws} draws but the ensemble has {len(self.members)} members")
         return self._draws([FixedNetwork(detached_copy(member)) for member in self.members[:num_draws]])
@@ -82,8 +81,8 @@ class MCDropout(Posterior):
     name = "mc_dropout"
 
     def __init__(self, network: nn.Module) -> None:
-        _check_network(network)
-        _check_dropout(network)
+        check_network(network)
+        check_dropout(network)
         self.network = network
 
     def sample(self, num_draws: int, *, seed: int = 0, masks: str = "fixed") -> Draws:
@@ -93,7 +92,7 @@ class MCDropout(Posterior):
             masks: "fixed", the definition of a draw; "resampled" gives networks whose masks change with every row and
                 every call. They are not fixed functions: use them only to show what that does to an explanation.
         """
-        _check_draws(num_draws, seed)
+        check_draws(num_draws, seed)
         check_choice(masks, ("fixed", "resampled"), "masks")
         network = detached_copy(self.network)
         resampled = masks == "resampled"
@@ -111,7 +110,7 @@ class _WeightPosterior(Posterior):
     _layer_type: type[DropConnectLayer] | type[FlipoutLayer]
 
     def _replace(self, network: nn.Module, placement: Placement, **options: Any) -> None:
-        _check_network(network)
+        check_network(network)
         self.network = copy.deepcopy(network)
         self.layers = weighted_layers(self.network, placement)
         layers = [cast(Weighted, self.network.get_submodule(name)) for name in self.layers]
@@ -119,7 +118,7 @@ class _WeightPosterior(Posterior):
         self.network = replace_layers(self.network, zip(self.layers, replacements, strict=True))
 
     def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
-        _check_draws(num_draws, seed)
+        check_draws(num_draws, seed)
         network = detached_copy(self.network)
         return self._draws([FixedNetwork(copy_with(network, self._draw(seed, draw))) for draw in range(num_draws)])
 
@@ -194,155 +193,7 @@ class Flipout(_WeightPosterior):
         return torch.stack([layer.kl() for layer in layers]).sum()
 
 
-class Laplace(Posterior):
-    """A Gaussian over the last layer of a trained network, from the curvature of its loss.
-
-    The curvature is laplace-torch's Kronecker-factored generalised Gauss-Newton matrix; the prior precision maximises
-    the marginal likelihood. For regression the noise is the root mean squared training residual.
-
-    Attributes (after `fit`):
-        factors: for each tensor of the last layer, the eigenvectors of its Kronecker factors and the posterior
-            precision in that basis, shaped like the tensor.
-
-    Source: Daxberger et al. 2021, arXiv 2106.14806.
-    """
-
-    name = "laplace"
-
-    def __init__(self, network: nn.Module) -> None:
-        _check_network(network)
-        self.network = network
-        self.last_layer = weighted_layers(network, "last")[0]
-        if not isinstance(network.get_submodule(self.last_layer), nn.Linear):
-            raise ValueError(f"the last layer {self.last_layer!r} is not Linear; last-layer Laplace needs a dense one")
-        self.factors: dict[str, dict[str, Tensor]] = {}
-
-    def fit(self, loader: Iterable[tuple[Tensor, Tensor]]) -> Laplace:
-        """Measure the curvature over the training data; return this posterior.
-
-        Args:
-            loader: a DataLoader over (x, y); y of whole numbers means classification, else regression, and is shaped
-                like the network's output.
-
-        Raises:
-            TypeError: not a DataLoader over pairs.
-            ValueError: targets of a regression that are not shaped like the output.
-        """
-        from laplace import KronLLLaplace
-
-        if not isinstance(loader, torch.utils.data.DataLoader):
-            raise TypeError(f"Laplace.fit got a {type(loader).__name__}; pass a torch DataLoader over (x, y)")
-        # A DataLoader takes a seed from the global generator; the warning is about predictions, not asked for here.
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="By default `link_approx`")
-            network = detached_copy(self.network)
-            network.get_submodule(self.last_layer).requires_grad_(True)
-            if not self.last_layer:  # laplace-torch wants the last layer inside of something
-                network = nn.Sequential(nn.Identity(), network)
-            classification = not _first_target(loader).is_floating_point()
-            sigma_noise = 1.0 if classification else _rms_residual(network, loader)
-            laplace = KronLLLaplace(
-                network,
-                "classification" if classification else "regression",
-                sigma_noise=sigma_noise,
-                last_layer_name=self.last_layer or "1",
-            )
-            laplace.fit(loader)
-            laplace.optimize_prior_precision(pred_type="glm", method="marglik")
-        self.noise_variance = 0.0 if classification else sigma_noise**2
-        self.factors = self._factors(laplace.posterior_precision)
-        return self
-
-    def _factors(self, precision: Any) -> dict[str, dict[str, Tensor]]:
-        prefix = f"{self.last_layer}." if self.last_layer else ""
-        names = [name for name, _ in self.network.get_submodule(self.last_layer).named_parameters()]
-        blocks = zip(names, precision.eigenvectors, precision.eigenvalues, precision.deltas, strict=True)
-        factors = {}
-        for name, vectors, values, delta in blocks:
-            values = [value.detach().clamp(min=0) for value in values]  # round-off below zero
-            product = values[0] if len(values) == 1 else torch.outer(values[0], values[1])
-            # Laid out as in a checkpoint, so that its draws are the same to the last bit.
-            factors[prefix + name] = {"precision": product + delta.detach(), "rows": vectors[0].detach().contiguous()}
-            if len(vectors) == 2:
-                factors[prefix + name]["columns"] = vectors[1].detach().contiguous()
-        return factors
-
-    def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
-        if not self.factors:
-            raise ValueError("this Laplace posterior has no curvature yet; call fit(loader) first")
-        _check_draws(num_draws, seed)
-        network = detached_copy(self.network)
-        return self._draws([FixedNetwork(copy_with(network, self._draw(seed, draw))) for draw in range(num_draws)])
-
-    def _draw(self, seed: int, draw: int) -> dict[str, Tensor]:
-        weights = {}
-        for number, (name, factor) in enumerate(sorted(self.factors.items())):  # a checkpoint keeps no order
-            mean, precision = self.network.get_parameter(name).detach(), factor["precision"]
-            generator = generator_of(seed, draw, number)
-            noise = torch.randn(precision.shape, generator=generator, dtype=torch.float32, device="cpu").to(precision)
-            deviation = factor["rows"] @ (noise / precision.sqrt())
-            if "columns" in factor:
-                deviation = deviation @ factor["columns"].T
-            weights[name] = mean + deviation.to(mean)
-        return weights
-
-
-def _check_draws(num_draws: int, seed: int) -> None:
+def check_draws(num_draws: int, seed: int) -> None:
+    """Refuse fewer than one draw, and a negative seed."""
     check_count(num_draws, 1, "num_draws")
     check_count(seed, 0, "seed")
-
-
-def _check_network(network: nn.Module) -> None:
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"got a {type(network).__name__}; pass a network (nn.Module)")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
-        raise TypeError("a scripted network hides its operations; pass the nn.Module that it was scripted from")
-
-
-def _check_dropout(network: nn.Module) -> None:
-    on, refused = False, []
-    for name, module in network.named_modules():
-        rate = getattr(module, "dropout", 0.0)
-        if isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout):
-            refused.append(f"{name} ({type(module).__name__})")
-        elif isinstance(module, nn.MultiheadAttention | nn.RNNBase) and isinstance(rate, float) and rate > 0:
-            refused.append(f"{name} (dropout inside {type(module).__name__})")
-        elif isinstance(module, nn.modules.dropout._DropoutNd):
-            on = on or 0 < module.p < 1
-        elif _calls_dropout(module):
-            on = True
-    if refused:
-        raise ValueError(f"dropout that cannot be fixed: {', '.join(refused)}; use nn.Dropout there, or set it to 0")
-    if not on:
-        raise ValueError(
-            f"{type(network).__name__} has no dropout with 0 < p < 1, so this posterior is without randomness; "
-            "add nn.Dropout layers (build with dropout=0.25), or choose another posterior"
-        )
-
-
-def _calls_dropout(module: nn.Module) -> bool:
-    # F.dropout inside a user's forward leaves its name in the compiled code; torch's own layers are known above.
-    if type(module).__module__.startswith("torch.nn."):
-        return False
-    methods = [method for name, method in inspect.getmembers(type(module), inspect.isfunction) if name != "__init__"]
-    names = {name for method in methods for name in method.__code__.co_names if "dropout" in name and name.islower()}
-    # The same name may be a layer, counted as such, or a rate that is switched off.
-    return any(not isinstance(value, nn.Module) and value != 0 for value in (getattr(module, n, None) for n in names))
-
-
-def _first_target(loader: Iterable[Any]) -> Tensor:
-    batch = next(iter(loader))
-    if not isinstance(batch, Sequence) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
-        raise TypeError(f"Laplace.fit wants batches (x, y) of tensors; the loader gave a {type(batch).__name__}")
-    return batch[1]
-
-
-def _rms_residual(network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
-    squares = []
-    for x, y in loader:
-        with torch.no_grad():
-            output = network(x)
-        if output.shape != y.shape:
-            raise ValueError(f"targets have shape {tuple(y.shape)} but the network gives {tuple(output.shape)}")
-        squares.append((output - y).square().flatten())
-    return float(torch.cat(squares).mean().sqrt())

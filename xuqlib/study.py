@@ -20,6 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from xuqlib.presets import PRESETS as PRESETS
+from xuqlib.presets import TOLERANCES as TOLERANCES
+from xuqlib.presets import parameters as parameters
+
 if TYPE_CHECKING:
     import pandas as pd
     import torch
@@ -28,71 +32,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What a preset changes in a notebook's parameters cell. Quick changes nothing: the literals stored in a notebook are
-# the quick size, which is also what the tests run.
-PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
-    "quick": {},
-    "full": {
-        "00": {"dataset": "cifar10", "num_draws": 50, "num_examples": 20, "example": 7, "num_steps": 16},
-        "01": {
-            "dataset": "cifar10",
-            "datasets": ["cifar10", "mnist", "fer_plus", "planted", "digits", "california_housing", "diabetes"],
-            "methods_of": {"mnist": ["mc_dropout"], "fer_plus": ["mc_dropout"]},
-            "num_examples": 10_000,
-        },
-        "02": {"dataset": "cifar10", "novel": "cifar100", "num_draws": 50, "num_examples": 500},
-        "03": {
-            "dataset": "cifar10",
-            "num_examples": 100,
-            "num_few": 20,
-            "num_steps": 64,
-            "num_samples": 500,
-            "num_seeds": 10,
-            "step_counts": [1, 2, 4, 8, 16, 32, 64, 128],
-            "sample_counts": [100, 300, 1000, 3000],
-        },
-        "04": {
-            "dataset": "cifar10",
-            "num_draws": 50,
-            "num_examples": 500,
-            "num_lime": 100,
-            "num_samples": 300,
-            "num_steps": 8,
-            "num_reference": 200,
-            "num_few": 8,
-            "num_walk": 20,
-            "step_counts": [8, 16, 32, 64, 128, 256],
-            "sample_counts": [100, 300, 1000],
-        },
-        "08": {
-            "dataset": "california_housing",
-            "num_draws": 50,
-            "num_examples": 500,
-            "num_lime": 200,
-            "num_samples": 1000,
-            "group": ["Latitude", "Longitude"],
-        },
-    },
-}
-
-# How far a retrained score may lie from the published one, absolute, in the column's unit. Training in float32 is
-# chaotic (another thread count moved accuracies by some percent), so these are wide; tables not named are not compared.
-TOLERANCES: Mapping[str, Mapping[str, float]] = {
-    "01_scores": {"accuracy": 0.05, "r2": 0.05, "nll": 0.3, "brier": 0.08, "ece": 0.05},
-}
-
 VERDICTS = {True: "holds", False: "does not hold", None: "undecided"}
-
-
-def parameters(preset: str, notebook: str) -> dict[str, object]:
-    """Parameters that `preset` injects into the notebook with this number; a notebook without a row gets the preset.
-
-    Raises:
-        ValueError: the preset is not known.
-    """
-    if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r} is not known; choose one of {', '.join(PRESETS)}")
-    return {"preset": preset, **PRESETS[preset].get(notebook, {})}
 
 
 def device() -> torch.device:

@@ -1,0 +1,178 @@
+"""Fit one network by its recipe."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from xuqlib.checks import check_choice, check_count
+from xuqlib.data import Examples
+from xuqlib.draws import seed_of
+from xuqlib.posteriors import DeepEnsemble, Flipout, Posterior
+from xuqlib.recipes import AUGMENTS, Recipe
+from xuqlib.study import device
+
+
+def fit(
+    posterior: Posterior | nn.Module,
+    train: Examples,
+    validation: Examples,
+    recipe: Recipe | None = None,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train a network, or the network of a posterior, in place.
+
+    The loss is cross-entropy for classes and the mean squared error for regression; a Flipout posterior adds its
+    divergence over the number of training examples. The network ends in eval mode with the weights of its best epoch.
+
+    Args:
+        posterior: what to train; a posterior's `network` is trained.
+        train: examples to learn from.
+        validation: examples that choose the epoch; never trained on.
+        recipe: how; the defaults of `Recipe` if none is given. Its `network` and `options` are not used here.
+        seed: of the order, the augmentation, and the dropout. The global generator is left as it was.
+        progress: show a bar over epochs.
+
+    Returns:
+        One row per epoch: epoch, train_loss, validation_loss, seconds.
+
+    Raises:
+        TypeError: neither a posterior nor a network, or no `Examples`.
+        ValueError: an ensemble of several, whose members are to be trained one by one; nothing to train, or on.
+        FloatingPointError: the loss became infinite or NaN.
+    """
+    recipe = recipe or Recipe()
+    check_count(seed, 0, "seed")
+    network = _trainable(posterior, train, validation)
+    where = device()
+    history: list[dict[str, float]] = []
+    best: tuple[float, int, dict[str, Tensor]] = (float("inf"), 0, {})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(seed, 1))
+        network.to(where)
+        optimiser, schedule = _optimiser(network, recipe, len(train))
+        bar = tqdm(range(1, recipe.epochs + 1), desc=f"fit {train.name}", disable=not progress, leave=False)
+        for epoch in bar:
+            started = time.perf_counter()
+            train_loss = _epoch(posterior, network, train, recipe, optimiser, schedule)
+            loss = float(_loss(predict(network, validation.x), _targets(validation, recipe.soft)))
+            if not (torch.isfinite(torch.tensor([train_loss, loss]))).all():
+                raise FloatingPointError(f"training diverged in epoch {epoch} (loss {train_loss}); lower learning_rate")
+            history.append(
+                {
+                    "epoch": epoch,
+                    "train_loss": train_loss,
+                    "validation_loss": loss,
+                    "seconds": time.perf_counter() - started,
+                }
+            )
+            bar.set_postfix(validation_loss=f"{loss:.4f}")
+            if loss < best[0]:
+                best = (loss, epoch, {key: value.detach().clone() for key, value in network.state_dict().items()})
+            elif epoch - best[1] >= recipe.patience:
+                break
+        network.load_state_dict(best[2])
+    network.eval().to("cpu")
+    return pd.DataFrame(history)
+
+
+def _trainable(posterior: Any, train: Any, validation: Any) -> nn.Module:
+    network = posterior.network if isinstance(posterior, Posterior) else posterior
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"fit got a {type(posterior).__name__}; pass a posterior or a network (nn.Module)")
+    if isinstance(posterior, DeepEnsemble) and len(posterior.members) > 1:
+        raise ValueError(f"fit trains one network, not {len(posterior.members)}; call it for each of ensemble.members")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError(f"{type(network).__name__} has no parameter that requires a gradient: nothing to train")
+    for what, examples, minimum in (("train", train, 2), ("validation", validation, 1)):
+        if not isinstance(examples, Examples):
+            raise TypeError(f"{what} is a {type(examples).__name__}; pass Examples, as load gives them")
+        if len(examples) < minimum:
+            raise ValueError(f"{what} has {len(examples)} examples; pass at least {minimum}")
+    return network
+
+
+def _optimiser(network: nn.Module, recipe: Recipe, num_examples: int) -> tuple[Any, Any]:
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    steps = -(-num_examples // recipe.batch_size) * recipe.epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps)
+    return optimiser, schedule
+
+
+def _epoch(
+    posterior: Posterior | nn.Module, network: nn.Module, train: Examples, recipe: Recipe, optimiser: Any, schedule: Any
+) -> float:
+    network.train()
+    where = next(network.parameters()).device
+    pictures = train.x.ndim == 4
+    if pictures:
+        network.to(memory_format=torch.channels_last)
+    targets, total = _targets(train, recipe.soft), 0.0
+    for batch in torch.randperm(len(train)).split(recipe.batch_size):
+        if len(batch) == 1:
+            continue  # batch norm has no variance to take
+        x = augmented(train.x[batch], recipe.augment).to(where)
+        if pictures:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(where.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            output = network(x)
+        loss = _loss(output.float(), targets[batch].to(where))
+        total += loss.item() * len(batch)
+        if isinstance(posterior, Flipout):
+            loss = loss + posterior.kl_weight * posterior.kl() / len(train)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return total / len(train)
+
+
+def augmented(x: Tensor, augment: str) -> Tensor:
+    """Shift (and mirror) each picture at random, with the global generator; "none" returns x itself."""
+    check_choice(augment, AUGMENTS, "augment")
+    if augment == "none":
+        return x
+    if x.ndim != 4:
+        raise ValueError(f"augment is {augment!r}, which moves pictures (N, C, H, W); x is {tuple(x.shape)}")
+    n, _, height, width = x.shape
+    reach = height // 8
+    padded = F.pad(x, (reach,) * 4, mode="replicate")
+    top, left = torch.randint(0, 2 * reach + 1, (2, n))
+    rows = top[:, None] + torch.arange(height)  # (N, H)
+    columns = left[:, None] + torch.arange(width)
+    if augment == "shift+flip":
+        mirrored = torch.rand(n) < 0.5
+        columns[mirrored] = columns[mirrored].flip(1)
+    # Advanced indices around the channel slice: (N, H, W, C), back to channels first.
+    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def predict(network: nn.Module, x: Tensor, *, batch_size: int = 512) -> Tensor:
+    """Return a network's output in eval mode, in batches, on the CPU; its mode is restored."""
+    was_training = network.training
+    network.eval()
+    where = next((p.device for p in network.parameters()), torch.device("cpu"))
+    outputs = torch.cat([network(part.to(where)).float().cpu() for part in x.split(batch_size)])
+    network.train(was_training)
+    return outputs
+
+
+def _targets(examples: Examples, soft: bool) -> Tensor:
+    return examples.probs if soft and examples.probs is not None else examples.y
+
+
+def _loss(output: Tensor, target: Tensor) -> Tensor:
+    if output.ndim == 1 or output.shape[1] == 1:
+        return F.mse_loss(output.flatten(), target.flatten())
+    return F.cross_entropy(output, target)

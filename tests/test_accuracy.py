@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from xuqlib import DataError, Draws, Examples, load, train_or_load
+from xuqlib import DataError, Draws, Examples, Laplace, load, train_or_load
 from xuqlib.checkpoints import find_checkpoint
 from xuqlib.planted import kinds
 from xuqlib.recipes import EMBEDDED, RECIPES
@@ -57,7 +57,7 @@ def _published_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise AssertionError("no published checkpoint of today's recipe, so it would be trained")
 
     monkeypatch.setattr("xuqlib.training._Job.train", train)
-    monkeypatch.setattr("xuqlib.posteriors.Laplace.fit", train)
+    monkeypatch.setattr(Laplace, "fit", train)
 
 
 def manifest(name: str) -> dict[str, Any]:

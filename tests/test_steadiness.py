@@ -85,3 +85,9 @@ def test_only_fixed_masks_keep_the_spread_and_the_sum_of_integrated_gradients():
     # Gauss-Legendre weights at 64 nodes: the sum of their squares is about 1.2 / 64.
     assert table.loc[("resampled", 64), "relative"] == pytest.approx(math.sqrt(1.23 / 64), rel=0.15)
     assert table.loc[("resampled", 64), "gap"] > 0.1
+
+
+def test_the_error_of_a_std_by_hand():
+    values = torch.tensor([0.0, 2.0]).view(2, 1, 1)  # std, divisor one, sqrt(2)
+    reference = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1)  # std 1
+    assert std_errors(values, reference, [2])["error"].tolist() == pytest.approx([math.sqrt(2) - 1])

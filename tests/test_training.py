@@ -14,7 +14,19 @@ from core_networks import randn, same_networks, seeded, tabular
 from torch import nn
 from torch.nn import functional as F
 
-from xuqlib import DeepEnsemble, Examples, Flipout, MCDropConnect, MCDropout, Recipe, checkpoints, fit, mlp, training
+from xuqlib import (
+    DeepEnsemble,
+    Examples,
+    Flipout,
+    Laplace,
+    MCDropConnect,
+    MCDropout,
+    Recipe,
+    checkpoints,
+    fit,
+    mlp,
+    training,
+)
 from xuqlib.checkpoints import CheckpointError
 from xuqlib.fitting import augmented, predict
 from xuqlib.recipes import RECIPES, build, recipe_for
@@ -207,7 +219,7 @@ def test_a_posterior_is_trained_once_and_loaded_ever_after(home, monkeypatch, me
     x = randn(3, 10, dtype=torch.float32)
     trained = diabetes(method)
     monkeypatch.setattr(training, "fit", no_training)
-    monkeypatch.setattr("xuqlib.posteriors.Laplace.fit", no_training)
+    monkeypatch.setattr(Laplace, "fit", no_training)
     loaded = diabetes(method)
     assert same_networks(trained.network, loaded.network)
     assert trained.noise_variance == loaded.noise_variance > 0

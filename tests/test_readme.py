@@ -1,0 +1,34 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["tour", "own_network"])
+def test_the_snippet_runs_and_shows_something(snippet, capsys):
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_tour_has_at_most_eight_lines():
+    assert len([line for line in SNIPPETS[0].splitlines() if line.strip()]) <= 8
+
+
+def test_every_picture_and_file_that_is_named_exists():
+    named = re.findall(r"!\[[^\]]*\]\(([^)]+)\)|`((?:xuqlib|figures|checkpoints|tests)/[\w/.]*)`", TEXT)
+    paths = [picture or path for picture, path in named]
+    assert paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_table_lists_every_notebook():
+    rows = re.findall(r"^\| (\d\d) \|", TEXT, re.MULTILINE)
+    assert rows == sorted(path.name[:2] for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

@@ -157,8 +157,9 @@ class Flipout(_WeightPosterior):
     """An independent Gaussian over every weight of some layers, trained with Flipout.
 
     Train `self.network` on the negative log likelihood plus `kl_weight * self.kl() / num_train_examples`, which is
-    what `training.fit` does; `kl_weight=1` is the evidence lower bound. Before training, the Gaussian is centred on
-    the weights that were given, with `initial_std`.
+    what `fit` does; `kl_weight=1` is the evidence lower bound. The weight decay of a recipe acts on the Gaussians
+    too: it pulls means to 0 and standard deviations up (rho to 0), so only `weight_decay=0` optimises that bound
+    alone. Before training, the Gaussian is centred on the weights that were given, with `initial_std`.
 
     Args:
         network: any module with dense or convolutional layers.

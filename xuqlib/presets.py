@@ -32,6 +32,8 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
             "num_draws": 50,
             "num_examples": 500,
             "num_lime": 100,
+            "num_slow": 16,
+            "num_jobs": 4,
             "num_samples": 300,
             "num_steps": 8,
             "num_reference": 200,

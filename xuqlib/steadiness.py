@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
@@ -57,6 +58,7 @@ def steadiness(
     *,
     how: str = "sum",
     block: int = 32,
+    num_jobs: int = 1,
     **options: Any,
 ) -> pd.DataFrame:
     """Every CV of every example, one row each, in blocks of examples, so that memory does not grow with their number.
@@ -65,18 +67,26 @@ def steadiness(
         draws, explainer, x, **options: as for `explain`; x is pictures (N, C, H, W).
         how: of `pool`, over the superpixels that `lime` uses.
         block: examples explained at a time.
+        num_jobs: processes that share the blocks, one thread each; on a CPU several are faster than several threads.
 
     Returns:
         The columns of `ExplanationDistribution.summary`, and cv_pooled, the ratio CV over superpixels.
     """
-    frames = []
-    for start in range(0, len(x), block):
-        part = x[start : start + block]
-        e = explain(draws, explainer, part, progress=False, **options)
-        regions = ExplanationDistribution(pool(e.values, superpixels(part), how)) if e.values is not None else None
-        frames.append(e.summary().assign(cv_pooled=np.nan if regions is None else regions.cv("ratio").numpy()))
-        frames[-1]["example"] += start
+    starts = range(0, len(x), block)
+    one = delayed(_steadiness_of_block)
+    frames = Parallel(n_jobs=num_jobs)(
+        one(draws, explainer, x[start : start + block], start, how, options) for start in starts
+    )
     return pd.concat(frames, ignore_index=True)
+
+
+def _steadiness_of_block(
+    draws: Draws | Sequence[nn.Module], explainer: Explainer, x: Tensor, start: int, how: str, options: dict[str, Any]
+) -> pd.DataFrame:
+    e = explain(draws, explainer, x, progress=False, **options)
+    regions = ExplanationDistribution(pool(e.values, superpixels(x), how)) if e.values is not None else None
+    frame = e.summary().assign(cv_pooled=np.nan if regions is None else regions.cv("ratio").numpy())
+    return frame.assign(example=frame["example"] + start)
 
 
 def quotients(frame: pd.DataFrame, explainer: str, rival: str) -> pd.DataFrame:

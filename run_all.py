@@ -204,6 +204,7 @@ def execute(job: Job) -> None:
         language="python",
         cwd=job.source.parent,
         start_timeout=120,  # a kernel among several on a busy machine is slow to answer
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it warns that loopback is not encrypted
         progress_bar=False,
     )
 

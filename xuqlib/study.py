@@ -253,6 +253,8 @@ class Notebook:
         """
         path = ROOT / "figures" / "full" / f"{self.number}_{slug}.png"
         import PIL.Image
+        import PIL.ImageDraw
+        import PIL.ImageOps
         from IPython.display import Image, Markdown
 
         if not path.exists():
@@ -261,6 +263,8 @@ class Notebook:
         with PIL.Image.open(path) as picture:
             small = picture.convert("RGB")
         small.thumbnail((560, 560))
+        small = PIL.ImageOps.expand(small, (0, 26, 0, 0), fill="white")  # room for a line that tells the two apart
+        PIL.ImageDraw.Draw(small).text((8, 3), "The same figure, from the published full run:", "#555555", font_size=15)
         buffer = io.BytesIO()
         small.quantize(32).save(buffer, format="png", optimize=True)  # a palette: about a quarter of the bytes
         return Image(data=buffer.getvalue())

@@ -44,7 +44,7 @@ def test_four_threads_give_the_published_numbers(path, tmp_path, monkeypatch):
                     given[column],
                     wanted[column],
                     rtol=0,
-                    atol=TOLERANCE * np.nan_to_num(scale),
+                    atol=tolerance,
                     err_msg=f"{name}: {column}",
                 )
             else:

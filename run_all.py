@@ -337,7 +337,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--preset", default="quick", choices=list(study.PRESETS))
     add("--only", metavar="00,04", help="numbers or names of notebooks; all without it")
-    add("--jobs", type=int, help="notebooks at a time (4, or as many as there are cores); 1 gives one all the cores")
+    add("--jobs", type=int, help="notebooks at a time (3, or as many as there are cores); 1 gives one all the cores")
     add("--force", action="store_true", help="run also what is cached")
     add("--retrain", action="store_true", help="train anew into build/retrained and compare the scores")
     add("--data", type=Path, metavar="FOLDER", help="where the real data lies; sets XUQ_DATA")
@@ -366,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = plan(args)
     for left in jobs[0].copies.glob("*.tmp*"):  # of a run that was interrupted
         left.unlink()
-    workers = args.jobs or min(cores(), 4)
+    workers = args.jobs or min(cores(), 3)  # each takes most of a gigabyte
     set_environment(args, jobs, workers)
     failures = run_jobs(jobs, args, workers)
     if args.retrain:

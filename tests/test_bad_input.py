@@ -174,7 +174,10 @@ CALLS: list[Case] = [
 EXPLAINING: list[Case] = [
     ("explain, network", lambda: explain(NET, gradient, X), TypeError, "got a Sequential; pass posterior.sample"),
     ("explain, name", lambda: explain(DRAWS, "gradient", X), TypeError, "explainer is 'gradient'; pass a function"),
-    ("explain, keep", lambda: explain(DRAWS, gradient, X, keep="mean"), ValueError, "keep 'mean'; known: all, moments"),
+    ("explain, keep", lambda: explain(DRAWS, gradient, X, keep="std"), ValueError, "'std'; known: all, moments, mean"),
+    ("explain, precision", lambda: explain(DRAWS, gradient, X, precision="half"), ValueError, "known: float32, tf32"),
+    ("std of a mean", lambda: explain(DRAWS, gradient, X, keep="mean").std(), ValueError, "only the mean .*moments"),
+    ("cv of a mean", lambda: explain(DRAWS, gradient, X, keep="mean").cv(), ValueError, "only the mean .*moments"),
     ("explain, chunk", lambda: explain(DRAWS, gradient, X, chunk=0), ValueError, "chunk is 0; pass at least 1"),
     ("explain, infinite", lambda: explain(DRAWS, gradient, nan_in(X, math.inf)), ValueError, "0 NaN and 1 infinite"),
     ("explain, target", lambda: explain(DRAWS, gradient, X, 3), ValueError, "target 3 .*classes are 0 to 2"),

@@ -23,10 +23,10 @@ from xuqlib.explainers import (
     gradient,
     gradient_x_input,
     integrated_gradients,
-    rows_per_pass,
     smoothgrad,
 )
 from xuqlib.lime import EXPLAINERS
+from xuqlib.paths import rows_per_pass
 
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, a few hundred sums
 FEW: dict[str, dict[str, Any]] = {
@@ -230,7 +230,7 @@ def test_the_blurred_baseline_equals_a_gaussian_filter_of_an_eighth_of_the_longe
 
 
 def test_rows_of_a_pass_follow_the_size_of_an_example() -> None:
-    assert rows_per_pass(torch.zeros(1, 3, 32, 32), None) == 128
+    assert rows_per_pass(torch.zeros(1, 3, 32, 32), None) == 64
     assert rows_per_pass(torch.zeros(1, 8), None) == 4096
     assert rows_per_pass(torch.zeros(1, 3, 224, 224), None) == 8
     assert rows_per_pass(torch.zeros(1, 8), 5) == 5

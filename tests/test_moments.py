@@ -76,7 +76,7 @@ def test_what_is_kept_does_not_grow_with_the_number_of_draws():
     def numbers(moments: Moments) -> int:
         return sum(w.mean.numel() + w.squares.numel() for w in moments.of.values())
 
-    few, many = Moments.over(randn(2, 5, 3, 4, 4)), Moments.over(randn(40, 5, 3, 4, 4))
+    few, many = Moments.streamed(randn(2, 5, 3, 4, 4)), Moments.streamed(randn(40, 5, 3, 4, 4))
     assert numbers(few) == numbers(many) == 2 * 5 * (3 + 1 + 1) * 16
     kept = [value for w in many.of.values() for value in vars(w).values() if isinstance(value, torch.Tensor)]
     assert math.prod(kept[0].shape) == kept[0].untyped_storage().nbytes() / 8, "no view of something larger"

@@ -16,9 +16,11 @@ LIBRARY = sorted((ROOT / "xuqlib").glob("*.py"))
 # A module imports only from those before it.
 ORDER = (
     *("presets", "study", "planted", "download", "readers", "fer", "checks", "data", "networks", "baselines"),
-    *("guided", "draws", "randomness", "posteriors", "laplace", "checkpoints", "recipes", "fitting", "training"),
-    *("uncertainty", "predictions", "explainers", "superpixels", "lime", "moments", "diagnosis", "distribution"),
-    *("explaining", "steadiness", "metrics", "reporting", "charts", "panels", "figures", "widgets"),
+    *("guided", "fixing", "sharing", "draws", "randomness", "posteriors", "laplace", "checkpoints", "recipes"),
+    *("fitting", "fitting_together", "training", "uncertainty", "predictions"),
+    *("paths", "steps", "chains", "engine", "explainers", "superpixels", "lime"),
+    *("moments", "diagnosis", "distribution", "explaining", "analytic", "fullgrad", "ua_backprop"),
+    *("steadiness", "metrics", "timing", "reporting", "charts", "panels", "figures", "widgets"),
 )
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".ipynb", ".cfg", ".json", ".cff", ".csv", ""}
 
@@ -39,7 +41,7 @@ def test_the_tool_finds_nothing(command, tmp_path):
 def test_the_library_is_thin():
     lengths = {path.name: len(path.read_text().splitlines()) for path in LIBRARY}
     assert {name: length for name, length in lengths.items() if length > 300} == {}
-    assert sum(code_lines(path) for path in LIBRARY) < 3800
+    assert sum(code_lines(path) for path in LIBRARY) < 5000
 
 
 def code_lines(path: Path) -> int:

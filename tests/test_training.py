@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from xuqlib import (
     training,
 )
 from xuqlib.checkpoints import CheckpointError
+from xuqlib.draws import seed_of
 from xuqlib.fitting import augmented, predict
 from xuqlib.recipes import RECIPES, build, recipe_for
 from xuqlib.training import METHODS, train_or_load
@@ -206,8 +208,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "checkpoints"
 
 
-def no_training(*_: Any, **__: Any) -> None:
-    raise AssertionError("it was trained although there is a checkpoint")
+def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was trained although there is a checkpoint")
+
+    for where, name in ((training, "fit"), (training, "fit_together"), (Laplace, "fit")):
+        monkeypatch.setattr(where, name, train)
 
 
 def diabetes(method: str = "mc_dropout", **options: Any) -> Any:
@@ -218,8 +224,7 @@ def diabetes(method: str = "mc_dropout", **options: Any) -> Any:
 def test_a_posterior_is_trained_once_and_loaded_ever_after(home, monkeypatch, method):
     x = randn(3, 10, dtype=torch.float32)
     trained = diabetes(method)
-    monkeypatch.setattr(training, "fit", no_training)
-    monkeypatch.setattr(Laplace, "fit", no_training)
+    forbid_training(monkeypatch)
     loaded = diabetes(method)
     assert same_networks(trained.network, loaded.network)
     assert trained.noise_variance == loaded.noise_variance > 0
@@ -248,20 +253,80 @@ def test_members_methods_placements_and_seeds_have_checkpoints_of_their_own(home
     }
 
 
-def test_an_interrupted_ensemble_goes_on_with_the_next_member(home, monkeypatch):
-    train_or_load("deep_ensemble", "diabetes", num_members=1, progress=False)
-    trained: list[int] = []
-    whole = training.fit
-    monkeypatch.setattr(training, "fit", lambda *a, **k: trained.append(1) or whole(*a, **k))
+def note_training(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Any, dict[str, Any]]]]:
+    """Note what `fit` and `fit_together` return, and their options, each time."""
+    calls: dict[str, list[Any]] = {"fit": [], "fit_together": []}
+
+    def noted(name: str) -> Any:
+        whole = getattr(training, name)
+
+        def call(*given: Any, **options: Any) -> Any:
+            calls[name].append((whole(*given, **options), options))
+            return calls[name][-1][0]
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(training, name, noted(name))
+    return calls
+
+
+def test_missing_mlps_are_trained_together_and_each_is_kept(home, monkeypatch):
+    calls, clock = note_training(monkeypatch), iter([0.0, 30.0])
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    trained = train_or_load("deep_ensemble", "diabetes", num_members=3, progress=False)
+    ((histories, options),) = calls["fit_together"]
+    assert not calls["fit"] and options["seeds"] == [seed_of(0, member) for member in range(3)]
+    manifests = [json.loads((home / f"diabetes-plain-member{m}-seed0.json").read_text()) for m in range(3)]
+    assert [manifest["member"] for manifest in manifests] == [0, 1, 2]
+    assert [manifest["epochs_run"] for manifest in manifests] == [len(history) for history in histories]
+    assert [manifest["seconds"] for manifest in manifests] == [10.0] * 3, "each its share"
+    forbid_training(monkeypatch)
+    loaded = train_or_load("deep_ensemble", "diabetes", num_members=3, progress=False)
+    for one, other, manifest in zip(trained.members, loaded.members, manifests, strict=True):
+        assert same_networks(one, other)
+        test = training.load("diabetes", split="test")
+        assert float(F.mse_loss(predict(other, test.x), test.y)) == manifest["scores"]["test_mse"]
+
+
+def test_a_member_trained_together_is_the_one_trained_alone(home):
     ensemble = diabetes("deep_ensemble")
-    assert len(trained) == 1 and len(ensemble.members) == 2
+    alone = train_or_load("deep_ensemble", "diabetes", num_members=1, retrain=True, progress=False)
+    for one, other in zip(ensemble.members[0].parameters(), alone.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)  # float16 has 11 bits
     assert not same_networks(*ensemble.members)
+    (home / "diabetes-plain-member1-seed0.json").unlink()
+    for one, other in zip(diabetes("deep_ensemble").members, ensemble.members, strict=True):
+        for parameter, wanted in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(parameter, wanted, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("missing", "calls_wanted"), [([1], (1, 0)), ([0, 2], (0, 1))], ids=["one", "two"])
+def test_an_interrupted_ensemble_goes_on_with_the_missing_members(home, monkeypatch, missing, calls_wanted):
+    train_or_load("deep_ensemble", "diabetes", num_members=3, progress=False)
+    before = {path.name: path.stat().st_mtime_ns for path in home.glob("*.json")}
+    for member in missing:
+        (home / f"diabetes-plain-member{member}-seed0.json").unlink()
+    calls = note_training(monkeypatch)
+    train_or_load("deep_ensemble", "diabetes", num_members=3, progress=False)
+    assert (len(calls["fit"]), len(calls["fit_together"])) == calls_wanted
+    changed = {path.name for path in home.glob("*.json") if path.stat().st_mtime_ns != before[path.name]}
+    assert changed == {f"diabetes-plain-member{member}-seed0.json" for member in missing}
+
+
+def test_convolutional_members_are_trained_one_after_another(home, monkeypatch):
+    tiny = {"options": (("widths", (2, 2, 2)), ("hidden", 4)), "epochs": 1, "num_train": 40}
+    monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], **tiny))
+    calls = note_training(monkeypatch)
+    ensemble = train_or_load("deep_ensemble", "digits", num_members=2, progress=False)
+    assert (len(calls["fit"]), len(calls["fit_together"])) == (2, 0)
+    assert not same_networks(*ensemble.members) and len(list(home.glob("*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
 def test_retraining_trains_anew(home, monkeypatch, how):
     first = diabetes()
-    monkeypatch.setattr(training, "fit", no_training)
+    forbid_training(monkeypatch)
     if how == "environment":
         monkeypatch.setenv("XUQ_RETRAIN", "1")
     options = {"retrain": True} if how == "argument" else {}
@@ -284,7 +349,7 @@ def test_a_checkpoint_of_another_recipe_is_not_used_even_if_it_is_published(home
     monkeypatch.setitem(RECIPES, "diabetes", dataclasses.replace(RECIPES["diabetes"], epochs=1))
     diabetes()
     assert len(list(home.glob("*.json"))) == 1, "trained into the cache"
-    monkeypatch.setattr(training, "fit", no_training)
+    forbid_training(monkeypatch)
     diabetes()  # and found there, behind the stale one
 
 

@@ -14,6 +14,8 @@ from xuqlib.explainers import (
 )
 from xuqlib.explaining import VarianceSplit, explain, variance_split
 from xuqlib.fitting import fit
+from xuqlib.fitting_together import fit_together
+from xuqlib.fullgrad import fullgrad
 from xuqlib.laplace import Laplace
 from xuqlib.lime import lime, lime_fit
 from xuqlib.networks import lenet, mini_vgg, mlp, resnet18
@@ -21,6 +23,7 @@ from xuqlib.posteriors import DeepEnsemble, Flipout, MCDropConnect, MCDropout, P
 from xuqlib.recipes import Recipe
 from xuqlib.study import Notebook
 from xuqlib.training import train_or_load
+from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear
 from xuqlib.uncertainty import (
     Uncertainties,
     brier_score,
@@ -50,7 +53,9 @@ __all__ = [
     "expected_calibration_error",
     "explain",
     "fit",
+    "fit_together",
     "from_captum",
+    "fullgrad",
     "gradient",
     "gradient_x_input",
     "guided_backprop",
@@ -66,6 +71,8 @@ __all__ = [
     "scores",
     "smoothgrad",
     "train_or_load",
+    "ua_backprop",
+    "ua_backprop_linear",
     "uncertainties",
     "variance_split",
 ]

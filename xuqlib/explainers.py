@@ -25,37 +25,9 @@ from xuqlib.checks import (
     check_number,
     check_target,
 )
-from xuqlib.guided import GuidedMode
+from xuqlib.paths import Network, Path, along, rows_per_pass, select_logits
 
-Network = Callable[[Tensor], Tensor]
 Explainer = Callable[..., Tensor]
-
-# Numbers that enter the network in one pass: 128 colour pictures of 32 x 32. On a CPU a larger batch is slower, since
-# its intermediate results leave the cache; an accelerator wants thousands of rows.
-_NUMBERS_CPU = 128 * 3 * 32 * 32
-
-
-def select_logits(network: Network, x: Tensor, target: Any) -> Tensor:
-    """Return the logit of each example's target, (N,); checks the network's output and the target."""
-    logits = check_logits(network(x), len(x))
-    # A copy, since autograd will not keep a target that was made in inference mode.
-    classes = check_target(target, len(x), logits.shape[1]).to(logits.device).clone()
-    return logits.gather(1, classes[:, None]).squeeze(1)
-
-
-def _input_gradient(network: Network, x: Tensor, target: Any) -> Tensor:
-    """Gradient of each target logit with respect to its own example; checks nothing but output and target."""
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_()
-        # The network gets a copy: an in-place first layer may not write into a leaf.
-        selected = select_logits(network, leaf.clone(), target)
-        gradient = torch.autograd.grad(selected.sum(), leaf, allow_unused=True)[0] if selected.requires_grad else None
-    if gradient is None:
-        raise ValueError(
-            "network's output does not depend on x as far as autograd can see (a detach, no_grad or argmax in "
-            "forward?); return logits that are differentiable in x, or explain with lime, which needs no gradient"
-        )
-    return gradient
 
 
 def gradient(network: Network, x: Tensor, target: Any = None) -> Tensor:
@@ -77,7 +49,7 @@ def gradient(network: Network, x: Tensor, target: Any = None) -> Tensor:
     """
     check_examples(x)
     check_fixed(network)
-    return _input_gradient(network, x, target)
+    return along(network, _gradient_path(x), target, len(x))
 
 
 def gradient_x_input(network: Network, x: Tensor, target: Any = None) -> Tensor:
@@ -90,7 +62,9 @@ def gradient_x_input(network: Network, x: Tensor, target: Any = None) -> Tensor:
 
     Source: Shrikumar, Greenside, Shcherbina & Kundaje 2016, section 3. arXiv 1605.01713.
     """
-    return gradient(network, x, target) * x.detach()
+    check_examples(x)
+    check_fixed(network)
+    return along(network, _gradient_x_input_path(x), target, len(x))
 
 
 def guided_backprop(network: Network, x: Tensor, target: Any = None) -> Tensor:
@@ -112,47 +86,7 @@ def guided_backprop(network: Network, x: Tensor, target: Any = None) -> Tensor:
     """
     check_examples(x)
     check_fixed(network)
-    mode = GuidedMode()
-
-    def guided_network(batch: Tensor) -> Tensor:
-        with mode:
-            return network(batch)
-
-    attribution = _input_gradient(guided_network, x, target)
-    if not mode.num_met:
-        warnings.warn("network called no ReLU, so guided_backprop gave the plain gradient", stacklevel=2)
-    return attribution
-
-
-def rows_per_pass(x: Tensor, chunk: int | None) -> int:
-    """Rows (examples times steps) of one pass: `chunk` if given, else what suits the size of x and its device."""
-    if chunk is not None:
-        return check_count(chunk, 1, "chunk")
-    numbers = _NUMBERS_CPU if x.device.type == "cpu" else 16 * _NUMBERS_CPU
-    return min(max(numbers // x[0].numel(), 8), 4096)
-
-
-def _path_gradient(
-    network: Network, origin: Tensor, factor: Tensor, spread: Tensor, weights: Tensor, target: Any, rows: int
-) -> Tensor:
-    """Return sum_k weights[k] * gradient at origin + factor[k] * spread, shaped like origin (N, ...).
-
-    Folds as many steps k as fit into `rows` into one pass. factor is (K, ...), broadcastable over an example.
-    """
-    with torch.no_grad():  # a network may write into its input, so it gets a copy
-        num_classes = check_logits(network(origin[:rows].clone()), len(origin[:rows])).shape[1]
-    classes = check_target(target, len(origin), num_classes)
-    total = torch.zeros_like(origin)
-    for first in range(0, len(origin), rows):
-        block = slice(first, first + rows)
-        num_examples = len(origin[block])
-        steps_per_pass = max(1, rows // num_examples)
-        for start in range(0, len(factor), steps_per_pass):
-            steps = slice(start, start + steps_per_pass)
-            points = origin[block] + factor[steps, None] * spread[block]  # (K, N, ...)
-            slopes = _input_gradient(network, points.flatten(0, 1), classes[block].repeat(len(points)))
-            total[block] += torch.tensordot(weights[steps], slopes.reshape(points.shape), dims=1)
-    return total
+    return along(network, _guided_path(x), target, len(x))
 
 
 def integrated_gradients(
@@ -186,13 +120,8 @@ def integrated_gradients(
     """
     check_examples(x)
     check_fixed(network)
-    nodes, weights = np.polynomial.legendre.leggauss(check_count(num_steps, 1, "num_steps"))  # on [-1, 1]
-    start = make_baseline(baseline, x)
-    x = x.detach()
-    factor = torch.as_tensor((nodes + 1) / 2).to(x).view(-1, *[1] * (x.dim() - 1))
-    rows = rows_per_pass(x, chunk)
-    slope = _path_gradient(network, start, factor, x - start, torch.as_tensor(weights / 2).to(x), target, rows)
-    return (x - start) * slope
+    path = _straight_path(x, baseline=baseline, num_steps=num_steps)
+    return along(network, path, target, rows_per_pass(x, chunk))
 
 
 def completeness_gap(
@@ -245,6 +174,30 @@ def smoothgrad(
     """
     check_examples(x)
     check_fixed(network)
+    path = _noisy_path(x, num_samples=num_samples, noise=noise, seed=seed)
+    return along(network, path, target, rows_per_pass(x, chunk))
+
+
+def _gradient_path(x: Tensor) -> Path:
+    return Path(x.detach())
+
+
+def _gradient_x_input_path(x: Tensor) -> Path:
+    return Path(x.detach(), scale=x.detach())
+
+
+def _guided_path(x: Tensor) -> Path:
+    return Path(x.detach(), guided=True)
+
+
+def _straight_path(x: Tensor, *, baseline: str | Tensor | None = None, num_steps: int = 32) -> Path:
+    nodes, weights = np.polynomial.legendre.leggauss(check_count(num_steps, 1, "num_steps"))  # on [-1, 1]
+    start, x = make_baseline(baseline, x), x.detach()
+    factor = torch.as_tensor((nodes + 1) / 2).to(x).view(-1, *[1] * (x.dim() - 1))
+    return Path(start, x - start, factor, torch.as_tensor(weights / 2).to(x), scale=x - start)
+
+
+def _noisy_path(x: Tensor, *, num_samples: int = 32, noise: float = 0.1, seed: int = 0) -> Path:
     check_number(noise, 0, "noise")
     generator = torch.Generator().manual_seed(check_count(seed, 0, "seed"))
     shape = (check_count(num_samples, 1, "num_samples"), *x.shape[1:])
@@ -252,8 +205,18 @@ def smoothgrad(
     x = x.detach()
     extent = x.flatten(1).amax(1) - x.flatten(1).amin(1)
     spread = (noise * extent).view(-1, *[1] * (x.dim() - 1))
-    weights = x.new_full((num_samples,), 1 / num_samples)
-    return _path_gradient(network, x, unit, spread, weights, target, rows_per_pass(x, chunk))
+    return Path(x, spread, unit, x.new_full((num_samples,), 1 / num_samples))
+
+
+# `explain` looks for the path of an explainer: the engine evaluates it for many draws at once.
+for explainer, path in (
+    (gradient, _gradient_path),
+    (gradient_x_input, _gradient_x_input_path),
+    (guided_backprop, _guided_path),
+    (integrated_gradients, _straight_path),
+    (smoothgrad, _noisy_path),
+):
+    setattr(explainer, "path", path)  # noqa: B010 - as an assignment it does not type-check
 
 
 def from_captum(method: type | str, **init_options: Any) -> Explainer:

@@ -14,7 +14,9 @@ from xuqlib.baselines import make_baseline
 from xuqlib.checks import check_choice, check_count, check_examples, check_target
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.draws import Draws, seed_of
+from xuqlib.engine import PRECISIONS, computing_in, mean_over_draws, over_draws
 from xuqlib.moments import Moments
+from xuqlib.paths import rows_per_pass
 from xuqlib.study import device as default_device
 
 Explainer = Callable[..., Tensor]
@@ -27,6 +29,7 @@ def explain(
     target: Tensor | int | None = None,
     *,
     keep: str = "all",
+    precision: str = "float32",
     chunk: int | None = None,
     device: torch.device | str | None = None,
     progress: bool | None = None,
@@ -43,7 +46,10 @@ def explain(
         target: class of each example, (N,), or one for all. By default the one output of a regression, else the
             class with the largest mean probability over the draws: one target per example, the same for every draw.
         keep: "all" stores every attribution, (draw, example, ...); "moments" keeps running means and variances only,
-            so that memory does not grow with the number of draws.
+            so that memory does not grow with the number of draws; "mean" keeps the mean alone, which costs one way
+            back for all draws where they differ in their last layer and the explainer is linear in it.
+        precision: "float32" computes in the numbers of x, float64 ones too, without TF32; "tf32" allows that on a GPU.
+            "bfloat16" is faster and rounds: @@
         chunk: examples explained at a time; chosen from their size by default.
         device: where to compute; `study.device()` by default. The draws are moved there, the results come back.
         progress: show a bar; by default where more than 100 calls of the explainer are to come.
@@ -56,10 +62,11 @@ def explain(
     """
     check_examples(x)
     _check_explainer(explainer)
-    check_choice(keep, ("all", "moments"), "keep")
+    check_choice(keep, ("all", "moments", "mean"), "keep")
+    check_choice(precision, PRECISIONS, "precision")
     where = torch.device(device) if device is not None else default_device()
     draws = (draws if isinstance(draws, Draws) else Draws(draws)).to(where)
-    rows = max(1, 2**18 // x[0].numel()) if chunk is None else check_count(chunk, 1, "chunk")
+    rows = _examples_at_once(explainer, x, options) if chunk is None else check_count(chunk, 1, "chunk")
     if any(isinstance(value, Tensor) and value.shape == x.shape[:1] == x.shape[1:2] for value in options.values()):
         rows = len(x)  # one entry per example, or per feature? Uncut, it does not matter
     target = _targets(draws, x, target, rows, where)
@@ -73,13 +80,13 @@ def explain(
         for part in parts:
             here = {name: _cut(value, part, x, where) for name, value in options.items()}
             targets = None if target is None else target[part].to(where)
-            each = _attributions(draws, explainer, x[part].to(where), targets, here, bar)
+            job = _Part(draws, explainer, x[part].to(where), targets, here, precision)
             if keep == "all":
-                values.append(torch.stack(list(each)))  # (draw, n, ...)
+                values.append(torch.stack(list(job.attributions(bar))))  # (draw, n, ...)
+            elif keep == "moments":
+                moments.append(Moments.streamed(job.attributions(bar)))
             else:
-                moments.append(Moments())
-                for attribution in each:
-                    moments[-1].append(attribution)
+                moments.append(Moments.of_mean(job.mean(bar), len(draws)))
     return ExplanationDistribution(
         values=torch.cat(values, 1) if values else None,
         running=Moments.joined(moments) if moments else None,
@@ -89,19 +96,59 @@ def explain(
     )
 
 
-def _attributions(
-    draws: Draws, explainer: Explainer, x: Tensor, target: Tensor | None, options: dict[str, Any], bar: Any
-) -> Iterator[Tensor]:
-    together = getattr(explainer, "over_draws", None)  # an explainer may know how draws share their work
-    one_by_one = (explainer(network, x, target, **options) for network in draws)
-    for attribution in together(draws, x, target, **options) if together else one_by_one:
-        if not isinstance(attribution, Tensor) or attribution.shape != x.shape:
-            found = tuple(attribution.shape) if isinstance(attribution, Tensor) else f"a {type(attribution).__name__}"
-            raise ValueError(
-                f"the explainer returned {found} for x of {tuple(x.shape)}; an attribution is shaped like x"
-            )
-        bar.update()
-        yield attribution.detach().cpu()
+def _examples_at_once(explainer: Explainer, x: Tensor, options: dict[str, Any]) -> int:
+    path_of = getattr(explainer, "path", None)
+    if path_of is None:
+        return max(1, 2**18 // x[0].numel())
+    # As many as go through a network together with all steps of their paths.
+    return max(1, rows_per_pass(x, None) // path_of(x[:1], **options).num_steps)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some examples, to be explained by every draw: all at once where the explainer says how, else one by one."""
+
+    draws: Draws
+    explainer: Explainer
+    x: Tensor
+    target: Tensor | None
+    options: dict[str, Any]
+    precision: str
+
+    def attributions(self, bar: Any) -> Iterator[Tensor]:
+        for attribution in self._found():
+            if not isinstance(attribution, Tensor) or attribution.shape != self.x.shape:
+                what = (
+                    tuple(attribution.shape) if isinstance(attribution, Tensor) else f"a {type(attribution).__name__}"
+                )
+                raise ValueError(
+                    f"the explainer returned {what} for x of {tuple(self.x.shape)}; an attribution is shaped like x"
+                )
+            bar.update()
+            yield attribution.detach().cpu()
+
+    def mean(self, bar: Any) -> Tensor:
+        path_of = getattr(self.explainer, "path", None)
+        if path_of is None:
+            return sum(each.double() for each in self.attributions(bar)) / len(self.draws)  # type: ignore[return-value]
+        bar.update(len(self.draws))
+        path = path_of(self.x, **self.options)
+        return mean_over_draws(self.draws, path, self.target, precision=self.precision).cpu()
+
+    def _found(self) -> Iterator[Tensor]:
+        path_of, together = (getattr(self.explainer, name, None) for name in ("path", "over_draws"))
+        if path_of is not None:
+            path = path_of(self.x, **self.options)
+            yield from over_draws(self.draws, path, self.target, precision=self.precision)
+        elif together is not None:  # an explainer may know how draws share its work
+            with computing_in(self.precision, self.x.device):
+                found = list(together(self.draws, self.x, self.target, **self.options))
+            yield from found
+        else:
+            for network in self.draws:
+                with computing_in(self.precision, self.x.device):
+                    attribution = self.explainer(network, self.x, self.target, **self.options)
+                yield attribution
 
 
 @dataclass(frozen=True)
@@ -168,7 +215,7 @@ def variance_split(
 def _targets(draws: Draws, x: Tensor, target: Tensor | int | None, rows: int, where: torch.device) -> Tensor | None:
     with torch.no_grad():
         if target is not None:
-            return check_target(target, len(x), draws(x[:1].to(where)).shape[-1])
+            return check_target(target, len(x), draws[:1](x[:1].to(where)).shape[-1])
         mean = torch.cat([draws(part.to(where)).softmax(-1).mean(0).cpu() for part in x.split(rows)])  # (N, C)
     return None if mean.shape[1] == 1 else mean.argmax(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -51,19 +52,20 @@ def fit(
     """
     recipe = recipe or Recipe()
     check_count(seed, 0, "seed")
-    network = _trainable(posterior, train, validation)
+    network = _trainable(posterior)
+    check_parts(train, validation)
     where = device()
     history: list[dict[str, float]] = []
     best: tuple[float, int, dict[str, Tensor]] = (float("inf"), 0, {})
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(seed, 1))
         network.to(where)
-        optimiser, schedule = _optimiser(network, recipe, len(train))
+        optimiser, schedule = one_cycle(network.parameters(), recipe, len(train))
         bar = tqdm(range(1, recipe.epochs + 1), desc=f"fit {train.name}", disable=not progress, leave=False)
         for epoch in bar:
             started = time.perf_counter()
             train_loss = _epoch(posterior, network, train, recipe, optimiser, schedule)
-            loss = float(_loss(predict(network, validation.x), _targets(validation, recipe.soft)))
+            loss = float(loss_of(predict(network, validation.x), targets_of(validation, recipe.soft)))
             if not (torch.isfinite(torch.tensor([train_loss, loss]))).all():
                 raise FloatingPointError(f"training diverged in epoch {epoch} (loss {train_loss}); lower learning_rate")
             history.append(
@@ -84,7 +86,7 @@ def fit(
     return pd.DataFrame(history)
 
 
-def _trainable(posterior: Any, train: Any, validation: Any) -> nn.Module:
+def _trainable(posterior: Any) -> nn.Module:
     network = posterior.network if isinstance(posterior, Posterior) else posterior
     if not isinstance(network, nn.Module):
         raise TypeError(f"fit got a {type(posterior).__name__}; pass a posterior or a network (nn.Module)")
@@ -92,18 +94,21 @@ def _trainable(posterior: Any, train: Any, validation: Any) -> nn.Module:
         raise ValueError(f"fit trains one network, not {len(posterior.members)}; call it for each of ensemble.members")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError(f"{type(network).__name__} has no parameter that requires a gradient: nothing to train")
+    return network
+
+
+def check_parts(train: Any, validation: Any) -> None:
+    """Refuse to train on anything but `Examples`, two at least, or to validate on none."""
     for what, examples, minimum in (("train", train, 2), ("validation", validation, 1)):
         if not isinstance(examples, Examples):
             raise TypeError(f"{what} is a {type(examples).__name__}; pass Examples, as load gives them")
         if len(examples) < minimum:
             raise ValueError(f"{what} has {len(examples)} examples; pass at least {minimum}")
-    return network
 
 
-def _optimiser(network: nn.Module, recipe: Recipe, num_examples: int) -> tuple[Any, Any]:
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
+def one_cycle(parameters: Iterable[Tensor], recipe: Recipe, num_examples: int) -> tuple[Any, Any]:
+    """Return the recipe's AdamW on these parameters and its one-cycle schedule, a step per batch."""
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
     steps = -(-num_examples // recipe.batch_size) * recipe.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps)
     return optimiser, schedule
@@ -117,7 +122,7 @@ def _epoch(
     pictures = train.x.ndim == 4
     if pictures:
         network.to(memory_format=torch.channels_last)
-    targets, total = _targets(train, recipe.soft), 0.0
+    targets, total = targets_of(train, recipe.soft), 0.0
     for batch in torch.randperm(len(train)).split(recipe.batch_size):
         if len(batch) == 1:
             continue  # batch norm has no variance to take
@@ -126,7 +131,7 @@ def _epoch(
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(where.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             output = network(x)
-        loss = _loss(output.float(), targets[batch].to(where))
+        loss = loss_of(output.float(), targets[batch].to(where))
         total += loss.item() * len(batch)
         if isinstance(posterior, Flipout):
             loss = loss + posterior.kl_weight * posterior.kl() / len(train)
@@ -168,11 +173,16 @@ def predict(network: nn.Module, x: Tensor, *, batch_size: int = 512) -> Tensor:
     return outputs
 
 
-def _targets(examples: Examples, soft: bool) -> Tensor:
+def targets_of(examples: Examples, soft: bool) -> Tensor:
+    """Return what to learn: soft labels (N, C) if wanted and there are any, else y."""
     return examples.probs if soft and examples.probs is not None else examples.y
 
 
-def _loss(output: Tensor, target: Tensor) -> Tensor:
+def loss_of(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the loss of outputs (N, C): squared error where C is 1, else cross-entropy, in nats.
+
+    `reduction="none"` gives one per example, (N,).
+    """
     if output.ndim == 1 or output.shape[1] == 1:
-        return F.mse_loss(output.flatten(), target.flatten())
-    return F.cross_entropy(output, target)
+        return F.mse_loss(output.flatten(), target.flatten(), reduction=reduction)
+    return F.cross_entropy(output, target, reduction=reduction)

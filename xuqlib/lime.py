@@ -18,15 +18,13 @@ from xuqlib.checks import check_count, check_examples, check_fixed, check_logits
 from xuqlib.draws import shared_trunk
 from xuqlib.explainers import (
     Explainer,
-    Network,
     gradient,
     gradient_x_input,
     guided_backprop,
     integrated_gradients,
-    rows_per_pass,
-    select_logits,
     smoothgrad,
 )
+from xuqlib.paths import Network, rows_per_pass, select_logits
 from xuqlib.superpixels import check_segments, filled
 from xuqlib.superpixels import superpixels as superpixels
 
@@ -256,7 +254,7 @@ def _perturbed_logits(networks: list[Network], perturb: _Perturb, x: Tensor, tar
     """Return the target logit of every copy of every example by every network, (S, N, M), float64 on the CPU."""
     rows, num_examples = rows_per_pass(x, None), len(x)
     modules = [network for network in networks if isinstance(network, nn.Module)]
-    trunk, heads = shared_trunk(modules) if len(modules) == len(networks) else (nn.Identity(), networks)
+    trunk, heads = shared_trunk(modules, x) if len(modules) == len(networks) else (nn.Identity(), networks)
     with torch.no_grad():  # a layer may work in place, so each gets its own copy
         num_classes = check_logits(heads[0](trunk(x[:rows].clone())), len(x[:rows])).shape[1]
         classes = check_target(target, num_examples, num_classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,63 +24,129 @@ def rescaled(attribution: Tensor) -> Tensor:
     """Fold one draw's maps, clip each at its 99th percentile, and scale it to [0, 1]; a flat map becomes zeros."""
     maps = folded(attribution)
     flat = maps.flatten(1)
-    top = flat.quantile(CLIP, dim=1, keepdim=True)
+    # The quantile, interpolated between two of the largest numbers; a whole sort would take longer than the maps.
+    place = CLIP * (flat.shape[1] - 1)
+    largest = flat.topk(flat.shape[1] - int(place), dim=1).values
+    top = torch.lerp(largest[:, -1:], largest[:, -2:][:, :1], place - int(place))
     low = flat.amin(1, keepdim=True)
     span = top - low
     scaled = (flat.minimum(top) - low) / torch.where(span > 0, span, torch.ones_like(span))
     return torch.where(span > 0, scaled, torch.zeros_like(scaled)).view_as(maps)
 
 
+ONLY_MEAN = 'only the mean over draws was kept; explain with keep="moments", or "all"'
+
+
 class Welford:
     """Mean and variance of tensors that come one after another, in float64. Source: Welford 1962."""
 
     def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
+        self.count = 0
+        self.mean = torch.zeros(())
+        self.squares: Tensor | None = torch.zeros(())
 
     def append(self, value: Tensor) -> None:
         value = value.double()
         self.count += 1
+        if self.count == 1:
+            self.mean, self.squares = value.clone(), torch.zeros_like(value)
         deviation = value - self.mean
-        self.mean = self.mean + deviation / self.count
-        self.squares = self.squares + deviation * (value - self.mean)
+        self.mean.add_(deviation, alpha=1 / self.count)
+        self._summed().addcmul_(deviation, value.sub(self.mean))
 
     def std(self, correction: int = 0) -> Tensor:
-        """Standard deviation over what was appended, divisor count - correction; NaN where that is 0."""
-        divisor = self.count - correction
-        return (self.squares / divisor).sqrt() if divisor > 0 else torch.full_like(self.squares, math.nan)
+        """Standard deviation over what was appended, divisor count - correction; NaN where that is 0.
+
+        Raises:
+            ValueError: only the mean was kept.
+        """
+        divisor, squares = self.count - correction, self._summed()
+        return (squares / divisor).sqrt() if divisor > 0 else torch.full_like(squares, math.nan)
+
+    def _summed(self) -> Tensor:
+        if self.squares is None:
+            raise ValueError(ONLY_MEAN)
+        return self.squares
+
+
+_KINDS: dict[str, Callable[[Tensor], Tensor]] = {"raw": lambda value: value, "folded": folded, "rescaled": rescaled}
 
 
 class Moments:
-    """Moments of the attributions of one or more draws: as they are, folded, and folded then rescaled."""
+    """Moments of the attributions of one or more draws: as they are, folded, and folded then rescaled.
+
+    Attributes:
+        of: a `Welford` by kind, "raw", "folded" or "rescaled".
+    """
 
     def __init__(self) -> None:
-        self.of = {"raw": Welford(), "folded": Welford(), "rescaled": Welford()}
+        self.of: dict[str, Welford] = {kind: Welford() for kind in _KINDS}
 
     def append(self, attribution: Tensor) -> None:
         """Take in one draw's attributions, (N, C, H, W) or (N, F)."""
         attribution = attribution.double()
-        self.of["raw"].append(attribution)
-        self.of["folded"].append(folded(attribution))
-        self.of["rescaled"].append(rescaled(attribution))
+        for kind, welford in self.of.items():
+            welford.append(_KINDS[kind](attribution))
 
     @property
     def num_draws(self) -> int:
         return self.of["raw"].count
 
     @classmethod
-    def over(cls, values: Tensor) -> Moments:
-        """Moments of a stack of draws, (draw, example, ...)."""
+    def streamed(cls, attributions: Iterable[Tensor]) -> Moments:
+        """Moments of draws that come one after another."""
         moments = cls()
-        for value in values:
-            moments.append(value)
+        for attribution in attributions:
+            moments.append(attribution)
+        return moments
+
+    @classmethod
+    def over(cls, values: Tensor) -> Moments:
+        """Moments of a stack of draws, (draw, example, ...); each kind is computed when it is first asked for."""
+        moments = cls()
+        moments.of = _OfValues(values)
+        return moments
+
+    @classmethod
+    def of_mean(cls, mean: Tensor, num_draws: int) -> Moments:
+        """Nothing but the mean attribution over draws, (N, ...)."""
+        moments, only = cls(), Welford()
+        only.count, only.mean, only.squares = num_draws, mean.double(), None
+        moments.of = _OnlyMean(raw=only)
         return moments
 
     @classmethod
     def joined(cls, parts: Sequence[Moments]) -> Moments:
         """Put the moments of consecutive examples together."""
-        moments = cls()
-        for name, welford in moments.of.items():
-            welford.count = parts[0].num_draws
-            welford.mean = torch.cat([part.of[name].mean for part in parts])
-            welford.squares = torch.cat([part.of[name].squares for part in parts])
+        moments, only_mean = cls(), isinstance(parts[0].of, _OnlyMean)
+        moments.of = _OnlyMean() if only_mean else {}
+        for kind in ("raw",) if only_mean else _KINDS:
+            each = [part.of[kind] for part in parts]
+            moments.of[kind] = joint = Welford()
+            joint.count, joint.mean = each[0].count, torch.cat([welford.mean for welford in each])
+            squares = [welford.squares for welford in each if welford.squares is not None]
+            joint.squares = torch.cat(squares) if squares else None
         return moments
+
+
+class _OfValues(dict[str, Welford]):
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self._values = values
+
+    def __missing__(self, kind: str) -> Welford:
+        self[kind] = welford = Welford()
+        for value in self._values if kind != "raw" else ():
+            welford.append(_KINDS[kind](value.double()))
+        if kind == "raw":  # with all of them at hand, the mean first and then the squares takes half as long
+            welford.count, welford.mean = len(self._values), self._values.mean(0, dtype=torch.float64)
+            welford.squares = torch.zeros_like(welford.mean)
+            for value in self._values:
+                deviation = value - welford.mean  # in float64
+                welford.squares.addcmul_(deviation, deviation)
+        return welford
+
+
+class _OnlyMean(dict[str, Welford]):
+    def __missing__(self, kind: str) -> Welford:
+        raise ValueError(ONLY_MEAN)

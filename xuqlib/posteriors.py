@@ -97,10 +97,7 @@ class MCDropout(Posterior):
         network = detached_copy(self.network)
         resampled = masks == "resampled"
         return self._draws(
-            [
-                FixedNetwork(copy_with(network, {}), seed_of(seed, draw), resampled=resampled)
-                for draw in range(num_draws)
-            ]
+            [FixedNetwork(network, seed_of(seed, draw), resampled=resampled) for draw in range(num_draws)]
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,11 +16,13 @@ from xuqlib.checks import check_choice, check_count
 from xuqlib.data import Examples, load
 from xuqlib.draws import seed_of
 from xuqlib.fitting import fit, predict
+from xuqlib.fitting_together import fit_together
 from xuqlib.laplace import Laplace
 from xuqlib.posteriors import DeepEnsemble, Flipout, MCDropConnect, MCDropout, Posterior
 from xuqlib.recipes import Recipe, build, recipe_for
 from xuqlib.study import device, versions
 
+Stored = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and manifest
 METHODS = ("deep_ensemble", "mc_dropout", "mc_dropconnect", "flipout", "laplace")
 
 
@@ -37,8 +40,8 @@ def train_or_load(
     """Return a trained posterior: from its checkpoint where there is one of the same recipe, else by training.
 
     Published checkpoints are looked at first, then those of this machine's cache, where a new one is written. An
-    ensemble is trained member by member, so an interrupted training goes on with the next. The network of Laplace
-    is the ensemble's first member.
+    ensemble trains the members it has no checkpoint of: MLPs together, others one after another, so an interrupted
+    training goes on with the next. The network of Laplace is the ensemble's first member.
 
     Args:
         method: "deep_ensemble", "mc_dropout", "mc_dropconnect", "flipout" or "laplace".
@@ -61,13 +64,13 @@ def train_or_load(
         raise ValueError(f"{method} has no placement 'all'; it is for mc_dropout, mc_dropconnect and flipout")
     job = _Job(dataset, preset, seed, retrain, progress)
     if method == "deep_ensemble":
-        members = [job.trained("plain", "last", member) for member in range(num_members)]
+        members = job.trained("plain", "last", num_members)
         ensemble = DeepEnsemble([member.network for member in members])
         ensemble.noise_variance = sum(member.noise_variance for member in members) / num_members
         return ensemble
     if method == "laplace":
-        return job.laplace(job.trained("plain", "last", 0))
-    return job.trained(method, placement, 0)
+        return job.laplace(*job.trained("plain", "last"))
+    return job.trained(method, placement)[0]
 
 
 @dataclass(frozen=True)
@@ -92,24 +95,28 @@ class _Job:
         num_examples = self.recipe.num_train if split == "train" else None
         return load(self.dataset, split=split, num_examples=num_examples, seed=self.seed)
 
-    def stored(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def stored(self, name: str) -> Stored | None:
         # A recipe that changed since makes a checkpoint of the old one stale.
         path = None if self.retrain else find_checkpoint(name, asdict(self.recipe))
         return None if path is None else load_checkpoint(path)
 
-    def trained(self, kind: str, placement: str, member: int) -> Posterior:
-        """Load or train one network; "plain" gives an ensemble of one."""
-        suffix = f"-member{member}" if kind == "plain" else f"-{placement}"
-        name = self.name(kind + suffix)
-        posterior = self.untrained(kind, placement, member)
-        stored = self.stored(name)
-        if stored is None:
-            stored = self.train(posterior, name, member)
-        tensors, manifest = stored
-        posterior.network.load_state_dict(tensors)
-        posterior.network.eval()
-        posterior.noise_variance = manifest["noise_variance"]
-        return posterior
+    def trained(self, kind: str, placement: str, num_members: int = 1) -> list[Posterior]:
+        """Load or train one network per member; "plain" gives ensembles of one."""
+        suffixes = [f"-member{member}" if kind == "plain" else f"-{placement}" for member in range(num_members)]
+        names = [self.name(kind + suffix) for suffix in suffixes]
+        posteriors = [self.untrained(kind, placement, member) for member in range(num_members)]
+        stored = {member: found for member, name in enumerate(names) if (found := self.stored(name)) is not None}
+        missing = {member: posteriors[member] for member in range(num_members) if member not in stored}
+        together = self.recipe.network == "mlp"
+        groups = [missing] if together else [{member: posterior} for member, posterior in missing.items()]
+        for group in filter(None, groups):
+            stored |= self.train(group, names)
+        for member, posterior in enumerate(posteriors):
+            tensors, manifest = stored[member]
+            posterior.network.load_state_dict(tensors)
+            posterior.network.eval()
+            posterior.noise_variance = manifest["noise_variance"]
+        return posteriors
 
     def untrained(self, kind: str, placement: str, member: int) -> Posterior:
         shapes = load(self.dataset, split="test", num_examples=1)  # the smaller file, needed anyway
@@ -122,30 +129,31 @@ class _Job:
             return Flipout(network, placement=placement)
         return MCDropout(network) if kind == "mc_dropout" else DeepEnsemble([network])
 
-    def train(self, posterior: Posterior, name: str, member: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def train(self, posteriors: Mapping[int, Posterior], names: Sequence[str]) -> dict[int, Stored]:
+        """Train and keep members, by number: one with `fit`, several with `fit_together`."""
         started = time.perf_counter()
         train, validation, test = (self.part(split) for split in ("train", "validation", "test"))
-        history = fit(
-            posterior, train, validation, self.recipe, seed=seed_of(self.seed, member), progress=self.progress
-        )
-        tensors = rounded(posterior.network.state_dict())
-        posterior.network.load_state_dict(tensors)
-        scores = {f"{part.split}_{key}": value for part in (validation, test) for key, value in _score(posterior, part)}
-        manifest: dict[str, Any] = {
+        seeds = [seed_of(self.seed, member) for member in posteriors]
+        if len(posteriors) > 1:
+            networks = [posterior.network for posterior in posteriors.values()]
+            histories = fit_together(networks, train, validation, self.recipe, seeds=seeds, progress=self.progress)
+        else:
+            (alone,) = posteriors.values()
+            histories = [fit(alone, train, validation, self.recipe, seed=seeds[0], progress=self.progress)]
+        facts = {
             "recipe": asdict(self.recipe),
             "dataset": self.dataset,
             "train_digest": train.digest,
             "seed": self.seed,
-            "member": member,
-            "epochs_run": len(history),
-            "scores": scores,
-            "noise_variance": scores.get("validation_mse", 0.0),
-            "seconds": round(time.perf_counter() - started, 1),
+            "seconds": round((time.perf_counter() - started) / len(posteriors), 1),  # each member's share
             "device": str(device()),
             "versions": versions(),
         }
-        save_checkpoint(name, tensors, manifest, folders()[-1])
-        return tensors, manifest
+        kept: dict[int, Stored] = {}
+        for (member, posterior), history in zip(posteriors.items(), histories, strict=True):
+            own = {"member": member, "epochs_run": len(history)}
+            kept[member] = _keep(posterior, names[member], (validation, test), facts | own)
+        return kept
 
     def laplace(self, plain: Posterior) -> Laplace:
         posterior, name = Laplace(plain.network), self.name("laplace-last")
@@ -166,6 +174,16 @@ class _Job:
             posterior.factors.setdefault(parameter, {})[factor] = value
         posterior.noise_variance = manifest["noise_variance"]
         return posterior
+
+
+def _keep(posterior: Posterior, name: str, parts: Iterable[Examples], manifest: dict[str, Any]) -> Stored:
+    """Round a trained network, score it on the parts, and write its checkpoint."""
+    tensors = rounded(posterior.network.state_dict())
+    posterior.network.load_state_dict(tensors)
+    scores = {f"{part.split}_{key}": value for part in parts for key, value in _score(posterior, part)}
+    manifest |= {"scores": scores, "noise_variance": scores.get("validation_mse", 0.0)}
+    save_checkpoint(name, tensors, manifest, folders()[-1])
+    return tensors, manifest
 
 
 def _score(posterior: Posterior, examples: Examples) -> list[tuple[str, float]]:

@@ -1,0 +1,314 @@
+"""FullGrad: its terms by hand, the identity that they sum to the logit, and its map against one layer at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from core_networks import (
+    EXACT,
+    PICTURES,
+    TABLE,
+    FunctionalRelu,
+    assert_same,
+    inplace_cnn,
+    late_cnn,
+    randn,
+    seeded,
+    snapshot,
+    table_mlp,
+    torchvision_resnet,
+)
+from core_networks import WITH_DROPOUT as DROPOUTS
+from torch import nn, tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from xuqlib import Flipout, MCDropConnect, MCDropout, explain
+from xuqlib.explainers import gradient_x_input
+from xuqlib.fullgrad import FullGradTerms, fullgrad, fullgrad_terms, saliency
+
+BIASED = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+
+
+def slow_terms(network, example, label):
+    """FullGrad's terms of one example by hooks: pairs of a layer and bias * slope, the input's first."""
+    met, handles = [], []
+    for module in network.modules():
+        if isinstance(module, BIASED):
+            handles.append(module.register_forward_hook(lambda layer, _, y: met.append((layer, y)) or y + 0))
+    point = example[None].clone().requires_grad_()
+    logit = network(point)[0, label]
+    slopes = torch.autograd.grad(logit, [point, *(y for _, y in met)])
+    for handle in handles:
+        handle.remove()
+    found = [(None, (point * slopes[0]).detach())]
+    for (layer, _), slope in zip(met, slopes[1:], strict=True):
+        bias = layer.bias.detach()
+        if hasattr(layer, "running_mean"):
+            bias = bias - layer.running_mean * layer.weight.detach() / (layer.running_var + layer.eps).sqrt()
+        axes = (-1,) if isinstance(layer, nn.Linear) else (-1, *[1] * (slope.dim() - 2))
+        found.append((layer, bias.view(axes) * slope))
+    return found
+
+
+def slow_map(network, example, label, psi):
+    """FullGrad's map of one example, (H, W) or (F,): one term at a time, in the words of the definition."""
+    total = 0
+    for layer, term in slow_terms(network, example, label):
+        if example.dim() == 1 and layer is None:
+            return psi_of(term, psi)[0]
+        if not isinstance(layer, nn.Linear):
+            stretched = F.interpolate(psi_of(term, psi), size=example.shape[1:], mode="bilinear", align_corners=False)
+            total = total + stretched.sum(1)[0]
+    return total
+
+
+def psi_of(term, psi):
+    size = term.abs()
+    if psi == "raw":
+        return size
+    return (size - size.min()) / (size.max() - size.min()) if size.max() > size.min() else 0 * size
+
+
+# By hand
+
+
+def test_the_terms_of_a_small_network_by_hand():
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4, 1)).double()
+    conv, head = network[0], network[3]
+    conv.weight.data.fill_(2.0), conv.bias.data.fill_(1.0)
+    head.weight.data = tensor([[1.0, 10.0, 100.0, 1000.0]]).double()
+    head.bias.data.fill_(7.0)
+    x = tensor([[[[3.0, -5.0], [0.5, 0.0]]]]).double()  # 2x + 1 is 7, -9, 2, 1: the second is cut off
+    terms = fullgrad_terms(network, x, 0)
+    assert terms.input.tolist() == [[[[6.0, 0.0], [100.0, 0.0]]]]
+    assert [term.tolist() for term in terms.maps] == [[[[[1.0, 0.0], [100.0, 1000.0]]]]]
+    assert [term.tolist() for term in terms.dense] == [[[7.0]]]
+    assert terms.total().tolist() == network(x)[:, 0].tolist() == [1214.0]
+    assert fullgrad(network, x, 0, psi="raw").tolist() == [[[[7.0, 0.0], [200.0, 1000.0]]]]
+    minmax = [[6 / 100 + 1 / 1000, 0.0], [1 + 100 / 1000, 1.0]]
+    assert_close(fullgrad(network, x, 0), tensor([[minmax]], dtype=torch.float64), **EXACT)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_bias_of_batchnorm_counts_its_running_mean(affine):
+    norm = nn.BatchNorm2d(1, eps=0.25, affine=affine).double().eval()
+    norm.running_mean.fill_(6.0), norm.running_var.fill_(3.75)  # a standard deviation of 2
+    if affine:
+        norm.weight.data.fill_(5.0), norm.bias.data.fill_(1.0)
+    network = nn.Sequential(norm, nn.Flatten())
+    terms = fullgrad_terms(network, tensor([[[[8.0]]]]).double())
+    assert terms.maps[0].item() == (1 - 6 * 5 / 2 if affine else -6 / 2)
+    assert terms.input.item() == (8 * 5 / 2 if affine else 8 / 2)
+
+
+def test_a_term_is_stretched_to_the_picture_and_the_signed_one_keeps_its_sum():
+    terms = FullGradTerms(
+        torch.zeros(1, 3, 4, 2).double(),
+        (
+            tensor(
+                [
+                    [[[1.0], [-3.0]]],
+                ]
+            ).double(),
+        ),
+    )
+    # Middles of the two cells are at 1/4 and 3/4 of the height, those of the pixels at 1/8, 3/8, 5/8 and 7/8.
+    assert saliency(terms, "raw").tolist() == [[[1.0, 1.0], [1.5, 1.5], [2.5, 2.5], [3.0, 3.0]]]
+    assert saliency(terms, "signed").tolist() == [[[0.25, 0.25], [0.0, 0.0], [-0.5, -0.5], [-0.75, -0.75]]]
+
+
+def test_minmax_is_over_all_channels_of_an_example_and_a_flat_term_vanishes():
+    flat, steps = torch.full((1, 2, 2, 2), 5.0), tensor([[[[-4.0, 2.0], [3.0, 2.0]], [[2.0, 2.0], [2.0, 2.0]]]])
+    terms = FullGradTerms(torch.cat([flat, steps]).double())
+    assert saliency(terms, "minmax").tolist() == [[[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.5, 0.0]]]
+
+
+# The terms sum to the logit
+
+
+class Everything(nn.Module):
+    """Convolutions of every kind, one module called twice, one never used, tokens with an in-place ReLU after them."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused, self.twice = nn.Linear(1, 1), nn.Conv2d(3, 3, 3, padding=1)
+        self.up, self.flat = nn.ConvTranspose2d(3, 2, 2, stride=2), nn.Conv1d(2, 4, 3)
+        self.deep, self.tokens = nn.Conv3d(1, 2, 2), nn.Linear(5, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        self.unused(x[..., :1])
+        x = F.relu_(self.twice(F.relu_(self.twice(x)) + x))
+        x = F.relu_(self.flat(F.relu_(self.up(x)).flatten(2)))
+        x = F.relu_(self.deep(x[:, None, :, :12].reshape(len(x), 1, 4, 2, 6)))  # (N, 2, 3, 1, 5)
+        return self.head(F.relu_(self.tokens(x.flatten(1, 3))).amax(1))
+
+
+def draw_of(name):
+    """A draw whose network is piecewise linear, and examples of its kind."""
+    if name == "drop-connect":
+        return MCDropConnect(seeded(inplace_cnn), placement="all", p=0.3).sample(1)[0], randn(*PICTURES)
+    if name == "flipout":
+        return Flipout(seeded(table_mlp), placement="all").sample(1)[0], randn(*TABLE)
+    if name in ("resnet18", "functional", "everything"):
+        build = {"resnet18": torchvision_resnet, "functional": FunctionalRelu, "everything": Everything}[name]
+        return seeded(build).eval(), randn(*(TABLE if name == "functional" else PICTURES))
+    build, shape = DROPOUTS[name]
+    return MCDropout(seeded(build)).sample(1)[0], randn(*shape)
+
+
+LINEAR = ["mlp", "in-place cnn", "late cnn", "functional dropout", "a module called twice", "Dropout1d", "Dropout2d"]
+
+
+@pytest.mark.parametrize("name", [*LINEAR, "drop-connect", "flipout", "resnet18", "functional", "everything"])
+def test_the_terms_sum_to_the_logit(name):
+    network, x = draw_of(name)
+    logits = network(x).detach()
+    for label in range(3):
+        terms = fullgrad_terms(network, x, label)
+        assert_close(terms.total(), logits[:, label], **EXACT)
+        assert_close(terms.input, gradient_x_input(network, x, label), **EXACT)
+        if x.dim() == 4:
+            places = saliency(terms, "signed").flatten(1).sum(1) + sum(term.flatten(1).sum(1) for term in terms.dense)
+            assert_close(places, logits[:, label], **EXACT)
+
+
+def test_a_bias_counts_even_if_its_layer_gave_a_view_that_is_overwritten():
+    conv, head = seeded(lambda: nn.Conv2d(3, 4, 3)), seeded(lambda: nn.Linear(144, 2))
+    one_picture = lambda x: head(F.relu_(conv(x[0])).flatten()[None])  # noqa: E731
+    x = randn(1, 3, 8, 8)
+    terms = fullgrad_terms(one_picture, x, 1)
+    assert [term.shape for term in terms.dense] == [(4, 6, 6), (1, 2)]
+    assert_close(sum(term.sum() for term in (terms.input, *terms.dense)), one_picture(x)[0, 1].detach(), **EXACT)
+
+
+class Patches(nn.Module):
+    """Folds four patches of a picture into the batch, and adds a dense layer's answer to a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mixed, self.head = nn.Conv2d(3, 2, 1), nn.Linear(3, 3), nn.Linear(192, 3)
+        self.constant = nn.Linear(1, 3)
+
+    def forward(self, x):
+        patches = x.unflatten(2, (2, 4)).unflatten(4, (2, 4)).permute(0, 2, 4, 1, 3, 5)  # (N, 2, 2, 3, 4, 4)
+        folded = self.conv(patches.flatten(0, 2)).reshape(len(x), -1)
+        tokens = self.mixed(x.movedim(1, -1)).flatten(1)
+        return self.head(torch.cat([folded, tokens[:, :64]], 1)) + self.constant(x.new_ones(1))
+
+
+def test_only_what_has_the_layout_of_the_pictures_is_on_the_map():
+    network, x = seeded(Patches).requires_grad_(False), randn(1, 3, 8, 8)
+    terms = fullgrad_terms(network, x, 2)
+    # The patches are not examples, the last axis of the tokens is not a width, and the constant does not see x.
+    assert [tuple(term.shape) for term in terms.dense] == [(4, 2, 4, 4), (1, 8, 8, 3), (1, 3)] and not terms.maps
+    assert_close(fullgrad(network, x, 2, psi="raw").sum(1), gradient_x_input(network, x, 2).abs().sum(1), **EXACT)
+
+
+def test_a_smooth_network_leaves_a_remainder():
+    network = seeded(lambda: nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.Linear(8, 3)))
+    x = randn(*TABLE)
+    assert (fullgrad_terms(network, x, 0).total() - network(x)[:, 0]).abs().min() > 1e-4
+
+
+# The map against one layer and one example at a time
+
+
+@pytest.mark.parametrize("psi", ["minmax", "raw"])
+@pytest.mark.parametrize("build", [inplace_cnn, late_cnn, table_mlp], ids=lambda build: build.__name__)
+def test_the_map_equals_one_example_and_layer_at_a_time(build, psi):
+    network = seeded(build)
+    x = randn(*(TABLE if build is table_mlp else PICTURES))
+    draw, target = MCDropout(network).sample(1, seed=3)[0], torch.arange(len(x)) % 3
+    wanted = torch.stack([slow_map(draw, example, int(label), psi) for example, label in zip(x, target, strict=True)])
+    for chunk in (None, 1, 2):
+        found = fullgrad(draw, x, target, psi=psi, chunk=chunk)
+        assert found.shape == x.shape and not found.requires_grad
+        assert_close(found if x.dim() == 2 else found.sum(1), wanted, **EXACT)
+
+
+# What every explainer promises
+
+
+@pytest.mark.parametrize("build", [inplace_cnn, late_cnn], ids=lambda build: build.__name__)
+def test_the_network_and_x_are_left_untouched(build):
+    network = seeded(build).eval()
+    network[1].weight.grad = torch.ones_like(network[1].weight)
+    x = randn(*PICTURES).requires_grad_()
+    before, values = snapshot(network), x.detach().clone()
+    fullgrad(network, x, 0)
+    with pytest.raises(ValueError, match="unknown psi"):
+        fullgrad(network, x, 0, psi="abs")
+    assert_same(before, snapshot(network))
+    assert torch.equal(x, values) and x.grad is None
+
+
+def test_it_gives_the_same_inside_no_grad_and_inference_mode():
+    network, x, target = seeded(inplace_cnn).eval(), randn(*PICTURES), tensor([0, 2, 1])
+    wanted = fullgrad(network, x, target)
+    with torch.no_grad():
+        assert torch.equal(fullgrad(network, x, target), wanted)
+    with torch.inference_mode():
+        assert torch.equal(fullgrad(network, x * 1, target * 1), wanted)
+
+
+def test_it_is_an_explainer_of_draws():
+    draws, x = MCDropout(seeded(late_cnn)).sample(3), randn(*PICTURES)
+    values = explain(draws, fullgrad, x, 1, psi="raw").values
+    for draw, value in zip(draws, values, strict=True):
+        assert torch.equal(value, fullgrad(draw, x, 1, psi="raw"))
+
+
+# Bad input
+
+BAD = {
+    "psi": (lambda: fullgrad(seeded(table_mlp).eval(), randn(*TABLE), 0, psi="abs"), "psi 'abs'; known: minmax, raw"),
+    "three axes": (lambda: fullgrad(nn.Linear(5, 3).double(), randn(2, 4, 5), 0), r"shape \(2, 4, 5\); pass pictures"),
+    "NaN": (lambda: fullgrad(nn.Linear(5, 3).double(), randn(2, 5) / 0 * 0, 0), "x holds 10 NaN"),
+    "class": (lambda: fullgrad(seeded(table_mlp).eval(), randn(*TABLE), 3), "target 3 of example 0 is out of range"),
+    "no target": (lambda: fullgrad_terms(seeded(table_mlp).eval(), randn(*TABLE)), "pass one class per example"),
+    "short target": (
+        lambda: fullgrad(seeded(table_mlp).eval(), randn(*TABLE), tensor([0, 1]), chunk=2),
+        "target has 2 entries but x has 4",
+    ),
+    "training": (lambda: fullgrad_terms(seeded(table_mlp), randn(*TABLE), 0), "training mode"),
+    "training mode": (lambda: fullgrad(seeded(table_mlp), randn(*TABLE), 0), "training mode"),
+    "detached": (lambda: fullgrad(lambda x: x.detach(), randn(*TABLE), 0), "does not depend on x"),
+    "constant": (lambda: fullgrad(seeded(OnlyBias), randn(*TABLE), 0), "does not depend on x"),
+    "batch statistics": (
+        lambda: fullgrad(nn.BatchNorm1d(5, track_running_stats=False).double().eval(), randn(*TABLE), 0),
+        "statistics of the batch",
+    ),
+    "examples second": (
+        lambda: fullgrad_terms(seeded(FeaturesFirst), randn(*TABLE), 0).total(),
+        r"output \(5, 4, 3\) does not begin with the 4 examples",
+    ),
+}
+
+
+class OnlyBias(nn.Linear):
+    """Trainable, but blind to x."""
+
+    def __init__(self):
+        super().__init__(5, 3)
+
+    def forward(self, x):
+        return self.bias.expand(len(x), 3)
+
+
+class FeaturesFirst(nn.Linear):
+    """A dense layer on (feature, example, 1)."""
+
+    def __init__(self):
+        super().__init__(1, 3)
+
+    def forward(self, x):
+        return super().forward(x.T[..., None]).sum(0)
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_clear_error(what):
+    call, message = BAD[what]
+    with pytest.raises(ValueError, match=message):
+        call()

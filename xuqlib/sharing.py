@@ -1,0 +1,162 @@
+"""What the draws of one posterior have in common: the part of their networks before anything is random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from xuqlib.fixing import FixedMasks, FixedNetwork
+
+
+class Split(NamedTuple):
+    """Draws cut in two: network(x) is its own `heads[i]` after the `trunk` that all share, each a list of layers.
+
+    No layer of the trunk is random. `seeds` fix the dropout of each head.
+    """
+
+    trunk: list[nn.Module]
+    heads: list[list[nn.Module]]
+    seeds: list[int | None]
+
+    def head(self, draw: int) -> FixedNetwork:
+        return FixedNetwork(nn.Sequential(*self.heads[draw]), self.seeds[draw])
+
+
+def split(networks: Sequence[nn.Module], x: Tensor) -> Split | None:
+    """Cut draws where they begin to differ; None where that cannot be seen from outside.
+
+    It can be seen in an `nn.Sequential` of torch's own layers. In any other network, the cut is before the layer that
+    gives the output, such as `fc` of a ResNet, if all that is random lies in it; one example of x shows that.
+    """
+    fixed = [network for network in networks if isinstance(network, FixedNetwork) and network.resampling is None]
+    if len(fixed) < len(networks):
+        return None
+    inner, seeds = [network.network for network in fixed], [network.seed for network in fixed]
+    layers = [layers_of(network) for network in _distinct(inner)]
+    if len({len(each) for each in layers}) > 1 or len({type(network) for network in inner}) > 1:
+        return None
+    if isinstance(inner[0], nn.Sequential):
+        depth, last = 0, len(layers[0]) - 1
+        while depth < last and is_sure(layers[0][depth]) and have_same_tensors([each[depth] for each in layers]):
+            depth += 1
+        by_network = {id(network): each[depth:] for network, each in zip(_distinct(inner), layers, strict=True)}
+        return Split(layers[0][:depth], [by_network[id(network)] for network in inner], seeds)
+    name = _output_layer(inner, seeds[0], x)
+    if name is None:
+        return None
+    heads = [layers_of(network.get_submodule(name)) for network in inner]
+    return Split([_Until(inner[0], name)], heads, seeds)
+
+
+def layers_of(network: nn.Module) -> list[nn.Module]:
+    """List the layers of an `nn.Sequential`, nested ones too; any other network is a single layer."""
+    if type(network) is not nn.Sequential or is_hooked(network):
+        return [network]
+    return [layer for child in network for layer in layers_of(child)]
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a hook of the user sees, and may change, what goes through this module."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
+def is_sure(layer: nn.Module) -> bool:
+    """Whether a layer is free of chance. Only torch's own can be known to be: a user's may call functional dropout."""
+    own = (type(module).__module__.startswith("torch.nn.modules") for module in layer.modules())
+    return all(own) and not any(isinstance(module, _DropoutNd) for module in layer.modules())
+
+
+def _distinct(networks: Sequence[nn.Module]) -> list[nn.Module]:
+    return list({id(network): network for network in networks}.values())
+
+
+def have_same_tensors(layers: Sequence[nn.Module]) -> bool:
+    """Whether layers of several draws share every parameter and buffer."""
+    if all(layer is layers[0] for layer in layers):
+        return True
+    tensors = [list(layer.parameters()) + list(layer.buffers()) for layer in layers]
+    return all(len(t) == len(tensors[0]) and all(a is b for a, b in zip(t, tensors[0], strict=True)) for t in tensors)
+
+
+class _Reached(Exception):
+    """A forward pass came to where it was to end."""
+
+
+class _Until(nn.Module):
+    """A network up to one of its layers: what that layer would be given."""
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network, self.name = network, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        given: list[Tensor] = []
+
+        def stop(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            given.append(inputs[0])
+            raise _Reached
+
+        handle = self.network.get_submodule(self.name).register_forward_pre_hook(stop)
+        try:
+            self.network(x)
+        except _Reached:
+            return given[0]
+        finally:
+            handle.remove()
+        raise RuntimeError(f"the network did not come to its layer {self.name!r}, as it had before")
+
+
+def _output_layer(networks: Sequence[nn.Module], seed: int | None, x: Tensor) -> str | None:
+    """Name the layer whose output is the network's and that holds all that is random in it, if there is one."""
+    network, names = networks[0], _random_names(networks)
+    outer = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)} - {""}
+    holding = [name for name in outer if all(f"{inside}.".startswith(f"{name}.") for inside in names)]
+    with torch.no_grad(), FixedMasks(seed, 1) as masks:
+        calls = {name: _Calls(network.get_submodule(name), masks) for name in holding}
+        try:
+            result = network(x[:1].clone())
+        except RuntimeError:  # evaluating the draws themselves will say what is wrong
+            return None
+        finally:
+            for call in calls.values():
+                call.forget()
+    fit = [name for name, call in calls.items() if call.gave(result)]
+    return max(fit, key=len, default=None)  # the innermost
+
+
+class _Calls:
+    """The calls of one layer during a forward pass, and how many masks had been drawn before and after."""
+
+    def __init__(self, layer: nn.Module, masks: FixedMasks) -> None:
+        self.masks = masks
+        self.before: list[tuple[int, int]] = []
+        self.outputs: list[tuple[Any, int]] = []
+        self.handles = [layer.register_forward_pre_hook(self.enter), layer.register_forward_hook(self.leave)]
+
+    def enter(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.before.append((len(inputs), self.masks.calls))
+
+    def leave(self, _: nn.Module, __: Any, output: Any) -> None:
+        self.outputs.append((output, self.masks.calls))
+
+    def gave(self, result: Any) -> bool:
+        """Whether its only call took one tensor before any mask was drawn, and gave this result after the last."""
+        if self.before != [(1, 0)] or len(self.outputs) != 1:
+            return False
+        return self.outputs[0][0] is result and self.outputs[0][1] == self.masks.calls
+
+    def forget(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _random_names(networks: Sequence[nn.Module]) -> list[str]:
+    tensors = [dict(network.state_dict(keep_vars=True)) for network in _distinct(networks)]
+    differing = {key.rpartition(".")[0] for key in tensors[0] if any(t[key] is not tensors[0][key] for t in tensors)}
+    dropping = {name for name, module in networks[0].named_modules() if isinstance(module, _DropoutNd)}
+    return sorted(differing | dropping)

@@ -1,0 +1,248 @@
+"""Steps: layers whose backward pass is written by hand, so that no autograd graph is built.
+
+Rows are folded as (draw, row): a tensor (S * R, ...) holds R rows for each of S draws, and what a step kept of R rows
+that all draws share serves all S of them on the way back. A layer that is not known here (an attention layer, a
+residual block) keeps an autograd graph of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xuqlib.fixing import FixedNetwork, unit_mask
+from xuqlib.guided import GuidedMode
+from xuqlib.paths import NO_GRADIENT
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+class NotAChain(Exception):
+    """A network that steps cannot stand for."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How steps compute: in which numbers, on what, and whether ReLUs are guided."""
+
+    dtype: torch.dtype
+    device: torch.device
+    guided: bool = False
+
+    def layout(self, num_axes: int) -> torch.memory_format:
+        """The order of memory in which convolutions of pictures and kernels (4 axes) are fast."""
+        # On a CPU, float64 convolutions know no other order than torch's own.
+        fast = num_axes == 4 and (self.device.type != "cpu" or self.dtype != torch.float64)
+        return torch.channels_last if fast else torch.contiguous_format
+
+    def laid_out(self, tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=self.layout(tensor.ndim))
+
+    def taken(self, tensor: Tensor) -> Tensor:
+        return self.laid_out(tensor.detach().to(self.device, self.dtype))
+
+    def empty(self, rows: int, shape: torch.Size) -> Tensor:
+        """What torch's backward functions ask for when they only need the shape of a forward input."""
+        layout = self.layout(len(shape) + 1)
+        return torch.empty((rows, *shape), dtype=self.dtype, device=self.device, memory_format=layout)
+
+
+class Step:
+    """One step of a chain: `forward` also returns what `backward` will need."""
+
+    def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
+        """Args: h, (rows, ...) or (S * rows, ...)."""
+        raise NotImplementedError
+
+    def backward(self, g: Tensor, kept: Any) -> Tensor:
+        """Args: g, the slope of the logits at the output; it may be overwritten."""
+        raise NotImplementedError
+
+
+class Convolution(Step):
+    """A convolution, with the batch norm behind it folded in."""
+
+    def __init__(self, layer: nn.Conv2d, norm: Norm | None, setting: Setting) -> None:
+        weight, bias = _folded(layer, norm)
+        self.weight, self.bias = setting.taken(weight), None if bias is None else setting.taken(bias)
+        self.where = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        self.groups, self.setting = layer.groups, setting
+
+    def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
+        where: dict[str, Any] = self.where
+        return F.conv2d(h, self.weight, self.bias, groups=self.groups, **where), h.shape[1:]
+
+    def backward(self, g: Tensor, kept: Any) -> Tensor:
+        g = self.setting.laid_out(g)
+        if self._is_stem(g, kept):
+            return F.pixel_shuffle(F.conv2d(g, self._unshuffled(), stride=2, padding=1), 2)
+        like = self.setting.empty(len(g), kept)
+        stride, padding, dilation = self.where.values()
+        geometry = (stride, padding, dilation, False, [0, 0], self.groups)
+        needed = [True, False, False]  # the slope at the input; not at weight and bias
+        return torch.ops.aten.convolution_backward(g, like, self.weight, None, *geometry, needed)[0]
+
+    def _is_stem(self, g: Tensor, shape: torch.Size) -> bool:
+        plain = self.weight.shape[2:] == (3, 3) and list(self.where.values()) == [(1, 1)] * 3 and self.groups == 1
+        even = shape[1] % 2 == 0 and shape[2] % 2 == 0
+        return plain and even and shape[0] <= 4 and g.device.type == "cpu"
+
+    def _unshuffled(self) -> Tensor:
+        # Few output channels leave most of a CPU's vector unused: four neighbouring pixels at a time use four times
+        # as much of it. A pixel at (i, j) of such a square sees the flipped kernel moved by (i, j).
+        flipped = self.weight.transpose(0, 1).flip(2, 3)
+        shifted = [F.pad(flipped, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)]
+        return self.setting.laid_out(torch.stack(shifted, 1).flatten(0, 1))
+
+
+class Dense(Step):
+    """A dense layer, with the batch norm behind it folded in: of all draws, or of each its own, (S, C, D)."""
+
+    def __init__(self, layers: Sequence[nn.Linear], norms: Sequence[Norm | None], setting: Setting) -> None:
+        folded = [_folded(layer, norm) for layer, norm in zip(layers, norms, strict=True)]
+        self.own = len(folded) > 1
+        weights, biases = [weight for weight, _ in folded], [bias for _, bias in folded]
+        self.weight = setting.taken(torch.stack(weights) if self.own else weights[0])
+        self.bias: Tensor | None = None
+        if biases[0] is not None:
+            given = cast(list[Tensor], biases)
+            self.bias = setting.taken(torch.stack(given)[:, None] if self.own else given[0])
+
+    def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
+        if h.ndim != 2:
+            raise NotAChain(f"a dense layer on {tuple(h.shape)}")
+        if not self.own:
+            return F.linear(h, self.weight, self.bias), None
+        out = h.unflatten(0, (-1, rows)) @ self.weight.mT  # (S, R, C)
+        return (out if self.bias is None else out + self.bias).flatten(0, 1), None
+
+    def backward(self, g: Tensor, kept: Any) -> Tensor:
+        if not self.own:
+            return g @ self.weight
+        return (g.unflatten(0, (len(self.weight), -1)) @ self.weight).flatten(0, 1)
+
+    def slope_of(self, classes: Tensor, num_draws: int) -> Tensor:
+        """Slope of each row's class at the input of this layer, its weights: (S * R, D) for classes (R,)."""
+        chosen = self.weight[..., classes, :]
+        return chosen.flatten(0, 1) if self.own else chosen.repeat(num_draws, 1)
+
+
+class Relu(Step):
+    """A ReLU, which may be guided. It works in place on what an affine step or a pooling has just made."""
+
+    def __init__(self, guided: bool, in_place: bool) -> None:
+        self.guided, self.in_place = guided, in_place
+
+    def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
+        out = h.relu_() if self.in_place else h.relu()
+        return out, out
+
+    def backward(self, g: Tensor, kept: Any) -> Tensor:
+        if self.guided:
+            g.clamp_min_(0)
+        folded = g.unflatten(0, (-1, len(kept)))
+        torch.ops.aten.threshold_backward.grad_input(folded, kept.expand_as(folded), 0, grad_input=folded)
+        return g
+
+
+class MaxPool(Step):
+    """A max pooling, which passes a slope to the largest of its inputs."""
+
+    def __init__(self, layer: nn.MaxPool2d, setting: Setting) -> None:
+        self.setting = setting
+        geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        self.geometry: tuple[Any, ...] = (
+            *([n, n] if isinstance(n, int) else list(n) for n in geometry),
+            layer.ceil_mode,
+        )
+
+    def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
+        out, where = F.max_pool2d_with_indices(h, *self.geometry)
+        return out, (h.shape[1:], {1: where})
+
+    def backward(self, g: Tensor, kept: Any) -> Tensor:
+        shape, where = kept
+        folds = len(g) // len(where[1])
+        if folds not in where:  # once for all draws that come back this way, as many at a time
+            last = where[1].permute(0, 2, 3, 1).repeat(folds, 1, 1, 1).permute(0, 3, 1, 2)
+            where[folds] = self.setting.laid_out(last)
+        like, g = self.setting.empty(len(g), shape), self.setting.laid_out(g)
+        return torch.ops.aten.max_pool2d_with_indices_backward(g, like, *self.geometry, where[folds])
+
+
+class Dropout(Step):
+    """Dropout with one fixed mask per draw, the same for every row."""
+
+    def __init__(self, layer: nn.Module, seeds: Sequence[int | None], call: int, setting: Setting) -> None:
+        self.rate: float = layer.p  # type: ignore[assignment]
+        self.by_channel = not isinstance(layer, nn.Dropout)
+        self.seeds, self.call, self.setting = seeds, call, setting
+        self.mask: Tensor | None = None  # (S, 1, ...)
+
+    def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
+        mask = self._mask(h.shape[1:])
+        return (h.unflatten(0, (-1, rows)) * mask).flatten(0, 1), None
+
+    def backward(self, g: Tensor, kept: Any) -> Tensor:
+        if self.mask is not None:
+            g.unflatten(0, (len(self.mask), -1)).mul_(self.mask)
+        return g
+
+    def _mask(self, shape: torch.Size) -> Tensor:
+        if self.mask is None:
+            shape = torch.Size((shape[0], *(1,) * (len(shape) - 1))) if self.by_channel else shape
+            keep = [
+                torch.ones(shape) if seed is None else unit_mask(seed, self.call, shape, self.rate)
+                for seed in self.seeds
+            ]
+            mask = self.setting.taken(torch.stack(keep).to(self.setting.dtype))
+            self.mask = (mask / (1 - self.rate if self.rate < 1 else 1)).unsqueeze(1)
+        return self.mask
+
+
+class Flatten(Step):
+    """All axes of a row as one."""
+
+    def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
+        return h.flatten(1), h.shape[1:]
+
+    def backward(self, g: Tensor, kept: Any) -> Tensor:
+        return g.unflatten(1, kept)
+
+
+class Other(Step):
+    """A layer that is not known by hand: an autograd graph of its own, walked back once per fold."""
+
+    def __init__(self, layer: nn.Module, seed: int | None, setting: Setting) -> None:
+        self.layer, self.mode = FixedNetwork(layer, seed), GuidedMode() if setting.guided else None
+
+    def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
+        with torch.enable_grad(), self.mode or nullcontext():
+            leaf = h.detach().requires_grad_()
+            out = self.layer(leaf)
+        if not out.requires_grad:
+            raise ValueError(NO_GRADIENT)
+        return out.detach().to(h.dtype), (leaf, out)
+
+    def backward(self, g: Tensor, kept: Any) -> Tensor:
+        leaf, out = kept
+        parts = g.to(out.dtype).split(len(out))
+        slopes = [torch.autograd.grad(out, leaf, part.view_as(out), retain_graph=True)[0] for part in parts]
+        return slopes[0] if len(slopes) == 1 else torch.cat(slopes)
+
+
+def _folded(layer: nn.Module, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
+    weight, bias = cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
+    if norm is None:
+        return weight, bias
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    scale = (variance + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = (0 if bias is None else bias) - mean
+    return weight * scale.view(-1, *(1,) * (weight.ndim - 1)), shift * scale + (0 if norm.bias is None else norm.bias)

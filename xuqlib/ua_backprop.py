@@ -1,0 +1,272 @@
+"""UA-Backprop: an attribution that adds up to the uncertainty of a prediction.
+
+Three steps, backwards: the uncertainty is a sum of shares, one per probability of each draw; the softmax hands them on
+to that draw's logits; an explanation of each logit, made to sum to 1, spreads its share over the pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xuqlib.checks import check_choice, check_fixed, check_logits, check_number
+from xuqlib.draws import Draws
+from xuqlib.explainers import Explainer
+from xuqlib.fullgrad import FullGradTerms, LogitGraph, check_mappable, saliency
+from xuqlib.lime import EXPLAINERS
+from xuqlib.paths import Network, rows_per_pass
+from xuqlib.uncertainty import logits_of
+
+KINDS = ("total", "aleatoric", "epistemic")
+COEFFICIENTS = ("softmax", "row-normalised", "ratio")
+NORMALISATIONS = ("softmax", "sum")
+
+
+class Setting(NamedTuple):
+    """What the method leaves open; see `logit_coefficients`, `class_maps` and `spread_shares`."""
+
+    coefficients: str
+    tau1: float
+    psi: str
+    normalise: str
+    tau2: float
+
+
+# The paper's temperatures are not known. These keep some selectivity on small networks; they are not tuned.
+SETTINGS = {
+    "paper": Setting(coefficients="softmax", tau1=0.1, psi="minmax", normalise="softmax", tau2=1.0),
+    "recommended": Setting(coefficients="softmax", tau1=0.01, psi="raw", normalise="sum", tau2=1.0),
+}
+
+
+def ua_backprop(
+    draws: Draws | Sequence[nn.Module],
+    x: Tensor,
+    kind: str = "epistemic",
+    *,
+    setting: str = "paper",
+    coefficients: str | None = None,
+    tau1: float | None = None,
+    psi: str | None = None,
+    normalise: str | None = None,
+    tau2: float | None = None,
+    explainer: str | Explainer = "fullgrad",
+    chunk: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """Attribute the uncertainty of each prediction to the pixels, or features, that it comes from.
+
+    Complete: the attribution sums to `uncertainties(draws, x)` of that kind, up to the rounding of x's dtype, and is 0
+    where that is 0. Completeness says nothing about the map: a flat one is complete too.
+
+    Args:
+        draws: fixed networks with at least two classes, from `posterior.sample`, or a list of networks.
+        x: pictures (N, C, H, W) or a table (N, F).
+        kind: "total", "aleatoric" or "epistemic". Pixels can be negative only for "epistemic".
+        setting: "paper" or "recommended" (raw psi, divided by its sum, small tau1, which told more about the
+            uncertainty in a prototype). The next five replace what it says; each None keeps it.
+        coefficients, tau1: from probabilities to logits, see `logit_coefficients`.
+        psi: what becomes of an explanation's terms before they are added, see `class_maps`.
+        normalise, tau2: from the map of a logit to weights that sum to 1, see `spread_shares`.
+        explainer: of each logit: "fullgrad", a name in `xuqlib.lime.EXPLAINERS`, or a function like those.
+        chunk: rows (examples times classes) in one pass; chosen by device and size of x if None.
+        **options: passed on to the explainer, such as num_steps; "fullgrad" has none.
+
+    Returns:
+        Attribution in nats, (N, H, W) or (N, F), of x's dtype; the sum over draws and classes runs in float64.
+
+    Raises:
+        TypeError, ValueError: bad draws, x or option; networks with one output; a temperature that has no effect.
+
+    Source: the three steps are those of Wang, Joshi, Wang & Ji 2023, arXiv 2304.04824; the formulas are derived anew.
+    """
+    chosen = _settle(setting, coefficients=coefficients, tau1=tau1, psi=psi, normalise=normalise, tau2=tau2)
+    parts = []
+    for part, shares in _shared_out(draws, x, kind, chosen, chunk):
+        found = torch.zeros((), dtype=torch.float64, device=part.device)
+        for network, share in zip(draws, shares, strict=True):
+            maps = class_maps(network, part, explainer=explainer, psi=chosen.psi, **options)
+            found = found + spread_shares(share, maps, normalise=chosen.normalise, tau2=chosen.tau2)
+        parts.append(found.to(x))
+    return torch.cat(parts)
+
+
+def ua_backprop_linear(
+    draws: Draws | Sequence[nn.Module],
+    x: Tensor,
+    kind: str = "epistemic",
+    *,
+    setting: str = "paper",
+    coefficients: str | None = None,
+    tau1: float | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Attribute the logits of all draws, each times its share of the uncertainty: neither UA-Backprop nor complete.
+
+    FullGrad's terms keep their sign and are not normalised, so one backward pass per draw gives the map of
+    sum_j share[s, j] * logit[s, j]. Summed over draws s, it adds up to that without its dense terms (for a table, to
+    its input term alone), not to the uncertainty, and it changes if a constant is added to all logits.
+
+    Args, Raises: as for `ua_backprop`.
+
+    Returns:
+        Attribution in nats times logits, (N, H, W) or (N, F), of x's dtype.
+    """
+    chosen = _settle(setting, coefficients=coefficients, tau1=tau1)
+    parts = []
+    for part, shares in _shared_out(draws, x, kind, chosen, chunk):
+        found = torch.zeros((), dtype=torch.float64, device=part.device)
+        for network, share in zip(draws, shares, strict=True):
+            graph = LogitGraph(network, part)
+            found = found + saliency(graph.terms(share.to(graph.logits)), "signed")
+        parts.append(found.to(x))
+    return torch.cat(parts)
+
+
+def probability_shares(logits: Tensor, kind: str = "epistemic") -> Tensor:
+    """Split an uncertainty into one share per probability of each draw; they sum to it over draws and classes.
+
+    total -p log(mean p) / S, aleatoric -p log(p) / S, epistemic p log(p / mean p) / S. An epistemic share may be below
+    0; its sums over draws and over classes are not.
+
+    Args:
+        logits: (draw, example, class), at least two classes.
+        kind: "total", "aleatoric" or "epistemic".
+
+    Returns:
+        Shares in nats, (draw, example, class), float64.
+
+    Raises:
+        ValueError: unknown kind; logits of another shape, or of a regression.
+    """
+    check_choice(kind, KINDS, "kind")
+    if logits.dim() != 3 or logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}; UA-Backprop splits entropies of class probabilities, so pass "
+            "(draw, example, class) with at least two classes, not a regression"
+        )
+    log_probs = logits.double().log_softmax(-1)  # (S, N, C)
+    log_mean = log_probs.logsumexp(0) - math.log(len(logits))  # (N, C)
+    surprise = {"total": -log_mean, "aleatoric": -log_probs, "epistemic": log_probs - log_mean}[kind]
+    return log_probs.exp() * surprise / len(logits)
+
+
+def logit_coefficients(logits: Tensor, coefficients: str = "softmax", tau1: float = 0.1) -> Tensor:
+    """Return c[i, j], the part of probability i's share that goes to logit j; each row sums to 1.
+
+    From J[i, j] = d p_i / d z_j = p_i (1[i = j] - p_j):
+    "softmax": softmax_j(J[i, j] / tau1); uniform in the limit of a sure draw, since J vanishes there.
+    "row-normalised": the same with each row of J divided by the sum of its absolute values, which does not vanish.
+    "ratio": |J[i, j]| / sum_k |J[i, k]|: 1/2 where i = j, p_j / (2 (1 - p_i)) elsewhere; it has no temperature.
+
+    Args:
+        logits: (..., class).
+
+    Returns:
+        Coefficients (..., class, class), float64.
+    """
+    check_choice(coefficients, COEFFICIENTS, "coefficients")
+    log_probs = logits.double().log_softmax(-1)
+    probs, itself = log_probs.exp(), torch.eye(logits.shape[-1], dtype=torch.float64, device=logits.device)
+    if coefficients == "softmax":
+        return _softmax(probs[..., None] * (itself - probs[..., None, :]), tau1, "tau1")
+    # p_j / (1 - p_i), and 0 where j = i; as a softmax it is exact even where 1 - p_i rounds to 0.
+    others = log_probs[..., None, :].masked_fill(itself.bool(), -math.inf).softmax(-1)
+    return (itself + others) / 2 if coefficients == "ratio" else _softmax((itself - others) / 2, tau1, "tau1")
+
+
+def class_maps(
+    network: Network, x: Tensor, *, explainer: str | Explainer = "fullgrad", psi: str = "minmax", **options: Any
+) -> Tensor:
+    """Explain every logit of one draw by a map that is nowhere negative.
+
+    The map is the sum over terms and channels of psi(term): FullGrad's terms, or an attribution as the only term.
+
+    Args:
+        network, x: as for `fullgrad`; all examples in one pass.
+        explainer, **options: as for `ua_backprop`.
+        psi: "minmax", the absolute value rescaled to [0, 1], or "raw", the absolute value; see `saliency`.
+
+    Returns:
+        Maps, (example, class, H, W) or (example, class, F).
+    """
+    check_choice(psi, ("minmax", "raw"), "psi")
+    if explainer == "fullgrad":
+        if options:
+            raise TypeError(f"fullgrad takes no option {next(iter(options))!r}; leave it out")
+        graph = LogitGraph(network, x)
+        maps = [saliency(graph.terms(graph.one_hot(label)), psi) for label in range(graph.logits.shape[1])]
+        return torch.stack(maps, 1)
+    if not callable(explainer):
+        check_choice(explainer, ["fullgrad", *EXPLAINERS], "explainer")
+        explainer = EXPLAINERS[explainer]
+    with torch.no_grad():
+        num_classes = check_logits(network(x.clone()), len(x)).shape[1]
+    found = [explainer(network, x, label, **options) for label in range(num_classes)]
+    if any(attribution.shape != x.shape for attribution in found):
+        given, wanted = tuple(found[0].shape), tuple(x.shape)
+        raise ValueError(f"the explainer returned {given}, not an attribution shaped like x {wanted}")
+    return torch.stack([saliency(FullGradTerms(attribution), psi) for attribution in found], 1)
+
+
+def spread_shares(shares: Tensor, maps: Tensor, *, normalise: str = "softmax", tau2: float = 1.0) -> Tensor:
+    """Spread the share of each logit over the pixels by its map; the result sums to the shares.
+
+    Args:
+        shares: of one draw's logits, (example, class), in nats.
+        maps: of the same logits, (example, class, ...), nowhere negative.
+        normalise: "softmax", over the pixels of maps / tau2; or "sum", maps divided by their sum. A map that is 0
+            everywhere is spread evenly by both.
+        tau2: in units of the maps, so what it does depends on the number of channels and layers that they add up.
+
+    Returns:
+        Attribution in nats, (example, ...), float64.
+    """
+    check_choice(normalise, NORMALISATIONS, "normalise")
+    flat = maps.double().flatten(2)
+    if normalise == "softmax":
+        weights = _softmax(flat, tau2, "tau2")
+    else:
+        total = flat.sum(-1, keepdim=True)
+        weights = torch.where(total > 0, flat / total, 1 / flat.shape[-1])
+    return (shares.double()[..., None] * weights).sum(1).view(maps.shape[:1] + maps.shape[2:])
+
+
+def _softmax(values: Tensor, tau: float, name: str) -> Tensor:
+    # Shifted before it is divided, so that a tiny temperature cannot make infinity minus infinity.
+    return ((values - values.amax(-1, keepdim=True)) / check_number(tau, 0, name, above=True)).softmax(-1)
+
+
+def _settle(setting: str, **given: Any) -> Setting:
+    check_choice(setting, SETTINGS, "setting")
+    given = {name: value for name, value in given.items() if value is not None}
+    chosen = SETTINGS[setting]._replace(**given)
+    for name, argument, value in (("tau1", "coefficients", "ratio"), ("tau2", "normalise", "sum")):
+        if name in given and getattr(chosen, argument) == value:
+            raise ValueError(f"{name} is {given[name]} but has no effect with {argument}={value!r}; leave it out")
+    return chosen
+
+
+def _shared_out(
+    draws: Draws | Sequence[nn.Module], x: Tensor, kind: str, chosen: Setting, chunk: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a few examples at a time, where the draws are, and the shares of all their logits, (draw, example, class).
+
+    The shares come from the logits of all examples, so they do not depend on how the examples are chunked.
+    """
+    check_mappable(x)
+    draws = draws if isinstance(draws, Draws) else Draws(draws)
+    for network in draws:
+        check_fixed(network)
+    logits = logits_of(draws, x)
+    shares = probability_shares(logits, kind)
+    where = next((parameter.device for parameter in draws[0].parameters()), x.device)
+    rows = max(1, rows_per_pass(x[:1].to(where), chunk) // logits.shape[-1])
+    for first in range(0, len(x), rows):
+        here = slice(first, first + rows)
+        handed_on = logit_coefficients(logits[:, here], chosen.coefficients, chosen.tau1)  # (S, n, C, C)
+        yield x[here].detach().to(where), torch.einsum("sni,snij->snj", shares[:, here], handed_on).to(where)

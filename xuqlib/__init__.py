@@ -1,5 +1,6 @@
 """How far can you trust a neural network's explanation, and where does its uncertainty come from?"""
 
+from xuqlib.analytic import AnalyticDistribution, analytic_distribution
 from xuqlib.data import DataError, Examples, load
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.draws import Draws
@@ -34,6 +35,7 @@ from xuqlib.uncertainty import (
 )
 
 __all__ = [
+    "AnalyticDistribution",
     "DataError",
     "DeepEnsemble",
     "Draws",
@@ -48,6 +50,7 @@ __all__ = [
     "Recipe",
     "Uncertainties",
     "VarianceSplit",
+    "analytic_distribution",
     "brier_score",
     "completeness_gap",
     "expected_calibration_error",

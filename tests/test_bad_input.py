@@ -22,12 +22,15 @@ from xuqlib import (
     MCDropConnect,
     MCDropout,
     Recipe,
+    analytic_distribution,
     brier_score,
     completeness_gap,
     expected_calibration_error,
     explain,
     fit,
+    fit_together,
     from_captum,
+    fullgrad,
     gradient,
     gradient_x_input,
     guided_backprop,
@@ -42,6 +45,8 @@ from xuqlib import (
     scores,
     smoothgrad,
     train_or_load,
+    ua_backprop,
+    ua_backprop_linear,
     uncertainties,
     variance_split,
 )
@@ -327,7 +332,24 @@ TRAINING: list[Case] = [
     ),
     ("train_or_load, seed", lambda: train_or_load("flipout", "digits", seed=-1), ValueError, "seed is -1"),
 ]
-CASES = [*DATA, *NETWORKS, *POSTERIORS, *CALLS, *EXPLAINING, *STATISTICS, *SCORES, *TRAINING]
+UNCERTAINTY: list[Case] = [
+    ("ua_backprop, kind", lambda: ua_backprop(DRAWS, X, kind="model"), ValueError, "kind 'model'; known: total"),
+    ("ua_backprop, setting", lambda: ua_backprop(DRAWS, X, setting="best"), ValueError, "setting 'best'; known: paper"),
+    ("ua_backprop, tau", lambda: ua_backprop(DRAWS, X, tau1=0.0), ValueError, "tau1 is 0"),
+    ("ua_backprop, NaN", lambda: ua_backprop(DRAWS, nan_in(X)), ValueError, "1 NaN"),
+    ("ua_backprop_linear", lambda: ua_backprop_linear(DRAWS, X, kind="all"), ValueError, "kind 'all'; known: total"),
+    ("fullgrad, psi", lambda: fullgrad(NET, X, 0, psi="max"), ValueError, "psi 'max'; known"),
+    ("fullgrad, target", lambda: fullgrad(NET, X, 3), ValueError, "classes are 0 to 2"),
+    ("analytic, explainer", lambda: analytic_distribution(Flipout(NET), lime, X), ValueError, "lime is not linear"),
+    ("analytic, posterior", lambda: analytic_distribution(MCDropout(NET), gradient, X), TypeError, "got a MCDropout"),
+    (
+        "fit_together, seeds",
+        lambda: fit_together([mlp(num_features=5)], TRAIN, VALIDATION, seeds=[0, 1]),
+        ValueError,
+        "seeds",
+    ),
+]
+CASES = [*DATA, *UNCERTAINTY, *NETWORKS, *POSTERIORS, *CALLS, *EXPLAINING, *STATISTICS, *SCORES, *TRAINING]
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
@@ -341,7 +363,16 @@ def test_bad_input_is_one_clear_error(call, error, message):
 
 def test_the_table_has_a_case_for_every_public_function_that_takes_input():
     # A result or a record that the user does not build, and a helper for notebooks with tests of its own.
-    without = {"DataError", "Examples", "Posterior", "Uncertainties", "VarianceSplit", "Notebook", "lime_fit"}
+    without = {
+        "AnalyticDistribution",
+        "DataError",
+        "Examples",
+        "Posterior",
+        "Uncertainties",
+        "VarianceSplit",
+        "Notebook",
+        "lime_fit",
+    }
     called = set()
     for _, call, _, _ in CASES:
         called |= set(call.__code__.co_names)

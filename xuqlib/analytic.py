@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_examples, check_target
 from xuqlib.draws import Draws, FixedNetwork, copy_with, detached_copy
-from xuqlib.engine import over_draws
+from xuqlib.engine import Engine
 from xuqlib.explainers import Explainer
 from xuqlib.laplace import Laplace
 from xuqlib.networks import DropConnectLayer, FlipoutLayer
@@ -89,11 +89,11 @@ def analytic_distribution(
     logits = logits.view(len(x), -1)
     chosen = logits.argmax(1) if target is None else check_target(target, len(x), logits.shape[1]).to(where)
     path, name = path_of(x, **options), f"{layer}.weight" if layer else "weight"
-    mean = next(over_draws(Draws([FixedNetwork(network)]), path, chosen))
+    mean = next(Engine(Draws([FixedNetwork(network)]), x).attributions(path, chosen))
     variance, roots = torch.zeros_like(mean, dtype=torch.float64), []
     for weights in _roots(posterior, layer).split(_AT_ONCE):
         draws = Draws([FixedNetwork(copy_with(network, {name: weight})) for weight in weights])
-        for root in over_draws(draws, path, chosen):
+        for root in Engine(draws, x).attributions(path, chosen):
             variance += root.double().square()
             if keep_roots:
                 roots.append(root.cpu())

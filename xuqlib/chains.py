@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_logits
+from xuqlib.checks import check_logits, check_target
 from xuqlib.networks import DropConnectLayer, FlipoutLayer
 from xuqlib.sharing import Split, have_same_tensors, is_hooked, is_sure
 from xuqlib.steps import Convolution, Dense, Dropout, Flatten, MaxPool, NotAChain, Other, Relu, Setting, Step
@@ -41,6 +41,7 @@ class _Head:
         if self.last is not None:
             return self.last.slope_of(classes, self.num_draws)  # which needs no logits
         logits = check_logits(h, self.num_draws * len(classes))
+        check_target(classes, len(classes), logits.shape[1])
         return torch.zeros_like(logits).scatter_(1, classes.repeat(self.num_draws)[:, None], 1).view_as(h)
 
 
@@ -75,6 +76,12 @@ class Chain:
         steps = [*self.trunk, *(step for head in self._heads.values() for step in head.steps)]
         by_hand = sum(isinstance(step, Relu) for step in steps)
         return by_hand + sum(step.mode.num_met for step in steps if isinstance(step, Other) and step.mode)
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many logits there are, where that can be told without a forward pass."""
+        last = self._head(range(1)).last
+        return None if last is None else last.weight.shape[-2]
 
     @property
     def is_linear_behind_trunk(self) -> bool:

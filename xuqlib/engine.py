@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from xuqlib.chains import Chain, Passed
-from xuqlib.checks import check_choice, check_fixed
+from xuqlib.checks import check_choice, check_fixed, check_target
 from xuqlib.draws import Draws, inner
 from xuqlib.paths import NO_RELU, Path, along, rows_per_pass
 from xuqlib.sharing import split
@@ -31,124 +31,129 @@ from xuqlib.steps import NotAChain, Setting
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
-def over_draws(draws: Draws, path: Path, target: Tensor | None, *, precision: str = "float32") -> Iterator[Tensor]:
-    """Evaluate a path for every draw. Yields one attribution (N, ...) per draw, in their order.
+class Engine:
+    """Some draws, ready to be explained along any number of paths.
 
     Args:
-        target: class of each example; None for the one output of a regression.
+        draws: fixed networks.
+        x: one example or more, only to see what the networks do with it.
+        guided: whether the paths let only positive signal back through ReLUs.
         precision: see `explain`.
     """
-    run, done = _Run(draws, path, target, precision), 0
-    while done < len(draws):
-        try:
-            for attributions in run.attributions(done):
-                done += len(attributions)
-                yield from attributions
-        except NotAChain:
-            run.chain = None
-        except torch.OutOfMemoryError:
-            run.halve()
 
-
-def mean_over_draws(draws: Draws, path: Path, target: Tensor | None, *, precision: str = "float32") -> Tensor:
-    """Mean over draws of the attribution, (N, ...).
-
-    Where draws differ in linear layers at their end alone, the slope is linear in what differs, unless ReLUs are
-    guided: the mean slope is one way back for all draws.
-    """
-    run = _Run(draws, path, target, precision)
-    while run.chain is not None and run.chain.is_linear_behind_trunk and not path.guided:
-        try:
-            return run.mean(run.chain)
-        except NotAChain:
-            run.chain = None
-        except torch.OutOfMemoryError:
-            run.halve()
-    total = torch.zeros_like(path.origin)
-    for attribution in over_draws(draws, path, target, precision=precision):
-        total += attribution
-    return total / len(draws)
-
-
-class _Run:
-    """One path for some draws: `rows` is how much goes through a network at a time."""
-
-    def __init__(self, draws: Draws, path: Path, target: Tensor | None, precision: str) -> None:
+    def __init__(self, draws: Draws, x: Tensor, *, guided: bool = False, precision: str = "float32") -> None:
         for network in {id(inner(network)): network for network in draws}.values():
             check_fixed(network)
-        x = path.origin
-        self.draws, self.path, self.target, self.precision = draws, path, target, precision
-        self.classes = (torch.zeros(len(x), dtype=torch.long) if target is None else target).to(x.device)
+        check_choice(precision, PRECISIONS, "precision")
+        self.draws, self.precision = draws, precision
         self.rows = rows_per_pass(x, None)
-        self.chain = self._chain()
-
-    def _chain(self) -> Chain | None:
-        x, found = self.path.origin, split(self.draws.networks, self.path.origin)
-        dtype = torch.bfloat16 if self.precision == "bfloat16" else x.dtype
+        found = split(draws.networks, x)
+        dtype = torch.bfloat16 if precision == "bfloat16" else x.dtype
         try:
-            return None if found is None else Chain(found, Setting(dtype, x.device, self.path.guided))
+            self.chain = None if found is None else Chain(found, Setting(dtype, x.device, guided))
         except NotAChain:
-            return None
+            self.chain = None
 
-    def attributions(self, done: int) -> Iterator[Tensor]:
+    def attributions(self, path: Path, target: Tensor | None) -> Iterator[Tensor]:
+        """Evaluate a path for every draw. Yields one attribution (N, ...) per draw, in their order.
+
+        Args:
+            target: class of each example; None for the one output of a regression.
+        """
+        done, classes = 0, self._classes(path, target)
+        while done < len(self.draws):
+            try:
+                for some in self._some_draws(path, classes, target, done):
+                    done += len(some)
+                    yield from some
+            except torch.OutOfMemoryError:
+                self._halve()
+            except (NotAChain, RuntimeError) as error:
+                self._leave_chain(error)
+
+    def mean(self, path: Path, target: Tensor | None) -> Tensor:
+        """Mean over draws of the attribution, (N, ...).
+
+        Where draws differ in linear layers at their end alone, the slope is linear in what differs, unless ReLUs are
+        guided: the mean slope is one way back for all draws.
+        """
+        classes = self._classes(path, target)
+        while self.chain is not None and self.chain.is_linear_behind_trunk and not path.guided:
+            try:
+                return self._mean(self.chain, path, classes)
+            except torch.OutOfMemoryError:
+                self._halve()
+            except (NotAChain, RuntimeError) as error:
+                self._leave_chain(error)
+        total = torch.zeros_like(path.origin)
+        for attribution in self.attributions(path, target):
+            total += attribution
+        return total / len(self.draws)
+
+    def _classes(self, path: Path, target: Tensor | None) -> Tensor:
+        num_examples, known = len(path.origin), self.chain.num_classes if self.chain is not None else None
+        if known is not None:
+            check_target(target, num_examples, known)
+        return (torch.zeros(num_examples, dtype=torch.long) if target is None else target).to(path.origin.device)
+
+    def _some_draws(self, path: Path, classes: Tensor, target: Tensor | None, done: int) -> Iterator[Tensor]:
         """Yield attributions (S, N, ...) of the draws from number `done` on, as many at a time as fit."""
-        x, path = self.path.origin, self.path
         if self.chain is None:
             for network in self.draws[done:]:
-                with computing_in(self.precision, x.device):
-                    attribution = along(network, path, self.target, self.rows)
+                with computing_in(self.precision, path.origin.device):
+                    attribution = along(network, path, target, self.rows)
                 yield attribution[None]
             return
-        blocks = [self._pass(self.chain, *block) for block in self._blocks()]
+        blocks = [self._pass(self.chain, path, classes, *block) for block in self._blocks(path)]
         at_once = self.chain.draws_at_once(self.rows, max(block.passed.rows for block in blocks))
         for start in range(done, len(self.draws), at_once):
-            finished = self._finished(self.chain, blocks, range(start, min(start + at_once, len(self.draws))))
-            if start == 0 and self.path.guided and not self.chain.num_relus:
+            some = range(start, min(start + at_once, len(self.draws)))
+            finished = self._finished(self.chain, path, blocks, some)
+            if start == 0 and path.guided and not self.chain.num_relus:
                 warnings.warn(NO_RELU, stacklevel=2)
             yield finished
 
-    def _blocks(self) -> list[tuple[slice, slice]]:
+    def _blocks(self, path: Path) -> list[tuple[slice, slice]]:
         """Cut examples and steps into blocks of at most `rows` rows, at least one; whole paths where they fit."""
-        steps = min(self.rows, self.path.num_steps)
+        steps = min(self.rows, path.num_steps)
         examples = max(1, self.rows // steps)
         return [
             (slice(first, first + examples), slice(step, step + steps))
-            for first in range(0, len(self.path.origin), examples)
-            for step in range(0, self.path.num_steps, steps)
+            for first in range(0, len(path.origin), examples)
+            for step in range(0, path.num_steps, steps)
         ]
 
     @torch.no_grad()
-    def _pass(self, chain: Chain, examples: slice, steps: slice) -> _Block:
-        with computing_in(self.precision, self.path.origin.device):
-            passed = chain.forward(self.path.points(examples, steps))
-        classes = self.classes[examples]
-        return _Block(examples, passed, classes, self.path.weights_of(steps, len(classes)))
+    def _pass(self, chain: Chain, path: Path, classes: Tensor, examples: slice, steps: slice) -> _Block:
+        with computing_in(self.precision, path.origin.device):
+            passed = chain.forward(path.points(examples, steps))
+        some = classes[examples]
+        return _Block(examples, passed, some, path.weights_of(steps, len(some)))
 
     @torch.no_grad()
-    def _finished(self, chain: Chain, blocks: list[_Block], draws: range) -> Tensor:
-        x = self.path.origin
-        total = torch.zeros((len(draws), *x.shape), dtype=x.dtype, device=x.device)
-        with computing_in(self.precision, x.device):
+    def _finished(self, chain: Chain, path: Path, blocks: list[_Block], draws: range) -> Tensor:
+        total = path.origin.new_zeros(len(draws), *path.origin.shape)
+        with computing_in(self.precision, path.origin.device):
             for block in blocks:
                 total[:, block.examples] += chain.slopes(block.passed, draws, block.classes, block.weights)
-        return self.path.finished(total, slice(None))
+        return path.finished(total)
 
     @torch.no_grad()
-    def mean(self, chain: Chain) -> Tensor:
-        """Mean attribution over all draws by one way back through the trunk, (N, ...)."""
-        x, total = self.path.origin, torch.zeros_like(self.path.origin)
-        for examples, steps in self._blocks():
-            block = self._pass(chain, examples, steps)
-            with computing_in(self.precision, x.device):
+    def _mean(self, chain: Chain, path: Path, classes: Tensor) -> Tensor:
+        total = torch.zeros_like(path.origin)
+        for examples, steps in self._blocks(path):
+            block = self._pass(chain, path, classes, examples, steps)
+            with computing_in(self.precision, path.origin.device):
                 total[examples] += chain.mean_slope(block.passed, block.classes, block.weights, self.rows)
-        return self.path.finished(total, slice(None))
+        return path.finished(total)
 
-    def halve(self) -> None:
-        """Go on with half as many rows.
+    def _leave_chain(self, error: Exception) -> None:
+        """Go on with the plain loop, which also says more clearly what is wrong with an input that does not fit."""
+        if self.chain is None or type(error) not in (NotAChain, RuntimeError):
+            raise error
+        self.chain = None
 
-        Raises:
-            torch.OutOfMemoryError: there is nothing to halve.
-        """
+    def _halve(self) -> None:
         if self.rows == 1:
             raise torch.OutOfMemoryError("one example at one step of its path does not fit into memory")
         self.rows //= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +14,10 @@ from tqdm.auto import tqdm
 from xuqlib.baselines import make_baseline
 from xuqlib.checks import check_choice, check_count, check_examples, check_target
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.draws import Draws, seed_of
-from xuqlib.engine import PRECISIONS, computing_in, mean_over_draws, over_draws
+from xuqlib.draws import Draws, inner, seed_of
+from xuqlib.engine import PRECISIONS, Engine, computing_in
 from xuqlib.moments import Moments
-from xuqlib.paths import rows_per_pass
+from xuqlib.paths import Path, rows_per_pass
 from xuqlib.study import device as default_device
 
 Explainer = Callable[..., Tensor]
@@ -24,7 +25,7 @@ Explainer = Callable[..., Tensor]
 
 def explain(
     draws: Draws | Sequence[nn.Module],
-    explainer: Explainer,
+    explainer: Any,
     x: Tensor,
     target: Tensor | int | None = None,
     *,
@@ -65,22 +66,26 @@ def explain(
     check_choice(keep, ("all", "moments", "mean"), "keep")
     check_choice(precision, PRECISIONS, "precision")
     where = torch.device(device) if device is not None else default_device()
-    draws = (draws if isinstance(draws, Draws) else Draws(draws)).to(where)
-    rows = _examples_at_once(explainer, x, options) if chunk is None else check_count(chunk, 1, "chunk")
-    if any(isinstance(value, Tensor) and value.shape == x.shape[:1] == x.shape[1:2] for value in options.values()):
-        rows = len(x)  # one entry per example, or per feature? Uncut, it does not matter
-    target = _targets(draws, x, target, rows, where)
+    draws = _moved(draws if isinstance(draws, Draws) else Draws(draws), where)
+    one = x[:1].to(where)
     if options.get("baseline") is not None:
         options["baseline"] = make_baseline(options["baseline"], x)  # from all examples, whatever the chunk
+    options_of_one = {name: _cut(value, slice(1), x, where) for name, value in options.items()}
+    path = explainer.path(one, **options_of_one) if hasattr(explainer, "path") else None
+    rows = _examples_at_once(one, path) if chunk is None else check_count(chunk, 1, "chunk")
+    if any(isinstance(value, Tensor) and value.shape == x.shape[:1] == x.shape[1:2] for value in options.values()):
+        rows = len(x)  # one entry per example, or per feature? Uncut, it does not matter
+    target = _targets(draws, x, target, where)
     parts = [slice(start, start + rows) for start in range(0, len(x), rows)]
     calls = len(parts) * len(draws)
+    engine = None if path is None else Engine(draws, one, guided=path.guided, precision=precision)
     values, moments = [], []
     hidden = calls <= 100 if progress is None else not progress
     with tqdm(total=calls, desc="explain", leave=False, disable=hidden) as bar:
         for part in parts:
             here = {name: _cut(value, part, x, where) for name, value in options.items()}
             targets = None if target is None else target[part].to(where)
-            job = _Part(draws, explainer, x[part].to(where), targets, here, precision)
+            job = _Part(draws, explainer, engine, x[part].to(where), targets, here, precision)
             if keep == "all":
                 values.append(torch.stack(list(job.attributions(bar))))  # (draw, n, ...)
             elif keep == "moments":
@@ -96,12 +101,10 @@ def explain(
     )
 
 
-def _examples_at_once(explainer: Explainer, x: Tensor, options: dict[str, Any]) -> int:
-    path_of = getattr(explainer, "path", None)
-    if path_of is None:
+def _examples_at_once(x: Tensor, path: Path | None) -> int:
+    if path is None:
         return max(1, 2**18 // x[0].numel())
-    # As many as go through a network together with all steps of their paths.
-    return max(1, rows_per_pass(x, None) // path_of(x[:1], **options).num_steps)
+    return max(1, rows_per_pass(x, None) // path.num_steps)  # with all their steps in one pass
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class _Part:
     """Some examples, to be explained by every draw: all at once where the explainer says how, else one by one."""
 
     draws: Draws
-    explainer: Explainer
+    explainer: Any
+    engine: Engine | None
     x: Tensor
     target: Tensor | None
     options: dict[str, Any]
@@ -128,21 +132,17 @@ class _Part:
             yield attribution.detach().cpu()
 
     def mean(self, bar: Any) -> Tensor:
-        path_of = getattr(self.explainer, "path", None)
-        if path_of is None:
-            return sum(each.double() for each in self.attributions(bar)) / len(self.draws)  # type: ignore[return-value]
+        if self.engine is None:
+            return torch.stack([attribution.double() for attribution in self.attributions(bar)]).mean(0)
         bar.update(len(self.draws))
-        path = path_of(self.x, **self.options)
-        return mean_over_draws(self.draws, path, self.target, precision=self.precision).cpu()
+        return self.engine.mean(self.explainer.path(self.x, **self.options), self.target).cpu()
 
     def _found(self) -> Iterator[Tensor]:
-        path_of, together = (getattr(self.explainer, name, None) for name in ("path", "over_draws"))
-        if path_of is not None:
-            path = path_of(self.x, **self.options)
-            yield from over_draws(self.draws, path, self.target, precision=self.precision)
-        elif together is not None:  # an explainer may know how draws share its work
+        if self.engine is not None:
+            yield from self.engine.attributions(self.explainer.path(self.x, **self.options), self.target)
+        elif hasattr(self.explainer, "over_draws"):  # an explainer may know how draws share its work
             with computing_in(self.precision, self.x.device):
-                found = list(together(self.draws, self.x, self.target, **self.options))
+                found = list(self.explainer.over_draws(self.draws, self.x, self.target, **self.options))
             yield from found
         else:
             for network in self.draws:
@@ -198,7 +198,7 @@ def variance_split(
     check_count(len(draws), 2, "the number of draws")
     if target is None:
         where = default_device()
-        target = _targets(draws.to(where), x, None, len(x), where)
+        target = _targets(draws.to(where), x, None, where)
     means, variances = [], []
     for number, network in enumerate(draws):
         repeats = Moments()
@@ -212,12 +212,18 @@ def variance_split(
     return VarianceSplit(model=between - within / num_repeats, explainer=within)
 
 
-def _targets(draws: Draws, x: Tensor, target: Tensor | int | None, rows: int, where: torch.device) -> Tensor | None:
+def _targets(draws: Draws, x: Tensor, target: Tensor | int | None, where: torch.device) -> Tensor | None:
     with torch.no_grad():
         if target is not None:
-            return check_target(target, len(x), draws[:1](x[:1].to(where)).shape[-1])
+            return check_target(target, len(x), sys.maxsize)  # the networks will tell how many classes they know
+        rows = rows_per_pass(x[:1].to(where), None)
         mean = torch.cat([draws(part.to(where)).softmax(-1).mean(0).cpu() for part in x.split(rows)])  # (N, C)
     return None if mean.shape[1] == 1 else mean.argmax(1)
+
+
+def _moved(draws: Draws, where: torch.device) -> Draws:
+    there = all(parameter.device == where for network in draws for parameter in inner(network).parameters())
+    return draws if there else draws.to(where)
 
 
 def _check_explainer(explainer: Any) -> None:

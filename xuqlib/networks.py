@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from xuqlib.checks import check_choice, check_count
 
 Placement = str | Sequence[str]
+Drawer = Callable[[torch.Generator], dict[str, Tensor]]
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PLACEMENTS = ("last", "all")
 
@@ -162,11 +163,16 @@ class DropConnectLayer(_RandomLayer):
         weight = F.dropout(self.layer.weight, self.p)
         return functional_call(self.layer, {"weight": weight}, (x,))
 
-    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return one masked weight, `{"layer.weight": tensor}`."""
-        weight = self.layer.weight.detach()
-        keep = torch.rand(weight.shape, generator=generator, dtype=torch.float32, device="cpu") >= self.p
-        return {"layer.weight": weight * keep.to(weight) / (1 - self.p)}
+    def drawer(self) -> Drawer:
+        """Return what gives one masked weight per call, `{"layer.weight": tensor}`; detached."""
+        shape, kept, p = self.layer.weight.shape, self.layer.weight.detach() / (1 - self.p), self.p
+        dropped = kept.new_zeros(())
+
+        def draw(generator: torch.Generator) -> dict[str, Tensor]:
+            keep = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") >= p
+            return {"layer.weight": torch.where(keep.to(kept.device), kept, dropped)}
+
+        return draw
 
 
 class FlipoutLayer(_RandomLayer):
@@ -174,7 +180,7 @@ class FlipoutLayer(_RandomLayer):
 
     Weight w ~ N(layer.weight, softplus(rho)^2); the bias stays a point. While training, each example sees the same
     weight noise under its own random signs, so gradients of different examples are decorrelated. The signs are a
-    training-time trick: in eval mode the layer is its mean, and `draw` gives plain samples of the Gaussian.
+    training-time trick: in eval mode the layer is its mean, and `drawer` gives plain samples of the Gaussian.
 
     Args:
         layer: holds the means; trained on.
@@ -216,11 +222,15 @@ class FlipoutLayer(_RandomLayer):
         ratio = (self.std / self.prior_std) ** 2
         return 0.5 * (ratio + (self.layer.weight / self.prior_std) ** 2 - 1 - ratio.log()).sum()
 
-    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return one sampled weight, `{"layer.weight": tensor}`."""
-        weight = self.layer.weight.detach()
-        noise = torch.randn(weight.shape, generator=generator, dtype=torch.float32, device="cpu").to(weight)
-        return {"layer.weight": weight + self.std.detach() * noise}
+    def drawer(self) -> Drawer:
+        """Return what gives one sampled weight per call, `{"layer.weight": tensor}`; detached."""
+        mean, std = self.layer.weight.detach().clone(), self.std.detach()
+
+        def draw(generator: torch.Generator) -> dict[str, Tensor]:
+            noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32, device="cpu").to(mean)
+            return {"layer.weight": noise.mul_(std).add_(mean)}
+
+        return draw
 
 
 def weighted_layers(network: nn.Module, placement: Placement = "last") -> list[str]:

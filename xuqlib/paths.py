@@ -68,9 +68,9 @@ class Path:
         """Return the weight of each row of `points`, (k * n,); None where all are 1."""
         return None if self.weights is None else self.weights[steps].repeat_interleave(num_examples)
 
-    def finished(self, total: Tensor, examples: slice) -> Tensor:
-        """Turn the sum of slopes of some examples, (..., n, *shape of x), into their attribution."""
-        return total if self.scale is None else self.scale[examples] * total
+    def finished(self, total: Tensor) -> Tensor:
+        """Turn sums of slopes, (..., N, *shape of x), into attributions."""
+        return total if self.scale is None else self.scale * total
 
 
 def rows_per_pass(x: Tensor, chunk: int | None) -> int:
@@ -115,7 +115,7 @@ def along(network: Network, path: Path, target: Any, rows: int) -> Tensor:
         total = _summed(evaluated, path, target, rows)
     if mode is not None and not mode.num_met:
         warnings.warn(NO_RELU, stacklevel=3)
-    return path.finished(total, slice(None))
+    return path.finished(total)
 
 
 def _summed(network: Network, path: Path, target: Any, rows: int) -> Tensor:

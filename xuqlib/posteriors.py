@@ -117,15 +117,17 @@ class _WeightPosterior(Posterior):
     def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
         check_draws(num_draws, seed)
         network = detached_copy(self.network)
-        return self._draws([FixedNetwork(copy_with(network, self._draw(seed, draw))) for draw in range(num_draws)])
+        layers = [cast(DropConnectLayer | FlipoutLayer, self.network.get_submodule(name)) for name in self.layers]
+        drawers = [layer.drawer() for layer in layers]
 
-    def _draw(self, seed: int, draw: int) -> dict[str, Tensor]:
-        weights: dict[str, Tensor] = {}
-        for number, name in enumerate(self.layers):
-            layer = cast(DropConnectLayer | FlipoutLayer, self.network.get_submodule(name))
-            drawn = layer.draw(generator_of(seed, draw, number))
-            weights.update({f"{name}.{key}" if name else key: value for key, value in drawn.items()})
-        return weights
+        def weights(draw: int) -> dict[str, Tensor]:
+            drawn: dict[str, Tensor] = {}
+            for number, (name, drawer) in enumerate(zip(self.layers, drawers, strict=True)):
+                for key, value in drawer(generator_of(seed, draw, number)).items():
+                    drawn[f"{name}.{key}" if name else key] = value
+            return drawn
+
+        return self._draws([FixedNetwork(copy_with(network, weights(draw))) for draw in range(num_draws)])
 
 
 class MCDropConnect(_WeightPosterior):

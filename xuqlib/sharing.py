@@ -116,6 +116,8 @@ def _output_layer(networks: Sequence[nn.Module], seed: int | None, x: Tensor) ->
     network, names = networks[0], _random_names(networks)
     outer = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)} - {""}
     holding = [name for name in outer if all(f"{inside}.".startswith(f"{name}.") for inside in names)]
+    if not holding:
+        return None
     with torch.no_grad(), FixedMasks(seed, 1) as masks:
         calls = {name: _Calls(network.get_submodule(name), masks) for name in holding}
         try:

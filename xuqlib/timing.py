@@ -1,0 +1,176 @@
+"""Timing: race the ways to one result in one process, and compare the winner with what the machine can do."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from xuqlib.engine import computing_in
+
+Candidates = Mapping[str, Callable[[], Any]]
+
+
+def interleaved(candidates: Candidates, *, num_rounds: int = 5, warm_up: int = 1) -> pd.DataFrame:
+    """Time candidates in turn, A B A B, so that whatever else the machine does falls on all of them alike.
+
+    Args:
+        candidates: name of each and what to call; what it returns is dropped.
+        num_rounds: each candidate runs once in each; every round begins one candidate later than the last.
+        warm_up: rounds before these, which do not count.
+
+    Returns:
+        Columns candidate, round, seconds (wall clock).
+    """
+    names, rows = list(candidates), []
+    gc.collect()
+    gc.freeze()  # else each collection below would look at all of torch again
+    for number in range(-warm_up, num_rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            gc.collect()
+            _synchronise()
+            start = perf_counter()
+            candidates[name]()
+            _synchronise()
+            rows.append((name, number, perf_counter() - start))
+    gc.unfreeze()
+    return pd.DataFrame(rows[warm_up * len(names) :], columns=["candidate", "round", "seconds"])
+
+
+def summary(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Say how long each candidate of `interleaved` takes, and how many times as fast as the baseline it is.
+
+    Returns:
+        Columns candidate; median, low, high, in seconds, the range being over rounds; ratio, of medians; ratio_low and
+        ratio_high, the range over rounds of the ratio within a round.
+
+    Raises:
+        ValueError: the baseline was not timed.
+    """
+    seconds = frame.pivot(index="round", columns="candidate", values="seconds")[list(frame["candidate"].unique())]
+    if baseline not in seconds:
+        raise ValueError(f"baseline {baseline!r} was not timed; choose one of {', '.join(map(str, seconds.columns))}")
+    ratios, median = seconds.rdiv(seconds[baseline], axis=0), seconds.median()
+    columns = {"median": median, "low": seconds.min(), "high": seconds.max(), "ratio": median[baseline] / median}
+    return pd.DataFrame({**columns, "ratio_low": ratios.min(), "ratio_high": ratios.max()}).reset_index()
+
+
+def race(
+    pair: str,
+    candidates: Candidates,
+    targets: Mapping[str, float],
+    *,
+    num_rounds: int,
+    share: Mapping[str, float] = {},
+    **sizes: int,
+) -> pd.DataFrame:
+    """Race candidates, the first of which is the baseline; compare what "plain loop", "float32" and "bfloat16" give.
+
+    Args:
+        pair: name of the race.
+        candidates: as for `interleaved`; each returns its maps, such as (mean, std).
+        targets: the ratio that a candidate should reach.
+        share: of the work that a candidate does, if not all of it; its seconds are divided by that.
+        **sizes: columns that say how large the race was, such as draws=16.
+
+    Returns:
+        `summary` with columns pair, baseline, target, the sizes; flops, the work of the plain loop; mean_off, std_off,
+        the relative L2 distance of float32's maps from the plain loop's, and of bfloat16's from float32's.
+    """
+    times = interleaved(candidates, num_rounds=num_rounds)
+    times["seconds"] /= times["candidate"].map(dict.fromkeys(candidates, 1.0) | dict(share))
+    found = summary(times, next(iter(candidates)))
+    found.insert(0, "pair", pair)
+    found = found.assign(baseline=next(iter(candidates)), target=found["candidate"].map(dict(targets)), **sizes)
+    if "plain loop" in candidates:
+        found["flops"] = float(flops(candidates["plain loop"]))
+    for name, wanted in (("float32", "plain loop"), ("bfloat16", "float32")):
+        if {name, wanted} <= set(candidates):
+            maps = zip(("mean_off", "std_off"), candidates[name](), candidates[wanted](), strict=False)
+            for column, a, b in maps:
+                found.loc[found["candidate"] == name, column] = float((a - b.to(a)).norm() / b.norm())
+    return found
+
+
+def flops(function: Callable[[], Any]) -> int:
+    """Count the multiplications and additions in a call's matrix products and convolutions; others do not count."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def peak_rates(device: torch.device | str, dtype: torch.dtype, *, num_tries: int = 5) -> pd.DataFrame:
+    """Measure how fast this machine multiplies matrices and convolves: columns operation, rate (FLOP/s, best try)."""
+    rows, like = 32 if torch.device(device).type == "cpu" else 2048, partial(torch.rand, device=device, dtype=dtype)
+    calls: dict[str, Callable[[], Any]] = {}
+    for size in (1024, 2048):
+        calls[f"matmul {size}"] = partial(torch.mm, like(size, size), like(size, size))
+    for channels, size in ((32, 32), (64, 32), (64, 16), (256, 16)):
+        shapes = (rows, channels, size, size), (channels, channels, 3, 3)
+        x, weight = (like(shape).contiguous(memory_format=torch.channels_last) for shape in shapes)
+        calls[f"convolution {channels}, {size}x{size}"] = partial(F.conv2d, x, weight, padding=1)
+    with torch.no_grad(), computing_in("float32", torch.device(device)):  # which keeps TF32 out
+        best = interleaved(calls, num_rounds=num_tries).groupby("candidate", sort=False)["seconds"].min()
+    work = pd.Series({name: flops(call) for name, call in calls.items()})
+    return (work / best).rename_axis("operation").rename("rate").reset_index()
+
+
+def by_operation(function: Callable[[], Any]) -> pd.DataFrame:
+    """Profile a call: columns operation and seconds, those that torch spends in it and not in what it calls."""
+    with torch.profiler.profile() as profiler:
+        function()
+    column = "self_device_time_total" if torch.cuda.is_initialized() else "self_cpu_time_total"
+    rows = [(event.key, getattr(event, column) / 1e6) for event in profiler.key_averages()]
+    return pd.DataFrame(rows, columns=["operation", "seconds"]).sort_values("seconds", ascending=False)
+
+
+_CHILD = """
+import os, resource, sys
+setup, *calls = sys.argv[1:]
+exec(setup)
+def peak():
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        return sys.modules["torch"].cuda.max_memory_allocated()
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # getrusage would count what the process that started this one held.
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+for call in calls:
+    if os.fork() == 0:
+        exec(call)
+        print("peak", peak(), flush=True)
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(1)
+"""
+
+
+def peak_memory(calls: Sequence[str], *, setup: str = "pass") -> list[int]:
+    """Measure the peak memory of each call in a fresh process: resident bytes, or CUDA's allocated ones.
+
+    Args:
+        calls: Python statements.
+        setup: imports and definitions for all calls; they run once, in the process that the others come from.
+
+    Raises:
+        RuntimeError: a call failed.
+    """
+    ran = subprocess.run([sys.executable, "-c", _CHILD, setup, *calls], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise RuntimeError(f"a call whose memory was to be measured failed:\n{ran.stderr}")
+    return [int(line.split()[1]) for line in ran.stdout.splitlines() if line.startswith("peak ")]
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

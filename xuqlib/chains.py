@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from xuqlib.checks import check_logits, check_target
 from xuqlib.networks import DropConnectLayer, FlipoutLayer
@@ -17,6 +18,7 @@ from xuqlib.steps import Convolution, Dense, Dropout, Flatten, MaxPool, NotAChai
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _BY_HAND = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, *_DROPOUTS)
 _NUMBERS_AT_ONCE = 2**24  # in the weights of draws that are held side by side
+_DRAWS_KEPT = 64  # whose masks stay for the next examples; memory must not grow with the number of draws
 
 
 @dataclass
@@ -43,6 +45,18 @@ class _Head:
         logits = check_logits(h, self.num_draws * len(classes))
         check_target(classes, len(classes), logits.shape[1])
         return torch.zeros_like(logits).scatter_(1, classes.repeat(self.num_draws)[:, None], 1).view_as(h)
+
+    @property
+    def is_masked_dense(self) -> bool:
+        """Whether draws differ in the dropout before their last layer alone."""
+        return len(self.steps) == 1 and isinstance(self.steps[0], Dropout) and self.last is not None
+
+    def masked_logits(self, h: Tensor) -> Tensor:
+        """Logits of such draws, (S, R, C): masks on the few weights instead of on the many rows."""
+        dropout, last = cast(Dropout, self.steps[0]), cast(Dense, self.last)
+        weights = last.weight * dropout.mask_of(h.shape[1:])  # (S, C, D)
+        logits = F.linear(h, weights.flatten(0, 1)).unflatten(1, (len(weights), -1)).transpose(0, 1)
+        return logits if last.bias is None else logits + last.bias
 
 
 class Chain:
@@ -84,6 +98,11 @@ class Chain:
         return None if last is None else last.weight.shape[-2]
 
     @property
+    def is_masked_dense(self) -> bool:
+        """Whether draws differ in the dropout before their last layer alone."""
+        return self._head(range(1)).is_masked_dense and self.own_numbers == 0
+
+    @property
     def is_linear_behind_trunk(self) -> bool:
         """Whether a draw's logits are linear in what its trunk gives."""
         head = self._head(range(1))
@@ -96,6 +115,15 @@ class Chain:
             h, keep = step.forward(h, len(points))
             kept.append(keep)
         return Passed(h, kept, len(points))
+
+    def logits(self, passed: Passed, draws: range) -> Tensor:
+        """Evaluate some draws behind the trunk: (S, R, C)."""
+        head, h = self._head(draws), passed.h
+        if head.is_masked_dense:
+            return head.masked_logits(h)
+        for step in [*head.steps, *([head.last] if head.last is not None else [])]:
+            h, _ = step.forward(h, passed.rows)
+        return check_logits(h, len(h)).unflatten(0, (len(draws), -1))
 
     def slopes(self, passed: Passed, draws: range, classes: Tensor, weights: Tensor | None) -> Tensor:
         """Sum the weighted slopes of each example over its steps, for some draws.
@@ -154,7 +182,8 @@ class Chain:
         steps = steps_of(self.found.heads[some], self.found.seeds[some], self.setting, self._shared)
         last = steps[-1] if steps and isinstance(steps[-1], Dense) else None
         head = _Head(steps[: -1 if last else None], last, len(draws))
-        if self.own_numbers == 0 or not self._heads:  # masks are small, other draws' weights may not be
+        kept = sum(len(some) for some in self._heads)
+        if not self._heads or (self.own_numbers == 0 and kept < _DRAWS_KEPT):
             self._heads[draws] = head
         return head
 

@@ -195,3 +195,49 @@ def bars(
     figure = _chart(draw, frame, hue, (low, high), interval, labels or (x, y), title)
     figure.axes[0].set_xticks(range(len(names)), [str(name).replace("_", "\n") for name in names])
     return figure
+
+
+@styled
+def dots(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    low: str | None = None,
+    high: str | None = None,
+    interval: str = "",
+    target: str | None = None,
+    log: bool = False,
+    label: str,
+    title: str = "",
+) -> Figure:
+    """Dots of `x` for each name in `y`, in their order from the top, told apart by `hue`; options as in `curve`.
+
+    Args:
+        target: column of the value that a dot should reach, drawn as an upright bar; NaN draws none.
+        log: whether x is on a logarithmic axis.
+        label: of x, with its unit.
+    """
+    names = list(dict.fromkeys(frame[y]))
+
+    def draw(axes: Axes, part: pd.DataFrame, name: str, i: int, count: int) -> None:
+        places = np.array([names.index(value) for value in part[y]]) + (i - (count - 1) / 2) * 0.24
+        error = None if low is None else np.abs(np.array([part[x] - part[low], part[high] - part[x]]))
+        axes.errorbar(part[x], places, xerr=error, label=name, color=HUES[i], fmt=MARKERS[i], elinewidth=2.5)
+        if target is not None:
+            text = "target" if i == count - 1 else None
+            axes.plot(part[target], places, "|", color="black", markersize=15, markeredgewidth=3, label=text)
+
+    figure = _chart(draw, frame, hue, (low, high), interval, ("", ""), title)
+    figure.set_size_inches(10, 2.2 + 0.46 * len(names))
+    axes = figure.axes[0]
+    axes.set(xlabel=label + (f" (line: {interval})" if interval else ""), ylabel="")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    return figure

@@ -54,6 +54,20 @@ class Engine:
         except NotAChain:
             self.chain = None
 
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """Evaluate every draw, (draw, example, class), without a graph; `draws(x)` is differentiable."""
+        if self.chain is None:
+            return self.draws(x)
+        try:
+            passed, count = self.chain.forward(x), len(self.draws)
+            at_once = count if self.chain.is_masked_dense else self.chain.draws_at_once(self.rows, len(x))
+            parts = [range(start, min(start + at_once, count)) for start in range(0, count, at_once)]
+            return torch.cat([self.chain.logits(passed, part) for part in parts])
+        except (NotAChain, RuntimeError) as error:
+            self._leave_chain(error)
+            return self.draws(x)
+
     def attributions(self, path: Path, target: Tensor | None) -> Iterator[Tensor]:
         """Evaluate a path for every draw. Yields one attribution (N, ...) per draw, in their order.
 

@@ -50,7 +50,9 @@ def explain(
             so that memory does not grow with the number of draws; "mean" keeps the mean alone, which costs one way
             back for all draws where they differ in their last layer and the explainer is linear in it.
         precision: "float32" computes in the numbers of x, float64 ones too, without TF32; "tf32" allows that on a GPU.
-            "bfloat16" is faster and rounds: @@
+            "bfloat16" is up to twice as fast and rounds to three digits: for dropout networks trained on CIFAR-10 the
+            std over 16 draws was off by 4 to 7 %, the mean by 5 to 15 % (relative L2 over 32 pictures; the gradient
+            worst, Guided Backprop best), their quotient by 0.3 % or less. Notebook 13 measures it anew.
         chunk: examples explained at a time; chosen from their size by default.
         device: where to compute; `study.device()` by default. The draws are moved there, the results come back.
         progress: show a bar; by default where more than 100 calls of the explainer are to come.
@@ -87,7 +89,7 @@ def explain(
             targets = None if target is None else target[part].to(where)
             job = _Part(draws, explainer, engine, x[part].to(where), targets, here, precision)
             if keep == "all":
-                values.append(torch.stack(list(job.attributions(bar))))  # (draw, n, ...)
+                values.append(torch.stack(list(job.attributions(bar))).cpu())  # (draw, n, ...)
             elif keep == "moments":
                 moments.append(Moments.streamed(job.attributions(bar)))
             else:
@@ -129,13 +131,13 @@ class _Part:
                     f"the explainer returned {what} for x of {tuple(self.x.shape)}; an attribution is shaped like x"
                 )
             bar.update()
-            yield attribution.detach().cpu()
+            yield attribution.detach()  # left where it is: a copy per draw would make a GPU wait
 
     def mean(self, bar: Any) -> Tensor:
         if self.engine is None:
             return torch.stack([attribution.double() for attribution in self.attributions(bar)]).mean(0)
         bar.update(len(self.draws))
-        return self.engine.mean(self.explainer.path(self.x, **self.options), self.target).cpu()
+        return self.engine.mean(self.explainer.path(self.x, **self.options), self.target)
 
     def _found(self) -> Iterator[Tensor]:
         if self.engine is not None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_count, check_examples, check_fixed, check_logits, check_number, check_target
-from xuqlib.draws import shared_trunk
+from xuqlib.draws import Draws
+from xuqlib.engine import Engine
 from xuqlib.explainers import (
     Explainer,
     gradient,
@@ -24,7 +25,7 @@ from xuqlib.explainers import (
     integrated_gradients,
     smoothgrad,
 )
-from xuqlib.paths import Network, rows_per_pass, select_logits
+from xuqlib.paths import Network, rows_per_pass
 from xuqlib.superpixels import check_segments, filled
 from xuqlib.superpixels import superpixels as superpixels
 
@@ -254,18 +255,24 @@ def _perturbed_logits(networks: list[Network], perturb: _Perturb, x: Tensor, tar
     """Return the target logit of every copy of every example by every network, (S, N, M), float64 on the CPU."""
     rows, num_examples = rows_per_pass(x, None), len(x)
     modules = [network for network in networks if isinstance(network, nn.Module)]
-    trunk, heads = shared_trunk(modules, x) if len(modules) == len(networks) else (nn.Identity(), networks)
-    with torch.no_grad():  # a layer may work in place, so each gets its own copy
-        num_classes = check_logits(heads[0](trunk(x[:rows].clone())), len(x[:rows])).shape[1]
-        classes = check_target(target, num_examples, num_classes)
-        found = []
-        for first in range(0, num_examples * num_samples, rows):
-            row = torch.arange(first, min(first + rows, num_examples * num_samples))
-            example, copy = row // num_samples, row % num_samples
-            features = trunk(perturb(example.to(x.device), copy.to(x.device)))
-            wanted = classes[example.to(classes.device)]
-            found.append(torch.stack([select_logits(head, features.clone(), wanted) for head in heads]).cpu().double())
+    engine = Engine(Draws(modules), x[:1]) if len(modules) == len(networks) else None
+    classes, found = None, []
+    for first in range(0, num_examples * num_samples, rows):
+        row = torch.arange(first, min(first + rows, num_examples * num_samples))
+        example, copy = row // num_samples, row % num_samples
+        points = perturb(example.to(x.device), copy.to(x.device))
+        logits = _logits(networks, points) if engine is None else engine.logits(points)  # (S, R, C)
+        if classes is None:
+            classes = check_target(target, num_examples, logits.shape[2]).to(logits.device)
+        wanted = classes[example.to(classes.device)].expand(len(networks), -1)
+        found.append(logits.gather(2, wanted[..., None]).squeeze(2).cpu().double())
     return torch.cat(found, 1).view(len(networks), num_examples, num_samples)
+
+
+@torch.no_grad()
+def _logits(networks: list[Network], x: Tensor) -> Tensor:
+    # A network may work in place on what it is given, so each gets its own copy.
+    return torch.stack([check_logits(network(x.clone()), len(x)) for network in networks])
 
 
 EXPLAINERS: dict[str, Explainer] = {

@@ -117,14 +117,14 @@ class Moments:
 
     @classmethod
     def joined(cls, parts: Sequence[Moments]) -> Moments:
-        """Put the moments of consecutive examples together."""
+        """Put the moments of consecutive examples together, on the CPU."""
         moments, only_mean = cls(), isinstance(parts[0].of, _OnlyMean)
         moments.of = _OnlyMean() if only_mean else {}
         for kind in ("raw",) if only_mean else _KINDS:
             each = [part.of[kind] for part in parts]
             moments.of[kind] = joint = Welford()
-            joint.count, joint.mean = each[0].count, torch.cat([welford.mean for welford in each])
-            squares = [welford.squares for welford in each if welford.squares is not None]
+            joint.count, joint.mean = each[0].count, torch.cat([welford.mean.cpu() for welford in each])
+            squares = [welford.squares.cpu() for welford in each if welford.squares is not None]
             joint.squares = torch.cat(squares) if squares else None
         return moments
 

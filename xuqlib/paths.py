@@ -77,7 +77,7 @@ def rows_per_pass(x: Tensor, chunk: int | None) -> int:
     """Rows (examples times steps) of one pass: `chunk` if given, else what suits the size of x and its device."""
     if chunk is not None:
         return check_count(chunk, 1, "chunk")
-    numbers = _NUMBERS_CPU if x.device.type == "cpu" else 16 * _NUMBERS_CPU
+    numbers = _NUMBERS_CPU if x.device.type == "cpu" else 64 * _NUMBERS_CPU
     return min(max(numbers // x[0].numel(), 8), 4096)
 
 

@@ -186,7 +186,7 @@ class Dropout(Step):
         self.mask: Tensor | None = None  # (S, 1, ...)
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
-        mask = self._mask(h.shape[1:])
+        mask = self.mask_of(h.shape[1:])
         return (h.unflatten(0, (-1, rows)) * mask).flatten(0, 1), None
 
     def backward(self, g: Tensor, kept: Any) -> Tensor:
@@ -194,7 +194,8 @@ class Dropout(Step):
             g.unflatten(0, (len(self.mask), -1)).mul_(self.mask)
         return g
 
-    def _mask(self, shape: torch.Size) -> Tensor:
+    def mask_of(self, shape: torch.Size) -> Tensor:
+        """Masks of all draws over one row, (S, 1, ...), divided by the share that is kept."""
         if self.mask is None:
             shape = torch.Size((shape[0], *(1,) * (len(shape) - 1))) if self.by_channel else shape
             keep = [

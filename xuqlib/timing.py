@@ -32,7 +32,6 @@ def interleaved(candidates: Candidates, *, num_rounds: int = 5, warm_up: int = 1
         Columns candidate, round, seconds (wall clock).
     """
     names, rows = list(candidates), []
-    gc.collect()
     gc.freeze()  # else each collection below would look at all of torch again
     for number in range(-warm_up, num_rounds):
         first = number % len(names)
@@ -71,7 +70,7 @@ def race(
     targets: Mapping[str, float],
     *,
     num_rounds: int,
-    share: Mapping[str, float] = {},
+    share: Mapping[str, float] | None = None,
     **sizes: int,
 ) -> pd.DataFrame:
     """Race candidates, the first of which is the baseline; compare what "plain loop", "float32" and "bfloat16" give.
@@ -88,10 +87,10 @@ def race(
         the relative L2 distance of float32's maps from the plain loop's, and of bfloat16's from float32's.
     """
     times = interleaved(candidates, num_rounds=num_rounds)
-    times["seconds"] /= times["candidate"].map(dict.fromkeys(candidates, 1.0) | dict(share))
-    found = summary(times, next(iter(candidates)))
-    found.insert(0, "pair", pair)
-    found = found.assign(baseline=next(iter(candidates)), target=found["candidate"].map(dict(targets)), **sizes)
+    times["seconds"] /= times["candidate"].map(dict.fromkeys(candidates, 1.0) | dict(share or {}))
+    baseline = next(iter(candidates))
+    found = summary(times, baseline).assign(baseline=baseline, target=lambda each: each["candidate"].map(targets.get))
+    found = pd.DataFrame({"pair": pair, **sizes}, index=found.index).join(found)
     if "plain loop" in candidates:
         found["flops"] = float(flops(candidates["plain loop"]))
     for name, wanted in (("float32", "plain loop"), ("bfloat16", "float32")):
@@ -126,29 +125,26 @@ def peak_rates(device: torch.device | str, dtype: torch.dtype, *, num_tries: int
 
 
 def by_operation(function: Callable[[], Any]) -> pd.DataFrame:
-    """Profile a call: columns operation and seconds, those that torch spends in it and not in what it calls."""
+    """Profile a call: columns operation, seconds that torch spends in it and not in what it calls, and their share."""
     with torch.profiler.profile() as profiler:
         function()
     column = "self_device_time_total" if torch.cuda.is_initialized() else "self_cpu_time_total"
     rows = [(event.key, getattr(event, column) / 1e6) for event in profiler.key_averages()]
-    return pd.DataFrame(rows, columns=["operation", "seconds"]).sort_values("seconds", ascending=False)
+    frame = pd.DataFrame(rows, columns=["operation", "seconds"]).sort_values("seconds", ascending=False)
+    return frame.assign(share=frame["seconds"] / frame["seconds"].sum())
 
 
+# On Linux, getrusage would count what the process that started this one held.
+_PEAK = "next(int(line.split()[1]) << 10 for line in open('/proc/self/status') if line.startswith('VmHWM'))"
+_PEAK_ELSEWHERE = "__import__('resource').getrusage(0).ru_maxrss"
 _CHILD = """
-import os, resource, sys
-setup, *calls = sys.argv[1:]
+import os, sys
+setup, peak, *calls = sys.argv[1:]
 exec(setup)
-def peak():
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
-        return sys.modules["torch"].cuda.max_memory_allocated()
-    if sys.platform != "linux":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # getrusage would count what the process that started this one held.
-    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 for call in calls:
     if os.fork() == 0:
         exec(call)
-        print("peak", peak(), flush=True)
+        print("peak", eval(peak), flush=True)
         os._exit(0)
     if os.wait()[1]:
         sys.exit(1)
@@ -165,7 +161,11 @@ def peak_memory(calls: Sequence[str], *, setup: str = "pass") -> list[int]:
     Raises:
         RuntimeError: a call failed.
     """
-    ran = subprocess.run([sys.executable, "-c", _CHILD, setup, *calls], capture_output=True, text=True, check=False)
+    peak = _PEAK if sys.platform == "linux" else _PEAK_ELSEWHERE
+    if torch.cuda.is_available():
+        peak = "__import__('torch').cuda.max_memory_allocated()"
+    command = [sys.executable, "-c", _CHILD, setup, peak, *calls]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise RuntimeError(f"a call whose memory was to be measured failed:\n{ran.stderr}")
     return [int(line.split()[1]) for line in ran.stdout.splitlines() if line.startswith("peak ")]

@@ -73,7 +73,7 @@ def ua_backprop(
         psi: what becomes of an explanation's terms before they are added, see `class_maps`.
         normalise, tau2: from the map of a logit to weights that sum to 1, see `spread_shares`.
         explainer: of each logit: "fullgrad", a name in `xuqlib.lime.EXPLAINERS`, or a function like those.
-        chunk: rows (examples times classes) in one pass; chosen by device and size of x if None.
+        chunk: examples in one pass; chosen by device and size of x if None.
         **options: passed on to the explainer, such as num_steps; "fullgrad" has none.
 
     Returns:
@@ -265,7 +265,7 @@ def _shared_out(
     logits = logits_of(draws, x)
     shares = probability_shares(logits, kind)
     where = next((parameter.device for parameter in draws[0].parameters()), x.device)
-    rows = max(1, rows_per_pass(x[:1].to(where), chunk) // logits.shape[-1])
+    rows = rows_per_pass(x[:1].to(where), chunk)
     for first in range(0, len(x), rows):
         here = slice(first, first + rows)
         handed_on = logit_coefficients(logits[:, here], chosen.coefficients, chosen.tau1)  # (S, n, C, C)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from xuqlib.checks import check_choice, check_count
 
 Placement = str | Sequence[str]
-Drawer = Callable[[torch.Generator], dict[str, Tensor]]
+Drawer = Callable[[Tensor], dict[str, Tensor]]
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PLACEMENTS = ("last", "all")
 
@@ -163,16 +163,14 @@ class DropConnectLayer(_RandomLayer):
         weight = F.dropout(self.layer.weight, self.p)
         return functional_call(self.layer, {"weight": weight}, (x,))
 
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """Return the random numbers of one draw, shaped like the weight."""
+        return torch.rand(self.layer.weight.shape, generator=generator, dtype=torch.float32, device="cpu")
+
     def drawer(self) -> Drawer:
-        """Return what gives one masked weight per call, `{"layer.weight": tensor}`; detached."""
-        shape, kept, p = self.layer.weight.shape, self.layer.weight.detach() / (1 - self.p), self.p
-        dropped = kept.new_zeros(())
-
-        def draw(generator: torch.Generator) -> dict[str, Tensor]:
-            keep = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") >= p
-            return {"layer.weight": torch.where(keep.to(kept.device), kept, dropped)}
-
-        return draw
+        """Return what turns the noise of a draw into its masked weight, `{"layer.weight": tensor}`; detached."""
+        kept, p = self.layer.weight.detach() / (1 - self.p), self.p
+        return lambda noise: {"layer.weight": torch.where((noise >= p).to(kept.device), kept, kept.new_zeros(()))}
 
 
 class FlipoutLayer(_RandomLayer):
@@ -222,15 +220,14 @@ class FlipoutLayer(_RandomLayer):
         ratio = (self.std / self.prior_std) ** 2
         return 0.5 * (ratio + (self.layer.weight / self.prior_std) ** 2 - 1 - ratio.log()).sum()
 
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """Return the standard normal numbers of one draw, shaped like the weight."""
+        return torch.randn(self.layer.weight.shape, generator=generator, dtype=torch.float32, device="cpu")
+
     def drawer(self) -> Drawer:
-        """Return what gives one sampled weight per call, `{"layer.weight": tensor}`; detached."""
+        """Return what turns the noise of a draw into its sampled weight, `{"layer.weight": tensor}`; detached."""
         mean, std = self.layer.weight.detach().clone(), self.std.detach()
-
-        def draw(generator: torch.Generator) -> dict[str, Tensor]:
-            noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32, device="cpu").to(mean)
-            return {"layer.weight": noise.mul_(std).add_(mean)}
-
-        return draw
+        return lambda noise: {"layer.weight": (noise.to(mean) * std).add_(mean)}
 
 
 def weighted_layers(network: nn.Module, placement: Placement = "last") -> list[str]:

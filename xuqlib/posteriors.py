@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import torch
@@ -120,14 +121,18 @@ class _WeightPosterior(Posterior):
         layers = [cast(DropConnectLayer | FlipoutLayer, self.network.get_submodule(name)) for name in self.layers]
         drawers = [layer.drawer() for layer in layers]
 
-        def weights(draw: int) -> dict[str, Tensor]:
-            drawn: dict[str, Tensor] = {}
-            for number, (name, drawer) in enumerate(zip(self.layers, drawers, strict=True)):
-                for key, value in drawer(generator_of(seed, draw, number)).items():
-                    drawn[f"{name}.{key}" if name else key] = value
-            return drawn
+        def noises(draw: int) -> list[Tensor]:
+            return [layer.noise(generator_of(seed, draw, number)) for number, layer in enumerate(layers)]
 
-        return self._draws([FixedNetwork(copy_with(network, weights(draw))) for draw in range(num_draws)])
+        networks: list[nn.Module] = []
+        # Random numbers come one after another, so several draws at a time are what keeps several cores busy.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for noise in pool.map(noises, range(num_draws)):
+                weights: dict[str, Tensor] = {}
+                for name, drawer, own in zip(self.layers, drawers, noise, strict=True):
+                    weights.update({f"{name}.{key}" if name else key: value for key, value in drawer(own).items()})
+                networks.append(FixedNetwork(copy_with(network, weights)))
+        return self._draws(networks)
 
 
 class MCDropConnect(_WeightPosterior):

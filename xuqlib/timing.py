@@ -67,7 +67,7 @@ def summary(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
 def race(
     pair: str,
     candidates: Candidates,
-    targets: Mapping[str, float],
+    targets: Mapping[str, float | None],
     *,
     num_rounds: int,
     share: Mapping[str, float] | None = None,
@@ -78,7 +78,7 @@ def race(
     Args:
         pair: name of the race.
         candidates: as for `interleaved`; each returns its maps, such as (mean, std).
-        targets: the ratio that a candidate should reach.
+        targets: the ratio that a candidate should reach; None, or no entry, where there is none.
         share: of the work that a candidate does, if not all of it; its seconds are divided by that.
         **sizes: columns that say how large the race was, such as draws=16.
 
@@ -89,7 +89,8 @@ def race(
     times = interleaved(candidates, num_rounds=num_rounds)
     times["seconds"] /= times["candidate"].map(dict.fromkeys(candidates, 1.0) | dict(share or {}))
     baseline = next(iter(candidates))
-    found = summary(times, baseline).assign(baseline=baseline, target=lambda each: each["candidate"].map(targets.get))
+    found = summary(times, baseline).assign(baseline=baseline)
+    found["target"] = found["candidate"].map(targets.get).astype(float)
     found = pd.DataFrame({"pair": pair, **sizes}, index=found.index).join(found)
     if "plain loop" in candidates:
         found["flops"] = float(flops(candidates["plain loop"]))
@@ -108,7 +109,7 @@ def flops(function: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def peak_rates(device: torch.device | str, dtype: torch.dtype, *, num_tries: int = 5) -> pd.DataFrame:
+def peak_rates(device: torch.device | str, dtype: torch.dtype, *, num_tries: int = 3) -> pd.DataFrame:
     """Measure how fast this machine multiplies matrices and convolves: columns operation, rate (FLOP/s, best try)."""
     rows, like = 32 if torch.device(device).type == "cpu" else 2048, partial(torch.rand, device=device, dtype=dtype)
     calls: dict[str, Callable[[], Any]] = {}

@@ -298,3 +298,539 @@ def test_on_random_networks_explaining_equals_the_loop_over_draws(monkeypatch, k
         assert error(found, expected) < PROMISE, f"{name}, {chunk} examples and {rows} rows at a time"
         mean = explain(draws, explainer, x, target, keep="mean", chunk=chunk, **options).mean()
         assert error(mean, expected.mean(0)) < PROMISE, f"mean of {name}, {chunk} and {rows} at a time"
+
+
+@IGNORE_NO_RELU
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("posterior", ["mc_dropout", "mc_dropconnect last", "deep_ensemble"])
+def test_in_float32_the_maps_are_those_of_float64(posterior, seed):
+    draws, x, target = a_case("cnn", posterior, 300 + seed)
+    for name in ("gradient", "guided_backprop", "smoothgrad"):
+        explainer, options = EXPLAINERS[name]
+        expected = looped(draws.to(torch.float64), explainer, x, target, **options)
+        found = explain(draws.to(torch.float32), explainer, x.float(), target, **options).values
+        # Round-off of 2^-24 through ten layers; of these networks none has a kink so near that a ReLU flips.
+        assert found.dtype == torch.float32
+        assert (found - expected).norm() <= 1e-5 * expected.norm(), name
+
+
+@pytest.mark.parametrize("name", EXPLAINERS)
+def test_one_example_fills_less_than_a_pass_and_many_fill_several(monkeypatch, name):
+    explainer, options = EXPLAINERS[name]
+    draws = MCDropout(seeded(late_cnn)).sample(3, seed=1)
+    for num_examples in (1, 11):
+        x = randn(num_examples, 3, 8, 8)
+        expected = looped(draws, explainer, x, 1, **options)
+        for rows in (None, 1, 4):
+            if rows:
+                cut_to(monkeypatch, rows)
+            assert error(explain(draws, explainer, x, 1, **options).values, expected) < PROMISE, rows
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("num_draws", [1, 2, 7])
+def test_draws_are_folded_into_rows_in_whatever_blocks_fit(monkeypatch, num_draws):
+    draws, x = MCDropConnect(seeded(table_mlp), placement="all").sample(num_draws, seed=1), randn(2, 5)
+    path = gradient.path(x)
+    expected = looped(draws, gradient, x, 1)
+    for rows in (1, 2, 4, 5, 100):  # 1, 1, 2, 2 and all draws at once
+        cut_to(monkeypatch, rows)
+        found = torch.stack(list(over_draws(draws, path, torch.ones(2, dtype=torch.long))))
+        assert error(found, expected) < PROMISE
+
+
+# Dropout that is off, and masks
+
+
+@pytest.mark.parametrize("posterior", ["mc_dropconnect last", "flipout all", "deep_ensemble"])
+def test_dropout_layers_are_off_in_draws_of_weights(posterior):
+    # By hand: a Dropout in eval mode hands on what it is given, and does not divide by 1 - p.
+    one = seeded(lambda: nn.Sequential(nn.Linear(2, 2, bias=False), nn.Dropout(0.5), nn.Linear(2, 2, bias=False)))
+    found = explain(DeepEnsemble([one, one]).sample(), gradient, randn(1, 2), 0).values
+    assert_close(found[0, 0], one[2].weight[0].detach() @ one[0].weight.detach(), **EXACT)
+    draws = POSTERIORS[posterior](lambda **_: table_mlp(), (4, 5), 3)
+    assert_equals_the_loop(draws, randn(4, 5), 1)
+
+
+def test_draws_with_and_without_masks_may_be_mixed():
+    network = seeded(table_mlp).eval()
+    draws = Draws([FixedNetwork(network, 3), FixedNetwork(network, None), FixedNetwork(network, 4)])
+    assert_equals_the_loop(draws, randn(4, 5), 1)
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.Dropout1d, nn.Dropout3d])
+def test_each_kind_of_dropout_and_each_of_its_calls_has_the_mask_of_the_fixed_network(kind):
+    twice = kind(0.4)  # one module, two calls: two masks
+    layers = [nn.Conv2d(3, 4, 3), kind(0.3), nn.ReLU(), twice, nn.Conv2d(4, 4, 1), twice, nn.Dropout(0.0), nn.Flatten()]
+    flat = 4 * (5 if kind is nn.Dropout3d else 6) ** 2
+    if kind in (nn.Dropout1d, nn.Dropout3d):  # which want other shapes than pictures
+        shape = (4, 6) if kind is nn.Dropout1d else (1, 4, 3, 3)
+        layers = [nn.Flatten(), nn.Linear(192, 24 if kind is nn.Dropout1d else 36), nn.Unflatten(1, shape), kind(0.3)]
+        layers += [twice, nn.ReLU(), twice, nn.Flatten()]
+        flat = 24 if kind is nn.Dropout1d else 36
+    draws = MCDropout(seeded(lambda: nn.Sequential(*layers, nn.Linear(flat, 3)))).sample(3, seed=1)
+    assert_equals_the_loop(draws, randn(2, 3, 8, 8), 1)
+
+
+def test_a_rate_of_one_drops_everything():
+    draws = MCDropout(seeded(lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 4), nn.Dropout(1.0), nn.Linear(4, 3))))
+    found = explain(draws.sample(3), gradient, randn(2, 5), 0).values
+    assert torch.equal(found, torch.zeros(3, 2, 5, dtype=torch.float64))
+
+
+def test_masks_that_change_with_every_call_are_left_to_the_loop():
+    x = randn(3, 5)
+    one, other = (MCDropout(seeded(table_mlp)).sample(3, masks="resampled") for _ in range(2))
+    assert_close(explain(one, gradient, x, 0).values, looped(_seen(other, x), gradient, x, 0), **EXACT)
+
+
+def _seen(draws: Draws, x: Tensor) -> Draws:
+    draws[:1](x[:1])  # as `explain` looks at how many classes there are
+    return draws
+
+
+# Guided ReLUs
+
+
+def test_a_guided_relu_sees_the_sum_of_the_slopes_of_windows_that_overlap():
+    # By hand, in one dimension: windows (2, 1) and (1, 1) ... of a row 0 2 0, whose peak is in all of them.
+    network = seeded(lambda: nn.Sequential(nn.ReLU(), nn.MaxPool2d((1, 2), 1), nn.Flatten(), nn.Linear(2, 1)))
+    network[3].weight.data = torch.tensor([[3.0, -1.0]], dtype=torch.float64)
+    x = torch.tensor([0.0, 2.0, 0.0], dtype=torch.float64).view(1, 1, 1, 3)
+    found = explain(DeepEnsemble([network, network]).sample(), guided_backprop, x).values
+    assert found[0].flatten().tolist() == [0, 2, 0]  # 3 - 1 is positive; 3 alone would be the sum of positive parts
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 2), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, 2), nn.MaxPool2d(2, 2, 1, 2)])
+def test_a_relu_before_or_after_a_pooling_is_guided_as_it_stands(pool):
+    def build(first: nn.Module, second: nn.Module) -> nn.Module:
+        head = (nn.Conv2d(6, 4, 2), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.LazyLinear(3))
+        network = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), first, second, *head)
+        network(torch.zeros(1, 3, 8, 8))
+        return network
+
+    for layers in ((nn.ReLU(), pool), (pool, nn.ReLU())):
+        draws = MCDropout(seeded(lambda layers=layers: build(*layers))).sample(2, seed=1)
+        assert_equals_the_loop(draws, randn(2, 3, 8, 8), 1, names=["gradient", "guided_backprop"])
+
+
+def no_relu_warnings(action: Callable[[], Any]) -> int:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        action()
+    assert {str(warning.message) for warning in caught} <= {NO_RELU}
+    return len(caught)
+
+
+@pytest.mark.parametrize("keep", ["all", "moments", "mean"])
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("placement", ["last", "all"])
+def test_guided_backprop_without_a_relu_warns_once_per_call_of_explain(keep, chunk, placement):
+    def smooth(relu: type[nn.Module]) -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 4), relu(), nn.Linear(4, 4), Residual(4, relu()), nn.Linear(4, 3))
+
+    x, options = randn(5, 5), {"keep": keep, "chunk": chunk}
+    for relu, expected in ((nn.Tanh, 1), (nn.ReLU, 0)):
+        draws = MCDropConnect(seeded(lambda relu=relu: smooth(relu)), placement=placement).sample(3)
+        assert no_relu_warnings(lambda draws=draws: explain(draws, guided_backprop, x, 0, **options)) == expected
+
+
+# Networks that are no chain of known layers
+
+
+class Residual(nn.Module):
+    """A user's block: a skip connection around a dense layer, with its ReLU as a function unless one is given."""
+
+    def __init__(self, width: int, relu: Callable[[Tensor], Tensor] = F.relu) -> None:
+        super().__init__()
+        self.inside, self.relu = nn.Linear(width, width), relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.relu(self.inside(x))
+
+
+class Summed(nn.Module):
+    """Gives the sum of its input, whose slope is one number seen many times."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1, keepdim=True)
+
+
+class Named(nn.Module):
+    """A network with an output layer by name; `given` makes what that layer is called with."""
+
+    def __init__(self, output: nn.Module | None = None, given: Callable[[nn.Module, Tensor], Any] | None = None) -> None:
+        super().__init__()
+        self.body, self.output = nn.Linear(5, 4), output or nn.Linear(4, 3)
+        self.given = given or (lambda layer, h: layer(h))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.given(self.output, F.relu(self.body(x)))
+
+
+class WithScale(nn.Module):
+    """An output layer that may be called with a number beside its input, or with a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.line = nn.Dropout(0.5), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor | list[Tensor], scale: float = 1.0) -> Tensor:
+        return self.line(torch.tanh(self.drop(scale * (x[0] if isinstance(x, list) else x))))
+
+
+class ReadsItsOutputLayer(nn.Module):
+    """Uses the weight of its output layer also before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(F.relu(F.linear(x, self.output.weight)))
+
+
+class Scaled(nn.Module):
+    """Scales its input by a plain number."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale, self.body = scale, nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.scale * x)
+
+
+class Hidden(nn.Module):
+    """Holds a layer where torch does not see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output, self.layers = nn.Linear(4, 3), [nn.Linear(5, 4, dtype=torch.float64).requires_grad_(False)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(torch.tanh(self.layers[0](x)))
+
+
+def residual_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), Residual(6), nn.Dropout(0.3), Residual(6), nn.Linear(6, 3))
+
+
+def sums() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), Summed())
+
+
+OF_USERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "functional relu": (FunctionalRelu, (4, 5)),
+    "functional dropout": (FunctionalDropout, (4, 5)),
+    "a dropout called twice": (TwiceDropout, (4, 5)),
+    "residual blocks": (residual_mlp, (4, 5)),
+    "a sum at the end": (sums, (4, 5)),
+    "a dense layer on pictures": (
+        lambda: nn.Sequential(
+            *(nn.Linear(8, 6), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 3))
+        ),
+        (2, 3, 8, 8),
+    ),
+    "a dense layer on pictures, behind dropout": (
+        lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 2), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)),
+        (2, 3, 8, 8),
+    ),
+    "batch norm behind an unusual convolution": (
+        lambda: nn.Sequential(
+            *(nn.Dropout(0.2), nn.Conv2d(3, 4, 3, padding="same"), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Flatten()),
+            nn.Linear(256, 3),
+        ),
+        (2, 3, 8, 8),
+    ),
+    "dropout first": (lambda: nn.Sequential(nn.Dropout(0.4), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), (4, 5)),
+    "dropout last": (lambda: nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.4)), (4, 5)),
+    "dropout and softmax": (lambda: nn.Sequential(nn.Dropout(0.4), nn.Linear(5, 3), nn.Softmax(1)), (4, 5)),
+    "no dense layer": (
+        lambda: nn.Sequential(nn.Dropout2d(0.4), nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        (2, 3, 8, 8),
+    ),
+    "an output layer called with a number too": (
+        lambda: Named(WithScale(), lambda layer, h: layer(h, scale=3.0)),
+        (4, 5),
+    ),
+    "an output layer called with a list": (lambda: Named(WithScale(), lambda layer, h: layer([h])), (4, 5)),
+    "the weight of the output layer used before it": (ReadsItsOutputLayer, (4, 5)),
+}
+
+
+@IGNORE_NO_RELU
+@pytest.mark.parametrize("posterior", ["mc_dropout", "mc_dropconnect last", "flipout all", "deep_ensemble"])
+@pytest.mark.parametrize("name", OF_USERS)
+def test_networks_of_users_are_explained_as_by_the_loop(name, posterior):
+    build, shape = OF_USERS[name]
+    if posterior == "mc_dropout" and "dropout" not in name and not any(
+        isinstance(module, nn.Dropout) for module in build().modules()
+    ):
+        pytest.skip("without dropout")
+    draws = POSTERIORS[posterior](lambda **_: build(), shape, 3)
+    target = None if name == "a sum at the end" else 1
+    names = ["gradient", "guided_backprop", "integrated_gradients"]
+    assert_equals_the_loop(draws, randn(*shape), target, names=names)
+
+
+class TinyVit(nn.Module):
+    """torchvision's vision transformer, for pictures of 8 x 8, whose dropout layers are off."""
+
+    def __new__(cls) -> nn.Module:  # type: ignore[misc]
+        from torchvision.models import VisionTransformer
+
+        sizes = {"image_size": 8, "patch_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8}
+        vit = VisionTransformer(**sizes, num_classes=3)
+        nn.init.normal_(vit.heads.head.weight)  # torchvision starts it at 0
+        return vit
+
+
+@IGNORE_NO_RELU
+@pytest.mark.parametrize("build", [torchvision_resnet, TinyVit], ids=["resnet18", "vision transformer"])
+def test_what_draws_of_the_output_layer_of_a_torchvision_network_share_is_run_once(build):
+    network, x = seeded(build), randn(2, 3, 8, 8)
+    rows: list[int] = []
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    last = MCDropConnect(network, p=0.3).sample(4, seed=1)
+    rows.clear()
+    found = list(over_draws(last, gradient.path(x), torch.ones(2, dtype=torch.long)))
+    assert [count for count in rows if count > 1] == [2], "one pass for 4 draws, besides looks at one example"
+    assert error(torch.stack(found), looped(last, gradient, x, 1)) < PROMISE
+    mean = explain(last, integrated_gradients, x, 1, keep="mean", num_steps=2).mean()
+    assert error(mean, looped(last, integrated_gradients, x, 1, num_steps=2).mean(0)) < PROMISE
+
+
+@IGNORE_NO_RELU
+@pytest.mark.parametrize("build", [torchvision_resnet, TinyVit], ids=["resnet18", "vision transformer"])
+def test_draws_of_all_layers_of_a_torchvision_network_are_looped_over(build):
+    draws, x = MCDropConnect(seeded(build), placement="all").sample(2, seed=1), randn(2, 3, 8, 8)
+    assert_equals_the_loop(draws, x, 1, names=["guided_backprop"])
+
+
+def test_what_draws_of_the_output_layer_share_is_run_once_behind_blocks_of_a_user_too():
+    network, x = seeded(residual_mlp), randn(3, 5)
+    rows: list[int] = []
+    network[2].register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    draws = MCDropConnect(network, p=0.3).sample(4, seed=1)
+    found = list(over_draws(draws, gradient.path(x), torch.ones(3, dtype=torch.long)))
+    assert error(torch.stack(found), looped(draws, gradient, x, 1)) < PROMISE
+    assert [count for count in rows if count > 1] == [3, *[3] * 4], "once for all draws, and once for each in the loop"
+
+
+@pytest.mark.parametrize("posterior", ["mc_dropout", "mc_dropconnect last", "mc_dropconnect all", "deep_ensemble"])
+@pytest.mark.parametrize("where", [0, 1, 2, -1, None])
+@pytest.mark.parametrize("kind", ["forward", "input", "backward"])
+def test_hooks_of_the_user_are_obeyed(posterior, where, kind):
+    def build(**_: Any) -> nn.Module:
+        network = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 3))
+        module = network if where is None else network[where]
+        if kind == "forward":
+            module.register_forward_hook(lambda _, __, output: 2 * output)
+        elif kind == "input":
+            module.register_forward_pre_hook(lambda _, inputs: (3 * inputs[0],))
+        else:
+            module.register_full_backward_hook(lambda _, given, __: (5 * given[0],))
+        return network
+
+    draws = POSTERIORS[posterior](build, (4, 5), 3)
+    assert_equals_the_loop(draws, randn(4, 5), 1, names=["gradient", "guided_backprop"])
+
+
+@pytest.mark.parametrize("kind", ["forward", "input"])
+def test_hooks_on_the_output_layer_of_a_network_of_the_user_are_obeyed_once(kind):
+    network = seeded(FunctionalRelu)
+    if kind == "forward":
+        network.last.register_forward_hook(lambda _, __, output: 2 * output)
+    else:
+        network.last.register_forward_pre_hook(lambda _, inputs: (torch.tanh(2 * inputs[0]),))
+    draws, x = MCDropConnect(network, p=0.3).sample(3, seed=1), randn(4, 5)
+    assert_equals_the_loop(draws, x, 1, names=["gradient", "integrated_gradients"])
+    assert_close(draws(x), torch.stack([draw(x) for draw in draws]), **EXACT)
+
+
+def test_a_hook_on_one_draw_or_one_member_is_obeyed():
+    def twice(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return 2 * output
+
+    x, build = randn(4, 5), (lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)))
+    members = clones(build, 2)
+    members[1][0].register_forward_hook(twice)
+    hooked = MCDropout(seeded(table_mlp)).sample(3)
+    hooked[1].register_forward_hook(twice)
+    for draws in (DeepEnsemble(members).sample(), hooked):
+        assert_equals_the_loop(draws, x, 1, names=["gradient"])
+        assert_close(draws(x), torch.stack([draw(x) for draw in draws]), **EXACT)
+
+
+def test_a_hook_that_drops_is_obeyed():
+    network = seeded(lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 3)))
+    network[0].register_forward_hook(lambda _, __, output: F.dropout(output, 0.5))
+    assert_equals_the_loop(MCDropout(network).sample(3), randn(4, 5), 1, names=["gradient"])
+
+
+# Draws of several kinds
+
+
+def mlp_of(activation: type[nn.Module] = nn.ReLU, width: int = 8, *, bias: bool = True, p: float = 0.3) -> nn.Module:
+    layers = (nn.Dropout(p), nn.Linear(5, width, bias=bias), activation(), nn.Linear(width, 3))
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+DIFFERENT: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
+    "activations": (mlp_of, lambda: mlp_of(nn.Tanh)),
+    "widths": (mlp_of, lambda: mlp_of(width=9)),
+    "with bias and without": (mlp_of, lambda: mlp_of(bias=False)),
+    "without bias and with": (lambda: mlp_of(bias=False), mlp_of),
+    "first layers": (lambda: nn.Sequential(nn.ReLU(), nn.Linear(5, 3)), lambda: nn.Sequential(nn.Tanh(), nn.Linear(5, 3))),
+    "slopes of a layer": (
+        lambda: nn.Sequential(nn.LeakyReLU(0.1), nn.Linear(5, 3)),
+        lambda: nn.Sequential(nn.LeakyReLU(0.7), nn.Linear(5, 3)),
+    ),
+    "lengths": (mlp_of, lambda: nn.Sequential(nn.Flatten(), nn.Linear(5, 3))),
+    "a sequential and a network of the user": (mlp_of, FunctionalRelu),
+    "numbers in a network of the user": (lambda: Scaled(1.0), lambda: Scaled(3.0)),
+    "layers that torch does not see": (Hidden, Hidden),
+    "a sequential in a sequential": (mlp_of, lambda: nn.Sequential(nn.Identity(), mlp_of())),
+}
+
+
+@IGNORE_NO_RELU
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_members_of_different_architectures_are_each_explained_as_they_are(name):
+    members = [seeded(build, seed=seed).eval() for seed, build in enumerate(DIFFERENT[name])]
+    x = randn(4, 5)
+    for networks in (members, members[::-1]):
+        draws = DeepEnsemble(networks).sample()
+        assert_equals_the_loop(draws, x, 1, names=["gradient", "guided_backprop", "integrated_gradients"])
+        assert_close(draws(x), torch.stack([draw(x) for draw in draws]), **EXACT)
+
+
+def test_draws_whose_dropout_has_another_rate_keep_it():
+    few, many = (seeded(lambda p=p: mlp_of(p=p)).eval() for p in (0.1, 0.6))
+    draws = Draws([FixedNetwork(few, 1), FixedNetwork(many, 1), FixedNetwork(few, 2)])
+    assert_equals_the_loop(draws, randn(4, 5), 1, names=["gradient"])
+
+
+def test_the_same_network_may_be_several_draws():
+    network = seeded(late_cnn).eval()
+    for draws in (Draws([FixedNetwork(network)] * 3), Draws([FixedNetwork(network, 1)] * 2), Draws([network] * 2)):
+        assert_equals_the_loop(draws, randn(2, 3, 8, 8), 1, names=["gradient", "guided_backprop"])
+
+
+def test_a_network_without_layers_is_the_identity():
+    found = explain(DeepEnsemble([nn.Sequential()]).sample(), gradient, randn(2, 5), 3).values
+    assert torch.equal(found[0, :, 3], torch.ones(2, dtype=torch.float64)) and found.sum() == 2
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        OneOutput,
+        lambda: nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Dropout(0.3), nn.Linear(4, 1)),
+        lambda: nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Dropout(0.3), nn.Linear(4, 1), nn.Flatten(0)),
+    ],
+    ids=["flat, of a user", "column", "flat"],
+)
+@pytest.mark.parametrize("posterior", ["mc_dropout", "mc_dropconnect all", "deep_ensemble"])
+@IGNORE_NO_RELU
+def test_a_regression_is_explained_with_one_output_per_example(build, posterior):
+    assert_equals_the_loop(POSTERIORS[posterior](lambda **_: build(), (4, 5), 3), randn(4, 5))
+
+
+# Options of explainers
+
+
+def test_a_baseline_for_every_example_is_cut_with_the_examples(monkeypatch):
+    draws, x, start = MCDropout(seeded(late_cnn)).sample(2), randn(5, 3, 8, 8), randn(5, 3, 8, 8, seed=7)
+    options = {"baseline": start, "num_steps": 3}
+    expected = looped(draws, integrated_gradients, x, 1, **options)
+    for chunk in (None, 2):
+        found = explain(draws, integrated_gradients, x, 1, chunk=chunk, **options).values
+        assert error(found, expected) < PROMISE
+
+
+# The mean
+
+
+def count_backward(monkeypatch: pytest.MonkeyPatch, step: type, name: str = "backward") -> list[int]:
+    whole, calls = getattr(step, name), list[int]()
+
+    def counted(self: Any, *args: Any) -> Any:
+        calls.append(1)
+        return whole(self, *args)
+
+    monkeypatch.setattr(step, name, counted)
+    return calls
+
+
+def two_convolutions() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 9), nn.ReLU()),
+        *(nn.Dropout(0.4), nn.Linear(9, 3)),
+    )
+
+
+LAST: dict[str, Callable[[int], Draws]] = {
+    "mc_dropout": lambda count: MCDropout(seeded(two_convolutions)).sample(count, seed=1),
+    "mc_dropconnect": lambda count: MCDropConnect(seeded(two_convolutions), p=0.3).sample(count, seed=1),
+    "flipout": lambda count: Flipout(seeded(two_convolutions)).sample(count, seed=1),
+    "laplace": lambda count: laplace(lambda **_: two_convolutions(), (2, 3, 8, 8), count),
+}
+
+
+@pytest.mark.parametrize("posterior", LAST)
+def test_the_mean_over_last_layer_draws_is_one_way_back_however_many_there_are(monkeypatch, posterior):
+    x = randn(4, 3, 8, 8)
+    for num_draws in (1, 8):
+        draws = LAST[posterior](num_draws)
+        for name in LINEAR:
+            explainer, options = EXPLAINERS[name]
+            expected = looped(draws, explainer, x, 1, **options).mean(0)
+            with monkeypatch.context() as patch:
+                calls = count_backward(patch, Convolution)
+                found = explain(draws, explainer, x, 1, keep="mean", **options).mean()
+            steps = 41 if "many" in name else 1
+            blocks = -(-4 // max(1, explaining.rows_per_pass(x, None) // steps)) if steps > 1 else 1
+            assert len(calls) == 2 * blocks, f"two convolutions of {name}, {num_draws} draws"
+            assert error(found, expected) < PROMISE, name
+
+
+def test_the_mean_of_guided_maps_takes_one_way_back_for_each_draw(monkeypatch):
+    # The guided rule is not linear in the slope behind it, so the mean slope does not give the mean map.
+    draws, x = MCDropout(seeded(two_convolutions)).sample(8, seed=1), randn(4, 3, 8, 8)
+    expected = looped(draws, guided_backprop, x, 1).mean(0)
+    cut_to(monkeypatch, 4)  # one draw at a time
+    calls = count_backward(monkeypatch, Convolution)
+    assert error(explain(draws, guided_backprop, x, 1, keep="mean").mean(), expected) < PROMISE
+    assert len(calls) == 2 * 8
+
+
+def test_a_distribution_of_which_only_the_mean_was_kept_says_so():
+    e = explain(MCDropout(seeded(late_cnn)).sample(3), gradient, randn(2, 3, 8, 8), 1, keep="mean")
+    assert e.num_draws == 3 and e.mean().shape == (2, 3, 8, 8) and e.mean().dtype == torch.float64
+    for statistic in (e.std, e.snr, e.cv, lambda: e.cv("signed"), lambda: e.cv("ratio"), e.standard_error):
+        with pytest.raises(ValueError, match='only the mean over draws was kept; explain with keep="moments", or "all"'):
+            statistic()
+
+
+def test_the_mean_of_an_explainer_of_the_user_is_that_of_the_loop():
+    def doubled(network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        return 2 * gradient(network, x, target)
+
+    draws, x = MCDropout(seeded(table_mlp)).sample(3), randn(4, 5)
+    found = explain(draws, doubled, x, 1, keep="mean", chunk=3).mean()
+    assert error(found, looped(draws, doubled, x, 1).mean(0)) < PROMISE
+
+
+@pytest.mark.parametrize("posterior", LAST)
+def test_what_last_layer_draws_share_is_run_forward_once(monkeypatch, posterior):
+    calls = {}
+    for num_draws in (1, 8):
+        draws, x = LAST[posterior](num_draws), randn(2, 3, 8, 8)
+        with monkeypatch.context() as patch:
+            counted = count_backward(patch, Convolution, "forward")
+            list(over_draws(draws, integrated_gradients.path(x, num_steps=3), torch.ones(2, dtype=torch.long)))
+        calls[num_draws] = len(counted)
+    assert calls == {1: 2, 8: 2}, "two convolutions, whatever the number of draws"

@@ -198,13 +198,15 @@ class Dropout(Step):
         """Masks of all draws over one row, (S, 1, ...), divided by the share that is kept."""
         if self.mask is None:
             shape = torch.Size((shape[0], *(1,) * (len(shape) - 1))) if self.by_channel else shape
-            keep = [
-                torch.ones(shape) if seed is None else unit_mask(seed, self.call, shape, self.rate)
-                for seed in self.seeds
-            ]
-            mask = self.setting.taken(torch.stack(keep).to(self.setting.dtype))
-            self.mask = (mask / (1 - self.rate if self.rate < 1 else 1)).unsqueeze(1)
+            masks = [self._scaled(seed, shape) for seed in self.seeds]
+            self.mask = self.setting.taken(torch.stack(masks)).unsqueeze(1)
         return self.mask
+
+    def _scaled(self, seed: int | None, shape: torch.Size) -> Tensor:
+        if seed is None:  # a draw of another kind of posterior, whose dropout is off
+            return torch.ones(shape, dtype=self.setting.dtype)
+        kept = 1 - self.rate if self.rate < 1 else 1
+        return unit_mask(seed, self.call, shape, self.rate).to(self.setting.dtype) / kept
 
 
 class Flatten(Step):

@@ -70,12 +70,14 @@ class Chain:
         self.found, self.setting = found, setting
         self.trunk = steps_of([found.trunk], [None], setting)
         self._heads: dict[range, _Head] = {}
+        self._num_met = 0  # ReLUs met in heads, most of which are let go
         columns = list(zip(*found.heads, strict=True))
         own = [column for column in columns if not have_same_tensors(column)]
         self._shared = _Shared(id(column[0]) for column in columns if all(layer is column[0] for layer in column))
         dense = all(_kind(column[0]) is nn.Linear for column in own)
         first = found.heads[0][0]
-        folds = type(first) in _DROPOUTS or any(column[0] is first for column in own)
+        masked = type(first) in _DROPOUTS and any(seed is not None for seed in found.seeds)
+        folds = masked or any(column[0] is first for column in own)
         self.is_foldable = dense and folds and all(_is_known(layer) for layer in found.heads[0])
         self.own_numbers = sum(p.numel() for column in own for p in column[0].parameters())
 
@@ -87,9 +89,7 @@ class Chain:
     @property
     def num_relus(self) -> int:
         """ReLUs met so far; 0 after a pass means that there was none to guide."""
-        steps = [*self.trunk, *(step for head in self._heads.values() for step in head.steps)]
-        by_hand = sum(isinstance(step, Relu) for step in steps)
-        return by_hand + sum(step.mode.num_met for step in steps if isinstance(step, Other) and step.mode)
+        return _num_relus(self.trunk) + self._num_met
 
     @property
     def num_classes(self) -> int | None:
@@ -159,6 +159,7 @@ class Chain:
         for step in head.steps:
             h, keep = step.forward(h, passed.rows)
             kept.append(keep)
+        self._num_met += _num_relus(head.steps)
         g = head.cotangent(h, classes.repeat(passed.rows // len(classes)))
         if weights is not None:
             g = g * weights.to(g).repeat(len(draws)).view(-1, *(1,) * (g.ndim - 1))
@@ -186,6 +187,11 @@ class Chain:
         if not self._heads or (self.own_numbers == 0 and kept < _DRAWS_KEPT):
             self._heads[draws] = head
         return head
+
+
+def _num_relus(steps: Sequence[Step]) -> int:
+    by_hand = sum(isinstance(step, Relu) for step in steps)
+    return by_hand + sum(step.mode.num_met for step in steps if isinstance(step, Other) and step.mode)
 
 
 def _summed_over_steps(g: Tensor, num_draws: int, num_examples: int) -> Tensor:
@@ -241,11 +247,11 @@ def steps_of(
     while columns:
         column = columns.pop(0)
         kind, norms = _kind(column[0]), [None] * len(column)
-        if kind in (nn.Conv2d, nn.Linear) and columns and _is_fixed_norm(columns[0][0]):
+        if kind in (nn.Conv2d, nn.Linear) and columns and _is_fixed_norm(columns[0][0], kind):
             norms = columns.pop(0)
         if kind is nn.Linear or (kind is nn.Conv2d and _is_simple(column[0])):
             steps.append(shared.step(column, norms, setting))
-        elif kind is nn.ReLU and columns and _kind(columns[0][0]) is nn.MaxPool2d:
+        elif kind is nn.ReLU and columns and _may_go_first(columns[0][0], setting):
             columns.insert(1, column)  # the same after the pooling, on a quarter of the numbers
         elif kind is nn.ReLU:
             fresh = bool(steps) and isinstance(steps[-1], Convolution | Dense | MaxPool)
@@ -254,12 +260,23 @@ def steps_of(
             steps.append(MaxPool(column[0], setting))
         elif kind in _DROPOUTS:
             calls += 1
-            steps.append(Dropout(column[0], seeds, calls, setting))
+            if any(seed is not None for seed in seeds):
+                steps.append(Dropout(column[0], seeds, calls, setting))
         elif kind is nn.Flatten and (column[0].start_dim, column[0].end_dim) == (1, -1):
             steps.append(Flatten())
         elif kind is not nn.Identity:
-            steps += [Other(layer, None, setting) for layer in (column[0], *norms) if layer is not None]
+            steps += [Other(layer, None, setting) for layer in (column[0], norms[0]) if layer is not None]
     return steps
+
+
+def _may_go_first(pool: nn.Module, setting: Setting) -> bool:
+    """Whether a max pooling gives the same before a ReLU as after it."""
+    if _kind(pool) is not nn.MaxPool2d:
+        return False
+    # A guided ReLU in front of windows that overlap sees the sum of their slopes, not each by itself.
+    sizes = ([n, n] if isinstance(n, int) else n for n in (pool.kernel_size, pool.stride, pool.dilation))
+    apart = all(dilation * (kernel - 1) < stride for kernel, stride, dilation in zip(*sizes, strict=True))
+    return apart or not setting.guided
 
 
 def _plain(layer: nn.Module) -> nn.Module:
@@ -272,13 +289,14 @@ def _is_simple(layer: nn.Conv2d) -> bool:
 
 
 def _kind(layer: nn.Module) -> type[nn.Module]:
-    return nn.Module if is_hooked(layer) else type(_plain(layer))
+    plain = _plain(layer)
+    return nn.Module if is_hooked(plain) else type(plain)
 
 
 def _is_known(layer: nn.Module) -> bool:
-    return type(_plain(layer)) in _BY_HAND or is_sure(layer)
+    return _kind(layer) in _BY_HAND or is_sure(layer)
 
 
-def _is_fixed_norm(layer: nn.Module) -> bool:
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
-    return type(layer) in kinds and layer.running_mean is not None and not layer.training and not is_hooked(layer)
+def _is_fixed_norm(layer: nn.Module, behind: type[nn.Module]) -> bool:
+    kind = nn.BatchNorm2d if behind is nn.Conv2d else nn.BatchNorm1d
+    return type(layer) is kind and layer.running_mean is not None and not layer.training and not is_hooked(layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -92,21 +93,27 @@ def shared_trunk(networks: Sequence[nn.Module], x: Tensor) -> tuple[nn.Module, S
     return FixedNetwork(nn.Sequential(*found.trunk)), [found.head(draw) for draw in range(len(networks))]
 
 
+@torch.inference_mode(False)  # or the copies could never be differentiated
 def detached_copy(network: nn.Module) -> nn.Module:
     """Copy a network with its own, frozen tensors, in eval mode."""
     return copy.deepcopy(network).eval().requires_grad_(False)
 
 
+@torch.inference_mode(False)
 def copy_with(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """Copy the structure of a frozen network, sharing every tensor except those given in `weights`."""
     fresh = {
-        id(original): nn.Parameter(value.to(original), requires_grad=False)
+        id(original): nn.Parameter(_normal(value.to(original)), requires_grad=False)
         for original, value in ((network.get_parameter(name), value) for name, value in weights.items())
     }
     if all(_is_plain(module) for module in network.modules()):
         return _rebuilt(network, fresh)
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, memo | fresh)
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -122,5 +129,6 @@ def _rebuilt(module: nn.Module, fresh: Mapping[int, nn.Parameter]) -> nn.Module:
     if kept and all(tensors[name] is tensor for name, tensor in module._parameters.items()):
         return module
     rebuilt = copy.copy(module)
+    rebuilt.__dict__ |= {key: value.copy() for key, value in vars(module).items() if isinstance(value, OrderedDict)}
     rebuilt.__dict__ |= {"_modules": children, "_parameters": tensors, "_buffers": dict(module._buffers)}
     return rebuilt

@@ -24,7 +24,8 @@ from torch import Tensor
 from xuqlib.chains import Chain, Passed
 from xuqlib.checks import check_choice, check_fixed, check_target
 from xuqlib.draws import Draws, inner
-from xuqlib.paths import NO_RELU, Path, along, rows_per_pass
+from xuqlib.guided import GuidedMode
+from xuqlib.paths import NO_RELU, Path, along_in, rows_per_pass
 from xuqlib.sharing import split
 from xuqlib.steps import NotAChain, Setting
 
@@ -46,7 +47,8 @@ class Engine:
             check_fixed(network)
         check_choice(precision, PRECISIONS, "precision")
         self.draws, self.precision = draws, precision
-        self.rows = rows_per_pass(x, None)
+        self.rows, self.is_short_of_memory = rows_per_pass(x, None), False
+        self.mode, self.has_warned = GuidedMode() if guided else None, False
         found = split(draws.networks, x)
         dtype = torch.bfloat16 if precision == "bfloat16" else x.dtype
         try:
@@ -81,7 +83,7 @@ class Engine:
                     done += len(some)
                     yield from some
             except torch.OutOfMemoryError:
-                self._halve()
+                self._halve(path)
             except (NotAChain, RuntimeError) as error:
                 self._leave_chain(error)
 
@@ -96,7 +98,7 @@ class Engine:
             try:
                 return self._mean(self.chain, path, classes)
             except torch.OutOfMemoryError:
-                self._halve()
+                self._halve(path)
             except (NotAChain, RuntimeError) as error:
                 self._leave_chain(error)
         total = torch.zeros_like(path.origin)
@@ -115,17 +117,28 @@ class Engine:
         if self.chain is None:
             for network in self.draws[done:]:
                 with computing_in(self.precision, path.origin.device):
-                    attribution = along(network, path, target, self.rows)
+                    attribution = along_in(self.mode, network, path, target, self.rows)
+                self._check_guided(path, self.mode.num_met if self.mode else 0)
                 yield attribution[None]
             return
-        blocks = [self._pass(self.chain, path, classes, *block) for block in self._blocks(path)]
-        at_once = self.chain.draws_at_once(self.rows, max(block.passed.rows for block in blocks))
+        cuts = self._blocks(path)
+        rows = len(path.origin[cuts[0][0]]) * min(self.rows, path.num_steps)
+        held = {
+            i: self._pass(self.chain, path, classes, *cut) for i, cut in enumerate(cuts) if not self.is_short_of_memory
+        }
+        at_once = self.chain.draws_at_once(self.rows, rows)
         for start in range(done, len(self.draws), at_once):
             some = range(start, min(start + at_once, len(self.draws)))
-            finished = self._finished(self.chain, path, blocks, some)
-            if start == 0 and path.guided and not self.chain.num_relus:
-                warnings.warn(NO_RELU, stacklevel=2)
-            yield finished
+            total = path.origin.new_zeros(len(some), *path.origin.shape)
+            for i, cut in enumerate(cuts):
+                self._add(self.chain, path, classes, cut, held.get(i), some, total)
+            self._check_guided(path, self.chain.num_relus)
+            yield path.finished(total)
+
+    def _check_guided(self, path: Path, num_met: int) -> None:
+        if path.guided and not num_met and not self.has_warned:
+            self.has_warned = True
+            warnings.warn(NO_RELU, stacklevel=2)
 
     def _blocks(self, path: Path) -> list[tuple[slice, slice]]:
         """Cut examples and steps into blocks of at most `rows` rows, at least one; whole paths where they fit."""
@@ -137,6 +150,7 @@ class Engine:
             for step in range(0, path.num_steps, steps)
         ]
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _pass(self, chain: Chain, path: Path, classes: Tensor, examples: slice, steps: slice) -> _Block:
         with computing_in(self.precision, path.origin.device):
@@ -144,14 +158,23 @@ class Engine:
         some = classes[examples]
         return _Block(examples, passed, some, path.weights_of(steps, len(some)))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
-    def _finished(self, chain: Chain, path: Path, blocks: list[_Block], draws: range) -> Tensor:
-        total = path.origin.new_zeros(len(draws), *path.origin.shape)
+    def _add(
+        self,
+        chain: Chain,
+        path: Path,
+        classes: Tensor,
+        cut: tuple[slice, slice],
+        held: _Block | None,
+        draws: range,
+        total: Tensor,
+    ) -> None:
+        block = self._pass(chain, path, classes, *cut) if held is None else held
         with computing_in(self.precision, path.origin.device):
-            for block in blocks:
-                total[:, block.examples] += chain.slopes(block.passed, draws, block.classes, block.weights)
-        return path.finished(total)
+            total[:, block.examples] += chain.slopes(block.passed, draws, block.classes, block.weights)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _mean(self, chain: Chain, path: Path, classes: Tensor) -> Tensor:
         total = torch.zeros_like(path.origin)
@@ -167,11 +190,14 @@ class Engine:
             raise error
         self.chain = None
 
-    def _halve(self) -> None:
-        if self.rows == 1:
+    def _halve(self, path: Path) -> None:
+        rows = min(self.rows, len(path.origin) * path.num_steps * len(self.draws))
+        if rows == 1:
             raise torch.OutOfMemoryError("one example at one step of its path does not fit into memory")
-        self.rows //= 2
-        warnings.warn(f"out of memory; going on with {self.rows} rows in one pass", stacklevel=3)
+        self.rows = rows // 2
+        if not self.is_short_of_memory:
+            warnings.warn(f"out of memory; going on with {self.rows} rows in one pass, or fewer", stacklevel=3)
+        self.is_short_of_memory = True
 
 
 class _Block(NamedTuple):
@@ -191,13 +217,13 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
         ValueError: unknown precision.
     """
     check_choice(precision, PRECISIONS, "precision")
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
-            backend.allow_tf32 = precision == "tf32"
+            backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             yield
     finally:
         for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+            backend.fp32_precision = allowed

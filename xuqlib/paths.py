@@ -104,17 +104,23 @@ def slope(network: Network, x: Tensor, target: Any) -> Tensor:
 def along(network: Network, path: Path, target: Any, rows: int) -> Tensor:
     """Evaluate a path for one network, with as many rows in one pass as `rows` allows. Returns (N, ...)."""
     mode = GuidedMode() if path.guided else None
+    total = along_in(mode, network, path, target, rows)
+    if mode is not None and not mode.num_met:
+        warnings.warn(NO_RELU, stacklevel=3)
+    return total
+
+
+def along_in(mode: GuidedMode | None, network: Network, path: Path, target: Any, rows: int) -> Tensor:
+    """Evaluate a path for one network, its ReLUs guided by `mode`."""
 
     def evaluated(batch: Tensor) -> Tensor:
         with mode or nullcontext():
             return network(batch)
 
-    if path.num_steps == 1 and path.factor is None:
+    if path.factor is None and len(path.origin) <= rows:
         total = slope(evaluated, path.origin, target)
     else:
         total = _summed(evaluated, path, target, rows)
-    if mode is not None and not mode.num_met:
-        warnings.warn(NO_RELU, stacklevel=3)
     return path.finished(total)
 
 

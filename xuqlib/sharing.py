@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -33,23 +34,76 @@ def split(networks: Sequence[nn.Module], x: Tensor) -> Split | None:
     gives the output, such as `fc` of a ResNet, if all that is random lies in it; one example of x shows that.
     """
     fixed = [network for network in networks if isinstance(network, FixedNetwork) and network.resampling is None]
-    if len(fixed) < len(networks):
+    if len(fixed) < len(networks) or any(is_hooked(network) for network in fixed):
         return None
     inner, seeds = [network.network for network in fixed], [network.seed for network in fixed]
     layers = [layers_of(network) for network in _distinct(inner)]
-    if len({len(each) for each in layers}) > 1 or len({type(network) for network in inner}) > 1:
+    if not layers[0] or not _look_alike(_distinct(inner)):
         return None
-    if isinstance(inner[0], nn.Sequential):
-        depth, last = 0, len(layers[0]) - 1
-        while depth < last and is_sure(layers[0][depth]) and have_same_tensors([each[depth] for each in layers]):
-            depth += 1
-        by_network = {id(network): each[depth:] for network, each in zip(_distinct(inner), layers, strict=True)}
-        return Split(layers[0][:depth], [by_network[id(network)] for network in inner], seeds)
-    name = _output_layer(inner, seeds[0], x)
+    if not isinstance(inner[0], nn.Sequential):
+        return _before_output(fixed, x)
+    depth, last, is_off = 0, len(layers[0]) - 1, all(seed is None for seed in seeds)
+    while depth < last and is_sure(layers[0][depth], is_off) and have_same_tensors([each[depth] for each in layers]):
+        depth += 1
+    drops = any(isinstance(module, _DropoutNd) for module in layers[0][depth].modules())
+    if depth < last and not drops and have_same_tensors([each[depth] for each in layers]):  # a layer of a user's own
+        found = _before_output(fixed, x)
+        if found is not None:
+            return found
+    by_network = {id(network): each[depth:] for network, each in zip(_distinct(inner), layers, strict=True)}
+    return Split(layers[0][:depth], [by_network[id(network)] for network in inner], seeds)
+
+
+def _before_output(fixed: Sequence[FixedNetwork], x: Tensor) -> Split | None:
+    inner, seeds = [network.network for network in fixed], [network.seed for network in fixed]
+    name = _output_layer(inner, seeds, x)
     if name is None:
         return None
     heads = [layers_of(network.get_submodule(name)) for network in inner]
-    return Split([_Until(inner[0], name)], heads, seeds)
+    found = Split([_Until(inner[0], name)], heads, seeds)
+    return found if _gives_the_same(found, fixed[-1], x[:1]) else None
+
+
+_OF_EVERY_MODULE = set(vars(nn.Module()))
+_PLAIN = (bool, int, float, str, tuple, type(None), FunctionType)
+
+
+def _look_alike(networks: Sequence[nn.Module]) -> bool:
+    """Whether networks have the same layers with the same settings and hooks, so that only tensors differ."""
+    first = list(networks[0].modules())
+    for network in networks[1:]:
+        modules = list(network.modules())
+        if len(modules) != len(first):
+            return False
+        if any(
+            module is not other and _looks(module) != _looks(other)
+            for module, other in zip(modules, first, strict=True)
+        ):
+            return False
+    return True
+
+
+def _looks(module: nn.Module) -> tuple[Any, ...]:
+    settings = {
+        key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE and isinstance(value, _PLAIN)
+    }
+    shapes = {key: None if value is None else value.shape for key, value in module._parameters.items()}
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module), list(module._modules), settings, shapes, [list(some.values()) for some in hooks]
+
+
+def _gives_the_same(found: Split, network: nn.Module, x: Tensor) -> bool:
+    """Whether the last head behind the trunk, which is the first draw's, gives what the last draw gives.
+
+    It does not where a network reads its random weights before they are called, holds layers that torch does not see,
+    or hands more than the trunk's output to its head.
+    """
+    with torch.no_grad():
+        try:
+            features = FixedNetwork(nn.Sequential(*found.trunk))(x)
+            return torch.allclose(found.head(len(found.heads) - 1)(features), network(x), rtol=1e-3)
+        except Exception:  # evaluating the draws themselves will say what is wrong
+            return False
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
@@ -65,10 +119,10 @@ def is_hooked(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def is_sure(layer: nn.Module) -> bool:
+def is_sure(layer: nn.Module, dropout_is_off: bool = False) -> bool:
     """Whether a layer is free of chance. Only torch's own can be known to be: a user's may call functional dropout."""
     own = (type(module).__module__.startswith("torch.nn.modules") for module in layer.modules())
-    return all(own) and not any(isinstance(module, _DropoutNd) for module in layer.modules())
+    return all(own) and (dropout_is_off or not any(isinstance(module, _DropoutNd) for module in layer.modules()))
 
 
 def _distinct(networks: Sequence[nn.Module]) -> list[nn.Module]:
@@ -101,7 +155,7 @@ class _Until(nn.Module):
             given.append(inputs[0])
             raise _Reached
 
-        handle = self.network.get_submodule(self.name).register_forward_pre_hook(stop)
+        handle = self.network.get_submodule(self.name).register_forward_pre_hook(stop, prepend=True)
         try:
             self.network(x)
         except _Reached:
@@ -111,14 +165,17 @@ class _Until(nn.Module):
         raise RuntimeError(f"the network did not come to its layer {self.name!r}, as it had before")
 
 
-def _output_layer(networks: Sequence[nn.Module], seed: int | None, x: Tensor) -> str | None:
+def _output_layer(networks: Sequence[nn.Module], seeds: Sequence[int | None], x: Tensor) -> str | None:
     """Name the layer whose output is the network's and that holds all that is random in it, if there is one."""
-    network, names = networks[0], _random_names(networks)
+    network, names = networks[0], _random_names(networks, seeds)
     outer = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)} - {""}
     holding = [name for name in outer if all(f"{inside}.".startswith(f"{name}.") for inside in names)]
+    hooked = {name for name, module in network.named_modules() if is_hooked(module)}
+    # A hook on what is around a layer would not see the output.
+    holding = [name for name in holding if not any(around == "" or name.startswith(f"{around}.") for around in hooked)]
     if not holding:
         return None
-    with torch.no_grad(), FixedMasks(seed, 1) as masks:
+    with torch.no_grad(), FixedMasks(seeds[0], 1) as masks:
         calls = {name: _Calls(network.get_submodule(name), masks) for name in holding}
         try:
             result = network(x[:1].clone())
@@ -157,8 +214,9 @@ class _Calls:
             handle.remove()
 
 
-def _random_names(networks: Sequence[nn.Module]) -> list[str]:
+def _random_names(networks: Sequence[nn.Module], seeds: Sequence[int | None]) -> list[str]:
     tensors = [dict(network.state_dict(keep_vars=True)) for network in _distinct(networks)]
     differing = {key.rpartition(".")[0] for key in tensors[0] if any(t[key] is not tensors[0][key] for t in tensors)}
     dropping = {name for name, module in networks[0].named_modules() if isinstance(module, _DropoutNd)}
-    return sorted(differing | dropping)
+    drops = any(seed is not None for seed in seeds)
+    return sorted(differing | dropping if drops else differing)

@@ -227,7 +227,7 @@ class Other(Step):
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
         with torch.enable_grad(), self.mode or nullcontext():
-            leaf = h.detach().requires_grad_()
+            leaf = (h.clone() if h.is_inference() else h).detach().requires_grad_()
             out = self.layer(leaf)
         if not out.requires_grad:
             raise ValueError(NO_GRADIENT)
@@ -235,9 +235,13 @@ class Other(Step):
 
     def backward(self, g: Tensor, kept: Any) -> Tensor:
         leaf, out = kept
-        parts = g.to(out.dtype).split(len(out))
-        slopes = [torch.autograd.grad(out, leaf, part.view_as(out), retain_graph=True)[0] for part in parts]
-        return slopes[0] if len(slopes) == 1 else torch.cat(slopes)
+        # As `out` lies: torch's batch and instance norms misread the slope of one row that lies otherwise.
+        parts = [torch.empty_like(out).copy_(part) for part in g.split(len(out))]
+        slopes = [torch.autograd.grad(out, leaf, part, retain_graph=True)[0] for part in parts]
+        if len(slopes) > 1:
+            return torch.cat(slopes)
+        # Behind a sum it is one number seen many times, into which the next step could not write.
+        return slopes[0].contiguous() if 0 in slopes[0].stride() else slopes[0]
 
 
 def _folded(layer: nn.Module, norm: Norm | None) -> tuple[Tensor, Tensor | None]:

@@ -34,16 +34,18 @@ def interleaved(candidates: Candidates, *, num_rounds: int = 5, warm_up: int = 1
     """
     names, rows = list(candidates), []
     gc.freeze()  # else each collection below would look at all of torch again
-    for number in range(-warm_up, num_rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            gc.collect()
-            _synchronise()
-            start = perf_counter()
-            candidates[name]()
-            _synchronise()
-            rows.append((name, number, perf_counter() - start))
-    gc.unfreeze()
+    try:
+        for number in range(-warm_up, num_rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                gc.collect()
+                _synchronise()
+                start = perf_counter()
+                candidates[name]()
+                _synchronise()
+                rows.append((name, number, perf_counter() - start))
+    finally:
+        gc.unfreeze()
     return pd.DataFrame(rows[warm_up * len(names) :], columns=["candidate", "round", "seconds"])
 
 
@@ -120,7 +122,7 @@ def peak_rates(device: torch.device | str, dtype: torch.dtype, *, num_tries: int
         x, weight = (like(shape).contiguous(memory_format=torch.channels_last) for shape in shapes)
         calls[f"convolution {channels}, {size}x{size}"] = partial(F.conv2d, x, weight, padding=1)
     with torch.no_grad(), computing_in("float32", torch.device(device)):  # which keeps TF32 out
-        best = interleaved(calls, num_rounds=num_tries).groupby("candidate", sort=False)["seconds"].min()
+        best = interleaved(calls, num_rounds=num_tries, warm_up=0).groupby("candidate", sort=False)["seconds"].min()
     work = pd.Series({name: flops(call) for name, call in calls.items()})
     return (work / best).rename_axis("operation").rename("rate").reset_index()
 
@@ -136,11 +138,9 @@ def by_operation(function: Callable[[], Any]) -> pd.DataFrame:
     return frame.assign(share=frame["seconds"] / frame["seconds"].sum())
 
 
-# On Linux, getrusage would count what the process that started this one held.
-_PEAK = "next(int(line.split()[1]) << 10 for line in open('/proc/self/status') if line.startswith('VmHWM'))"
-_PEAK_ELSEWHERE = "__import__('resource').getrusage(0).ru_maxrss"
+# A process begins with the peak of the one that started it, so each call is forked from a process between.
 _CHILD = """
-import os, sys
+import os, resource, sys
 setup, peak, *calls = sys.argv[1:]
 exec(setup)
 for call in calls:
@@ -163,7 +163,8 @@ def peak_memory(calls: Sequence[str], *, setup: str = "pass") -> list[int]:
     Raises:
         RuntimeError: a call failed.
     """
-    peak = _PEAK if sys.platform == "linux" else _PEAK_ELSEWHERE
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = f"{unit} * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
     if torch.cuda.is_available():
         peak = "__import__('torch').cuda.max_memory_allocated()"
     command = [sys.executable, "-c", _CHILD, setup, peak, *calls]

@@ -1,0 +1,215 @@
+"""Races and rates by hand, without a clock that can be late; memory of calls that hold a known amount."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from xuqlib import timing
+from xuqlib.charts import dots
+from xuqlib.timing import by_operation, flops, interleaved, peak_memory, peak_rates, race, summary
+
+TIMES = pd.DataFrame(
+    {
+        "candidate": ["loop", "ours"] * 3,
+        "round": [0, 0, 1, 1, 2, 2],
+        "seconds": [4.0, 2.0, 6.0, 2.0, 20.0, 5.0],
+    }
+)
+
+
+@pytest.fixture
+def resident(monkeypatch):
+    """Measure resident memory, also where there is a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until a test moves it."""
+    now = [0.0]
+    monkeypatch.setattr(timing, "perf_counter", lambda: now[0])
+    return now
+
+
+def moving(clock, seconds, maps=()):
+    """A candidate that takes so many seconds of that clock."""
+
+    def candidate():
+        clock[0] += seconds
+        return maps
+
+    return candidate
+
+
+def test_every_round_runs_each_candidate_once_and_begins_with_another():
+    called = []
+    frame = interleaved({name: lambda name=name: called.append(name) for name in "abc"}, num_rounds=3, warm_up=1)
+    assert "".join(called) == "cab" + "abc" + "bca" + "cab"
+    assert "".join(frame["candidate"]) == "abc" + "bca" + "cab"  # the first round does not count
+    assert list(frame["round"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_seconds_are_those_of_the_candidate_alone(clock):
+    frame = interleaved({"slow": moving(clock, 3.0), "fast": moving(clock, 0.5)}, num_rounds=2)
+    assert dict(zip(frame["candidate"], frame["seconds"], strict=True)) == {"slow": 3.0, "fast": 0.5}
+
+
+def test_no_result_is_kept_and_the_collector_is_as_before():
+    class Result:
+        pass
+
+    made = []
+
+    def candidate():
+        assert all(result() is None for result in made)
+        result = Result()
+        made.append(weakref.ref(result))
+        return result
+
+    frozen = gc.get_freeze_count()
+    interleaved({"a": candidate}, num_rounds=2)
+    assert [result() for result in made] == [None] * 3
+    assert gc.get_freeze_count() == frozen
+
+
+def test_a_candidate_that_fails_leaves_the_collector_as_it_was():
+    frozen = gc.get_freeze_count()
+    with pytest.raises(ZeroDivisionError):
+        interleaved({"a": lambda: 1 / 0})
+    assert gc.get_freeze_count() == frozen
+
+
+def test_ratios_are_of_medians_and_their_range_is_over_rounds():
+    found = summary(TIMES, "loop").set_index("candidate")
+    assert list(found.index) == ["loop", "ours"]
+    assert dict(found.loc["ours"]) == {
+        **{"median": 2.0, "low": 2.0, "high": 5.0},
+        **{"ratio": 3.0, "ratio_low": 2.0, "ratio_high": 4.0},
+    }
+    assert list(found.loc["loop", ["ratio", "ratio_low", "ratio_high"]]) == [1.0, 1.0, 1.0]
+
+
+def test_a_baseline_that_was_not_timed_is_refused():
+    with pytest.raises(ValueError, match="baseline 'captum' was not timed; choose one of loop, ours"):
+        summary(TIMES, "captum")
+
+
+def test_a_race_compares_with_its_first_candidate_and_with_the_plain_loop(clock):
+    layer, x = nn.Linear(3, 2), torch.ones(5, 3)
+    plain = torch.tensor([3.0, 4.0])
+
+    def loop():
+        layer(x)
+        return moving(clock, 2.0, (plain, plain))()
+
+    ways = {
+        "rival": moving(clock, 4.0),
+        "plain loop": loop,
+        "float32": moving(clock, 1.0, (plain, plain + torch.tensor([0.0, 0.5]))),
+        "bfloat16": moving(clock, 0.5, (plain * 1.5, plain)),
+    }
+    found = race("a pair", ways, {"float32": 3.0, "bfloat16": None}, num_rounds=2, draws=7).set_index("candidate")
+    assert set(found["pair"]) == {"a pair"} and set(found["baseline"]) == {"rival"} and set(found["draws"]) == {7}
+    assert list(found["ratio"]) == [1.0, 2.0, 4.0, 8.0]
+    assert found.loc["float32", "target"] == 3.0 and found["target"].isna().sum() == 3
+    assert set(found["flops"]) == {2.0 * 5 * 3 * 2}
+    assert list(found.loc["float32", ["mean_off", "std_off"]]) == pytest.approx([0.0, 0.5 / 5])
+    assert found.loc["bfloat16", "mean_off"] == pytest.approx(0.5)
+    assert found.loc[["rival", "plain loop"], ["mean_off", "std_off"]].isna().all(axis=None)
+
+
+def test_a_candidate_that_does_a_share_of_the_work_is_charged_for_all_of_it(clock):
+    ways = {"rival": moving(clock, 2.0), "float32": moving(clock, 4.0)}
+    found = race("few", ways, {}, num_rounds=1, share={"rival": 0.1}).set_index("candidate")
+    assert found.loc["rival", "median"] == pytest.approx(20.0)
+    assert found.loc["float32", "ratio"] == pytest.approx(5.0)
+    assert "flops" not in found
+
+
+def test_a_dense_layer_multiplies_and_adds_once_per_weight_and_row():
+    layer, x = nn.Linear(7, 3).requires_grad_(False), torch.ones(5, 7)
+    assert flops(lambda: layer(x)) == 2 * 5 * 7 * 3
+
+    def slope():
+        leaf = x.clone().requires_grad_()
+        torch.autograd.grad(layer(leaf.clone()).sum(), leaf)
+
+    assert flops(slope) == 2 * (2 * 5 * 7 * 3)  # the same again on the way back to the input
+
+
+def test_a_rate_is_work_over_the_best_time(monkeypatch):
+    def in_half_a_second(calls, *, num_rounds, warm_up):
+        rows = [(name, number, 0.5 + number) for name in calls for number in range(num_rounds)]
+        return pd.DataFrame(rows, columns=["candidate", "round", "seconds"])
+
+    monkeypatch.setattr(timing, "interleaved", in_half_a_second)
+    rates = peak_rates("cpu", torch.float32).set_index("operation")["rate"]
+    assert rates["matmul 1024"] == 2 * 1024**3 / 0.5
+    assert rates["convolution 64, 32x32"] == 2 * (32 * 64 * 32 * 32) * (64 * 9) / 0.5
+    assert np.isfinite(rates).all() and len(rates) >= 5
+
+
+def test_a_profile_holds_what_was_called_and_its_shares_add_up():
+    matrix = torch.ones(64, 64)
+    found = by_operation(lambda: torch.relu(matrix @ matrix)).set_index("operation")
+    assert {"aten::mm", "aten::relu"} <= set(found.index)
+    assert found["share"].sum() == pytest.approx(1.0)
+    assert (found["seconds"].diff().dropna() <= 0).all()
+
+
+def test_a_call_that_holds_200_megabytes_peaks_200_megabytes_higher(resident):
+    fill = "held = bytearray(b'x') * 200_000_000"
+    high, low = peak_memory([fill, "pass"])  # the second does not see what the first held
+    assert 198e6 < high - low < 225e6
+
+
+def test_what_this_process_holds_does_not_count(resident):
+    held = bytearray(b"x") * 300_000_000
+    assert peak_memory(["pass"])[0] < 100e6 < len(held)
+
+
+def test_setup_comes_before_each_call_and_its_memory_counts(resident):
+    high = peak_memory(["assert len(held) == 10**8"] * 2, setup="held = bytearray(b'x') * 10**8")
+    assert min(high) > 100e6
+
+
+def test_a_call_that_fails_says_why(resident):
+    with pytest.raises(RuntimeError, match="ValueError: no such thing"):
+        peak_memory(["raise ValueError('no such thing')"])
+
+
+def test_dots_show_each_row_its_range_and_its_target():
+    frame = pd.DataFrame(
+        {
+            "pair": ["first", "second", "first"],
+            "who": ["a", "a", "b"],
+            "ratio": [2.0, 4.0, 8.0],
+            "low": [1.5, 3.0, 8.0],
+            "high": [3.0, 4.5, 8.0],
+            "target": [2.5, np.nan, 9.0],
+        }
+    )
+    options = {"low": "low", "high": "high", "interval": "range", "target": "target", "log": True}
+    axes = dots(frame, x="ratio", y="pair", hue="who", label="times", **options).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first is at the top
+    assert axes.get_xlabel() == "times (line: range)"
+    assert axes.get_xscale() == "log"
+    lines = {line.get_marker(): list(line.get_xdata()) for line in axes.get_lines()}
+    assert lines["o"] == [2.0, 4.0] and lines["s"] == [8.0]
+    ends = [segment[:, 0].tolist() for group in axes.collections for segment in group.get_segments()]
+    assert ends == [[1.5, 3.0], [3.0, 4.5], [8.0, 8.0]]
+    bars = [list(line.get_xdata()) for line in axes.get_lines() if line.get_marker() == "|"]
+    np.testing.assert_equal(bars, [[2.5, np.nan], [9.0]])
+
+
+def test_a_range_of_dots_needs_to_say_what_it_is_of():
+    with pytest.raises(ValueError, match="an interval needs a label"):
+        dots(TIMES, x="seconds", y="candidate", low="seconds", high="seconds", label="s")

@@ -50,7 +50,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
             "num_samples": 1000,
             "group": ["Latitude", "Longitude"],
         },
-        "13": {"num_rounds": 5, "divisor": 1, "memory_draws": [8, 32, 128, 512]},
+        "13": {"num_rounds": 3, "divisor": 1, "memory_draws": [8, 32, 128, 512]},
     },
 }
 

@@ -106,8 +106,13 @@ def race(
 
 def flops(function: Callable[[], Any]) -> int:
     """Count the multiplications and additions in a call's matrix products and convolutions; others do not count."""
-    with FlopCounterMode(display=False) as counter:
-        function()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other under this mode, many times as long
+    try:
+        with FlopCounterMode(display=False) as counter:
+            function()
+    finally:
+        torch.set_num_threads(threads)
     return counter.get_total_flops()
 
 

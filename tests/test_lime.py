@@ -169,7 +169,7 @@ def test_a_pass_holds_a_bounded_number_of_rows_and_no_graph() -> None:
         return batch.flatten(1).sum(1)
 
     lime(network, randn(3, 3, 32, 32), num_samples=100)
-    assert sizes == [64, 64, 64, 64, 44]
+    assert sizes == [3, 64, 64, 64, 64, 44]
 
 
 def test_superpixels_are_numbered_from_0_without_gaps_and_cut_along_edges() -> None:

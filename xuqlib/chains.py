@@ -60,11 +60,7 @@ class _Head:
 
 
 class Chain:
-    """Draws that can be seen as a trunk and heads of steps.
-
-    Raises:
-        NotAChain: they cannot.
-    """
+    """Draws that can be seen as a trunk and heads of steps; others raise `NotAChain`."""
 
     def __init__(self, found: Split, setting: Setting) -> None:
         self.found, self.setting = found, setting

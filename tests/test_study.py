@@ -175,11 +175,15 @@ def test_claims_are_published_and_a_negative_verdict_reads_like_any_other(figure
     running.claim("spread is zero", False, value=torch.tensor(0.5).item())
     running.claim("maps differ", None, value=0.1)
     frame = running.claims()
-    assert list(frame.columns) == ["claim", "value", "low", "high", "unit", "verdict", "note"]
-    assert list(frame["verdict"]) == ["holds", "does not hold", "undecided"]
+    assert list(frame.columns) == ["claim", "statement", "value", "low", "high", "unit", "verdict", "note"]
+    assert list(frame["verdict"]) == ["holds", "fails", "undecided"]
     assert frame.loc[0, ["low", "high"]].tolist() == [0.4, 0.6]
     written = pd.read_csv(figures / "quick" / "04_claims.csv")
     assert list(written["verdict"]) == list(frame["verdict"])
+    assert list(written.columns) == list(study.CLAIM_COLUMNS)
+    assert list(written["claim"]) == ["04.1", "04.2", "04.3"]
+    assert set(written["dataset"]) == {"planted"}
+    assert written["n"].isna().all()
     assert not (figures / "quick" / "04_claims.png").exists()
 
 

@@ -41,7 +41,7 @@ def test_the_tool_finds_nothing(command, tmp_path):
 def test_the_library_is_thin():
     lengths = {path.name: len(path.read_text().splitlines()) for path in LIBRARY}
     assert {name: length for name, length in lengths.items() if length > 300} == {}
-    assert sum(code_lines(path) for path in LIBRARY) < 5500
+    assert sum(code_lines(path) for path in LIBRARY) < 6800
 
 
 def code_lines(path: Path) -> int:

@@ -85,23 +85,27 @@ def lenet(
     in_channels: int = 1,
     num_classes: int = 10,
     image_size: int = 28,
+    widths: Sequence[int] = (32, 64),
+    hidden: int = 128,
     dropout: float = 0.0,
     placement: str = "last",
 ) -> nn.Sequential:
-    """Build LeNet with ReLUs and max pooling: two 5x5 convolutions (32 and 64 channels), two dense layers.
+    """Build LeNet with ReLUs and max pooling: two blocks of a 5x5 convolution, then two dense layers.
 
-    `dropout` and `placement` are those of `mini_vgg`. Source: LeCun et al. 1998, with today's non-linearities.
+    `widths`, `hidden`, `dropout` and `placement` are those of `mini_vgg`. Source: LeCun et al. 1998, with today's
+    non-linearities.
     """
     check_choice(placement, PLACEMENTS, "placement")
-    halved = _halved(image_size, 2, "lenet")
-    between = [nn.Dropout(dropout)] if dropout and placement == "all" else []
-    before_output = [nn.Dropout(dropout)] if dropout else []
-    return nn.Sequential(
-        *(nn.Conv2d(in_channels, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), *between),
-        *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), *copy.deepcopy(between)),
-        *(nn.Flatten(), nn.Linear(64 * halved**2, 128), nn.ReLU(), *before_output),
-        nn.Linear(128, num_classes),
-    )
+    halved = _halved(image_size, len(_at_least_one(widths, "widths")), "lenet")
+    layers: list[nn.Module] = []
+    for width_in, width_out in zip((in_channels, *widths), widths, strict=False):
+        layers += [nn.Conv2d(width_in, width_out, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+        if dropout and placement == "all":
+            layers.append(nn.Dropout(dropout))
+    layers += [nn.Flatten(), nn.Linear(widths[-1] * halved**2, hidden), nn.ReLU()]
+    if dropout:
+        layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(hidden, num_classes))
 
 
 def resnet18(

@@ -60,9 +60,16 @@ RECIPES: dict[str, Recipe] = {
     "digits": Recipe("mini_vgg", (("widths", (16, 32, 32)), ("hidden", 64)), epochs=60, patience=60, augment="shift"),
     "diabetes": Recipe("mlp", epochs=200, patience=30, batch_size=32, learning_rate=1e-3),
     "california_housing": Recipe("mlp", epochs=100, patience=100, learning_rate=5e-3),
-    "mnist": Recipe("lenet", epochs=12, augment="shift", precision="bfloat16"),
+    "mnist": Recipe("lenet", (("widths", (16, 32)), ("hidden", 64)), epochs=12, augment="shift"),
     "cifar10": Recipe("mini_vgg", epochs=15, augment="shift+flip", precision="bfloat16", weight_decay=5e-2),
-    "fer_plus": Recipe("mini_vgg", epochs=20, augment="shift+flip", precision="bfloat16", weight_decay=5e-2, soft=True),
+    "fer_plus": Recipe(
+        *("mini_vgg", (("widths", (32, 64, 64)), ("hidden", 64))),
+        epochs=12,
+        augment="shift+flip",
+        precision="bfloat16",
+        weight_decay=5e-2,
+        soft=True,
+    ),
 }
 EMBEDDED = ("planted", "digits", "diabetes")
 

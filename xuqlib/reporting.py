@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -30,6 +31,7 @@ def judge(
     against: pd.Series | None = None,
     unit: str = "",
     of: str = INTERVAL,
+    **facts: Any,
 ) -> None:
     """Claim that the mean of `values` lies above a bound: it holds, or not, where two standard errors decide it.
 
@@ -41,6 +43,7 @@ def judge(
         against: other examples, whose mean is taken off; its error counts, too.
         unit: unit of the values.
         of: what the interval is of.
+        **facts: claim, dataset, seeds and source, as for `Notebook.claim`.
 
     Raises:
         ValueError: fewer than two values, or values that are not finite.
@@ -53,4 +56,5 @@ def judge(
     mean, error = means[0] - sum(means[1:]), sum(float(side.var()) / len(side) for side in sides) ** 0.5
     low, high = mean - 2 * error, mean + 2 * error
     holds = True if low > above else False if high <= above else None
-    study.claim(text, holds, value=mean, interval=(low, high), unit=unit, note=of)
+    facts = {"n": len(values)} | facts
+    study.claim(text, holds, value=mean, interval=(low, high), unit=unit, note=of, **facts)

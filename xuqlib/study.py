@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-VERDICTS = {True: "holds", False: "does not hold", None: "undecided"}
+VERDICTS = {True: "holds", False: "fails", None: "undecided"}
+CLAIM_COLUMNS = ("claim", "statement", "dataset", "value", "low", "high", "unit", "n", "seeds", "verdict", "source", "note")
+SHOWN_COLUMNS = ("claim", "statement", "value", "low", "high", "unit", "verdict", "note")
 
 
 def device() -> torch.device:
@@ -205,45 +207,61 @@ class Notebook:
 
     def claim(
         self,
-        text: str,
+        statement: str,
         holds: bool | None,
         *,
         value: float,
         interval: Sequence[float] | None = None,
         unit: str = "",
         note: str = "",
+        claim: str = "",
+        dataset: str | None = None,
+        n: int | None = None,
+        seeds: int = 1,
+        source: str = "this study",
     ) -> None:
         """Add a claim, its measured value and its verdict to the notebook's closing table.
 
         Args:
-            text: the claim, in words that can be wrong.
+            statement: the claim, in words that can be wrong.
             holds: computed from the values, never typed; None where they do not decide it.
             value: the number that the verdict rests on.
             interval: its low and high end.
             unit: unit of value and interval.
             note: what the interval is of ("95 % over examples"); required with an interval.
+            claim: short name, such as "C1"; the notebook's number and a count by default.
+            dataset: what it was measured on; the notebook's own by default.
+            n: examples behind the value.
+            seeds: independent trainings behind the value.
+            source: who claims it: an arXiv id and section, or this study.
 
         Raises:
             ValueError: the interval is not (low, high), or comes without a note.
         """
         low, high = (float("nan"), float("nan")) if interval is None else (float(end) for end in interval)
         if low > high:
-            raise ValueError(f"interval of {text!r} is ({low}, {high}); pass its low end first")
+            raise ValueError(f"interval of {statement!r} is ({low}, {high}); pass its low end first")
         if interval is not None and not note:
-            raise ValueError(f"interval of {text!r} needs a note saying what it is of, such as '95 % over examples'")
+            raise ValueError(
+                f"interval of {statement!r} needs a note saying what it is of, such as '95 % over examples'"
+            )
+        name, data = claim or f"{self.number}.{len(self._claims) + 1}", self.dataset if dataset is None else dataset
         verdict = VERDICTS[None if holds is None else bool(holds)]
-        row = {"claim": text, "value": float(value), "low": low, "high": high}
-        self._claims.append({**row, "unit": unit, "verdict": verdict, "note": note})
+        values = (name, statement, data, float(value), low, high, unit, n, seeds, verdict, source, note)
+        self._claims.append(dict(zip(CLAIM_COLUMNS, values, strict=True)))
 
     def claims(self) -> pd.DataFrame:
-        """Publish the claims as `NN_claims.csv` and return them, one per row; a failed claim reads like any other."""
+        """Publish the claims as `NN_claims.csv`, one per row, and return the columns to read.
+
+        A failed claim reads like any other.
+        """
         import pandas as pd
 
         if not self._claims:
             raise ValueError(f"notebook {self.number} has made no claim; call claim(...) first")
-        frame = pd.DataFrame(self._claims)
+        frame = pd.DataFrame(self._claims, columns=list(CLAIM_COLUMNS)).astype({"n": "Int64"})
         self._publish(None, frame, "claims")
-        return frame
+        return frame[list(SHOWN_COLUMNS)]
 
     def published(self, slug: str) -> Image | Markdown:
         """This notebook's published full figure, made small enough to store, or a line saying that there is none.

@@ -181,7 +181,7 @@ def test_claims_are_published_and_a_negative_verdict_reads_like_any_other(figure
     written = pd.read_csv(figures / "quick" / "04_claims.csv")
     assert list(written["verdict"]) == list(frame["verdict"])
     assert list(written.columns) == list(study.CLAIM_COLUMNS)
-    assert list(written["claim"]) == ["04.1", "04.2", "04.3"]
+    assert list(written["claim"]) == ["04-1", "04-2", "04-3"]
     assert set(written["dataset"]) == {"planted"}
     assert written["n"].isna().all()
     assert not (figures / "quick" / "04_claims.png").exists()

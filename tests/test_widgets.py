@@ -28,7 +28,7 @@ def test_choosing_a_value_shows_the_figure_and_the_sentence_of_its_rows():
     assert list(choosers) == ["posterior", "statistic"]  # nothing to choose in kind
     assert line.value == "a: 1"
     first = picture.value
-    assert first.startswith(b"\x89PNG")
+    assert bytes(first).startswith(b"\x89PNG")
     choosers["statistic"].value = "entropy"
     assert line.value == "a: 2"
     assert picture.value != first

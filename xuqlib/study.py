@@ -245,7 +245,7 @@ class Notebook:
             raise ValueError(
                 f"interval of {statement!r} needs a note saying what it is of, such as '95 % over examples'"
             )
-        name, data = claim or f"{self.number}.{len(self._claims) + 1}", self.dataset if dataset is None else dataset
+        name, data = claim or f"{self.number}-{len(self._claims) + 1}", self.dataset if dataset is None else dataset
         verdict = VERDICTS[None if holds is None else bool(holds)]
         values = (name, statement, data, float(value), low, high, unit, n, seeds, verdict, source, note)
         self._claims.append(dict(zip(CLAIM_COLUMNS, values, strict=True)))

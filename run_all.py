@@ -145,10 +145,17 @@ def plan(args: argparse.Namespace) -> list[Job]:
         known = known_parameters(source)
         if unknown := sorted(set(values) - set(known)):
             stop(f"{source.name} has no parameter {', '.join(unknown)}; known are {', '.join(known)}")
-        parts = [common, sources(read_notebook(source)), values, args.retrain]
+        parts = [common, sources(read_notebook(source)), values, args.retrain, read_results(project, source.stem[:2])]
         key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
         jobs.append(Job(source, values, build / args.preset, figures / args.preset, key))
     return jobs
+
+
+def read_results(project: Path, number: str) -> list[list[str]]:
+    """Published files that a notebook reads, its own aside, and their digests."""
+    pattern = study.READS.get(number, "")
+    found = sorted((project / "figures").glob(pattern)) if pattern else []
+    return [[file.name, digest(file)] for file in found if not file.name.startswith(number)]
 
 
 def is_whole(job: Job) -> bool:
@@ -308,7 +315,7 @@ def cores() -> int:
 
 def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int:
     """Run all jobs, tell of each as it ends, and return how many failed."""
-    failures, width = 0, max(len(job.name) for job in jobs)
+    failures, width = 0, max((len(job.name) for job in jobs), default=0)
     pool = ThreadPoolExecutor(workers)  # threads suffice: each notebook's kernel is a process of its own
     futures: dict[Future[tuple[str, float]], Job] = {pool.submit(run, job, force=args.force): job for job in jobs}
     try:
@@ -368,7 +375,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         left.unlink()
     workers = args.jobs or min(cores(), 3)  # each takes most of a gigabyte
     set_environment(args, jobs, workers)
-    failures = run_jobs(jobs, args, workers)
+    failures = run_jobs([job for job in jobs if job.number not in study.READS], args, workers)
+    readers = [job for job in plan(args) if job.number in study.READS]  # planned anew: what they read has changed
+    failures += run_jobs(readers, args, workers)
     if args.retrain:
         compare_retrained(jobs, args.project)
     print(f"figures and their numbers: {os.path.relpath(jobs[0].figures)}")

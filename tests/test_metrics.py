@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from xuqlib.figures import example_maps
-from xuqlib.metrics import alike, on_evidence
+from xuqlib.metrics import alike, on_evidence, ssim
 
 
 def test_maps_are_alike_by_the_order_of_their_pixels_with_sign():
@@ -40,3 +40,16 @@ def test_example_maps_publish_what_they_show():
     figure, frame = example_maps(x, maps, dataset="planted", scaled=True)
     assert len(figure.axes) == 2  # one row: the only example with a map
     assert frame["one, picture 0"].tolist() == [0.25, -1.0, 0.0, 0.5]
+
+
+def test_structural_similarity_is_one_for_equal_maps_of_any_scale_and_low_for_others():
+    torch.manual_seed(0)
+    a = torch.randn(3, 2, 8, 8)
+    a[2] = 0
+    found = ssim(a, 5 * a)
+    assert found[:2].tolist() == pytest.approx([1.0, 1.0])
+    assert math.isnan(found[2])
+    assert (ssim(a, a.roll(1, 0))[1:2] < 0.5).all()
+    assert ssim(a.sum(1), a.sum(1))[0] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="the same examples"):
+        ssim(a, a[:, :1])

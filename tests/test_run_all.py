@@ -324,3 +324,33 @@ def test_a_retrained_table_agrees_within_its_tolerance_or_says_by_how_much_not(t
 
 def test_a_retrained_table_that_was_never_published_is_said_to_be_so(tmp_path):
     assert "not published" in run_all.compare(tmp_path / "old.csv", tmp_path / "new.csv", {"accuracy": 0.04})
+
+
+def test_a_notebook_that_reads_results_is_planned_anew_when_they_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_all.study, "READS", {"51": "full/*_claims.csv"})
+    write(tmp_path, "50_first", PUBLISH)
+    write(tmp_path, "51_reader", PUBLISH)
+    full = tmp_path / "figures" / "full"
+    full.mkdir(parents=True)
+
+    def keys():
+        return {job.number: job.key for job in plan(tmp_path)}
+
+    before = keys()
+    (full / "50_claims.csv").write_text("claim\na\n")
+    after = keys()
+    assert after["50"] == before["50"]
+    assert after["51"] != before["51"]
+    (full / "51_claims.csv").write_text("its own")
+    assert keys() == after
+
+
+def test_a_notebook_that_reads_results_runs_after_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_all.study, "READS", {"50": "full/*_claims.csv"})
+    write(tmp_path, "50_reader", PUBLISH)
+    write(tmp_path, "51_other", PUBLISH)
+    ran: list[str] = []
+    monkeypatch.setattr(run_all, "run", lambda job, force: (ran.append(job.number), ("ran", 0.0))[1])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert run_all.main(["--project", str(tmp_path), "--jobs", "2"]) == 0
+    assert ran == ["51", "50"]

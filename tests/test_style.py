@@ -20,7 +20,8 @@ ORDER = (
     *("fitting", "fitting_together", "training", "uncertainty", "predictions"),
     *("paths", "steps", "chains", "engine", "explainers", "superpixels", "lime"),
     *("moments", "diagnosis", "distribution", "explaining", "analytic", "fullgrad", "ua_backprop"),
-    *("steadiness", "metrics", "timing", "reporting", "charts", "panels", "figures", "widgets"),
+    *("steadiness", "metrics", "controls", "orderings", "sanity", "stress", "agreement", "timing", "reporting"),
+    *("charts", "panels", "figures", "widgets", "classes", "houses", "grid", "verdicts", "human_study"),
 )
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".ipynb", ".cfg", ".json", ".cff", ".csv", ""}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+from skimage.metrics import structural_similarity
 from torch import Tensor
 
 
@@ -24,6 +25,27 @@ def alike(a: Tensor, b: Tensor) -> pd.Series:
     columns = [pd.DataFrame((m.sum(1) if m.ndim == 4 else m).flatten(1).cpu().numpy().T).rank() for m in (a, b)]
     left, right = (each - each.mean() for each in columns)  # (pixel, N)
     return (left * right).sum() / ((left**2).sum() * (right**2).sum()) ** 0.5
+
+
+def ssim(a: Tensor, b: Tensor) -> pd.Series:
+    """Structural similarity of two maps of each example, summed over channels and divided by their largest |value|.
+
+    Args:
+        a, b: (N, C, H, W) or (N, H, W), at least 7 pixels high and wide.
+
+    Returns:
+        One number in [-1, 1] per example, 1 for equal maps; NaN where one of the two is 0 everywhere.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Source: Wang et al. 2004; scikit-image's implementation, windows of 7 pixels.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"maps are {tuple(a.shape)} and {tuple(b.shape)}; pass the same examples")
+    flat = [(m.sum(1) if m.ndim == 4 else m).detach().cpu().double() for m in (a, b)]
+    left, right = ((m / m.abs().amax((1, 2), keepdim=True)).numpy() for m in flat)
+    return pd.Series([structural_similarity(*pair, data_range=2.0) for pair in zip(left, right, strict=True)])
 
 
 def on_evidence(attribution: Tensor, mask: Tensor) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from xuqlib.presets import PRESETS as PRESETS
+from xuqlib.presets import READS as READS
 from xuqlib.presets import TOLERANCES as TOLERANCES
 from xuqlib.presets import parameters as parameters
 
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 VERDICTS = {True: "holds", False: "fails", None: "undecided"}
-CLAIM_COLUMNS = ("claim", "statement", "dataset", "value", "low", "high", "unit", "n", "seeds", "verdict", "source", "note")
+CLAIM_COLUMNS = (
+    *("claim", "statement", "dataset", "value", "low", "high", "unit"),
+    *("n", "seeds", "verdict", "source", "note"),
+)
 SHOWN_COLUMNS = ("claim", "statement", "value", "low", "high", "unit", "verdict", "note")
 
 

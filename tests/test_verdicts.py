@@ -1,0 +1,61 @@
+"""Every claim is found again, counted right, and shown."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from xuqlib.study import CLAIM_COLUMNS, Notebook
+from xuqlib.verdicts import gather, markdown_table, tally, verdict_grid
+
+
+@pytest.fixture
+def published(figures):
+    """Two notebooks' claims; the folder that holds them."""
+    for number, dataset, verdicts in (("05", "planted", [True, False]), ("06", "digits", [None, True, True])):
+        study = Notebook(number, preset="quick", seed=0, dataset=dataset)
+        for place, holds in enumerate(verdicts):
+            study.claim(f"statement {place}", holds, value=place, claim=f"C{10 if place == 2 else 2}", n=7)
+        study.claims()
+    return figures / "quick"
+
+
+def test_a_gathered_claim_names_the_row_of_the_file_that_it_came_from(published):
+    claims = gather(published)
+    assert list(claims) == ["notebook", "row", *CLAIM_COLUMNS]
+    for row in claims.to_dict("records"):
+        source = pd.read_csv(published / f"{row['notebook']}_claims.csv").iloc[row["row"] - 1]
+        assert (source["statement"], source["verdict"]) == (row["statement"], row["verdict"])
+    assert claims["n"].tolist() == [7] * 5
+
+
+def test_verdicts_are_counted_per_claim_and_data_set(published):
+    counts = tally(gather(published))
+    assert counts["claim"].tolist() == ["C2", "C2", "C10"]  # by number, not by letter
+    rows = {(row["claim"], row["dataset"]): row for row in counts.to_dict("records")}
+    assert [rows["C2", "planted"][key] for key in ("holds", "fails", "undecided", "rows")] == [1, 1, 0, 2]
+    assert rows["C2", "planted"]["verdict"] == "mixed"
+    assert rows["C2", "digits"]["verdict"] == "mixed"  # one row holds, one is undecided
+    assert rows["C10", "digits"]["verdict"] == "holds"
+
+
+def test_the_table_for_readers_says_what_was_not_measured(published):
+    table = markdown_table(gather(published), {"C2": "two", "C3": "three"})
+    assert "| C2: two | digits: 1 holds, 1 undecided; planted: 1 holds, 1 fails | 05, 06 |" in table
+    assert "| C3: three | not measured |  |" in table
+
+
+def test_each_claim_and_data_set_has_one_field_in_the_figure(published):
+    axes = verdict_grid(tally(gather(published)), {"C2": "two", "C10": "ten"}).axes[0]
+    assert len(axes.patches) == 3
+    assert sorted(text.get_text() for text in axes.texts) == ["holds\n1/0/0", "mixed\n1/0/1", "mixed\n1/1/0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("claim,value\na,1\n", "04_claims.csv is no table"), (None, "no NN_claims.csv")]
+)
+def test_a_foreign_table_and_an_empty_folder_are_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "04_claims.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        gather(tmp_path)

@@ -1,0 +1,66 @@
+"""Controls: maps that know less than an explanation should, to stand beside every score of one."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xuqlib.checks import check_count
+from xuqlib.draws import copy_with, generator_of
+from xuqlib.networks import weighted_layers
+
+
+def sobel(x: Tensor) -> Tensor:
+    """Strength of edges of each picture, summed over channels; it knows the picture and no network.
+
+    Args:
+        x: pictures, (N, C, H, W).
+
+    Returns:
+        (N, H, W), not negative.
+    """
+    from skimage.filters import sobel as edges
+
+    planes = np.asarray(x.detach().cpu().double())
+    return torch.from_numpy(np.stack([sum(edges(plane) for plane in picture) for picture in planes]))
+
+
+def other_image(maps: Tensor) -> Tensor:
+    """Give each example the map of the next one, the last one the first's: right in kind, wrong in picture.
+
+    Args:
+        maps: (N, ...), at least two.
+    """
+    if len(maps) < 2:
+        raise ValueError(f"there are {len(maps)} maps; another example's map needs two or more")
+    return maps.roll(-1, 0)
+
+
+def permuted_last_layer(network: nn.Module, *, seed: int = 0) -> nn.Module:
+    """Copy a network and deal the outputs of its last dense layer to other classes, so that no class keeps its own.
+
+    An explainer that does not notice explains no class.
+
+    Args:
+        network: any module whose last layer, in order of registration, gives the logits.
+        seed: of the permutation.
+
+    Raises:
+        ValueError: fewer than two outputs, or a network without such a layer.
+    """
+    name = weighted_layers(network)[0]
+    layer = network.get_submodule(name)
+    weights = {f"{name}.{key}" if name else key: value.detach() for key, value in layer.named_parameters()}
+    num_classes = len(next(iter(weights.values())))
+    check_count(num_classes, 2, "the number of outputs")
+    order = torch.randperm(num_classes, generator=generator_of(seed))
+    dealt = torch.empty_like(order)
+    dealt[order] = order.roll(1)  # one cycle through all classes: none stays
+    frozen = copy_with(network, {key: value[dealt.to(value.device)] for key, value in weights.items()})
+    return frozen.eval()
+
+
+def runner_up(probs: Tensor) -> Tensor:
+    """Class with the second largest probability of each example; (N, C) to (N,)."""
+    return probs.topk(2, dim=1).indices[:, 1]

@@ -1,0 +1,126 @@
+"""What held up: every published claim in one table, and how often each of the first paper's claims holds."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.patches import Rectangle
+
+from xuqlib.charts import HUES, Picture, styled
+from xuqlib.study import CLAIM_COLUMNS, ROOT, VERDICTS
+
+PUBLISHED = ROOT / "figures" / "full"
+# Claims of arXiv 2403.17224 by the names that they have here; not quoted, but put so that they can fail.
+PAPER_CLAIMS: Mapping[str, str] = {
+    "C1": "Guided Backprop moves less (CV) than IG and LIME",
+    "C2": "the mean map marks pixels better than a single draw's map",
+    "C3": "some classes are explained less steadily, and not only because they are harder",
+    "C4": "explaining the true class instead of the predicted one changes little",
+    "C5": "CV rises under corruption and out of distribution",
+    "C6": "a low CV is trustworthiness: the map changes when the weights are replaced",
+    "C7": "which posterior is best depends on the data",
+    "C8": "explanation uncertainty notices adversarial examples",
+}
+COLOURS = {"holds": HUES[2], "fails": HUES[4], "undecided": "#d9d9d9", "mixed": HUES[1]}
+
+
+def gather(folder: Path = PUBLISHED) -> pd.DataFrame:
+    """Read the claims of every notebook from `NN_claims.csv` in a folder.
+
+    Returns:
+        One claim per row: notebook, row (in its CSV, counted from 1), then the columns of the CSV.
+
+    Raises:
+        ValueError: a file has other columns, or an unknown verdict; there is no file.
+    """
+    parts = []
+    for path in sorted(folder.glob("[0-9][0-9]_claims.csv")):
+        frame = pd.read_csv(
+            path, keep_default_na=False, na_values={"value": [""], "low": [""], "high": [""], "n": [""]}
+        )
+        if list(frame) != list(CLAIM_COLUMNS) or not set(frame["verdict"]) <= set(VERDICTS.values()):
+            raise ValueError(f"{path.name} is no table of claims of this version; run its notebook again")
+        place = {"notebook": path.name[:2], "row": range(1, len(frame) + 1)}
+        parts.append(pd.concat([pd.DataFrame(place, index=frame.index), frame], axis=1))
+    if not parts:
+        raise ValueError(f"no NN_claims.csv in {folder.name}; run_all.py writes them")
+    return pd.concat(parts, ignore_index=True).astype({"n": "Int64"})
+
+
+def tally(claims: pd.DataFrame) -> pd.DataFrame:
+    """Count the verdicts of each claim on each data set.
+
+    Args:
+        claims: from `gather`.
+
+    Returns:
+        One row per claim and dataset: holds, fails, undecided and rows (counts), and the verdict of them together: that
+        of all rows where they agree, else "mixed".
+    """
+    counts = pd.crosstab([claims["claim"], claims["dataset"]], claims["verdict"])
+    counts = counts.reindex(columns=list(VERDICTS.values()), fill_value=0).reset_index().rename_axis(columns=None)
+    counts["rows"] = counts[list(VERDICTS.values())].sum(axis=1)
+    counts["verdict"] = "mixed"
+    for verdict in VERDICTS.values():
+        counts.loc[counts[verdict] == counts["rows"], "verdict"] = verdict
+    return counts.sort_values("claim", key=lambda names: names.map(_natural), kind="stable", ignore_index=True)
+
+
+def _natural(name: str) -> str:
+    return re.sub(r"\d+", lambda number: number.group().zfill(4), name)
+
+
+@styled
+def verdict_grid(counts: pd.DataFrame, statements: Mapping[str, str] = PAPER_CLAIMS, *, title: str = "") -> Picture:
+    """A field for each claim and data set: its verdict, and how many rows hold / fail / are undecided.
+
+    Args:
+        counts: from `tally`.
+        statements: claims to show, from the top, and what they say.
+        title: of the figure.
+    """
+    datasets = list(dict.fromkeys(counts["dataset"]))
+    figure = Picture(figsize=(6.5 + 1.75 * len(datasets), 1.4 + 0.75 * len(statements)))
+    axes = figure.subplots()
+    for row in counts[counts["claim"].isin(list(statements))].to_dict("records"):
+        x, y = datasets.index(row["dataset"]), list(statements).index(row["claim"])
+        axes.add_patch(_field(x, y, COLOURS[row["verdict"]]))
+        counted = "/".join(str(row[verdict]) for verdict in VERDICTS.values())
+        axes.text(x, y, f"{row['verdict']}\n{counted}", ha="center", va="center", fontsize=13)
+    axes.set(xlim=(-0.5, len(datasets) - 0.5), ylim=(len(statements) - 0.5, -0.5))
+    axes.set_xticks(range(len(datasets)), [str(name).replace("_", "\n") for name in datasets])
+    axes.set_yticks(range(len(statements)), [_wrapped(f"{name}: {text}") for name, text in statements.items()])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    figure.suptitle(title)
+    return figure
+
+
+def _field(x: int, y: int, colour: str) -> Rectangle:
+    return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=colour, edgecolor="none", alpha=0.75)
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, 44))
+
+
+def markdown_table(claims: pd.DataFrame, statements: Mapping[str, str] = PAPER_CLAIMS) -> str:
+    """The tally as a Markdown table: a row per claim of `statements`, and how its rows fell on each data set."""
+    counts = tally(claims)
+    lines = ["| claim | what was found (rows of each verdict) | notebooks |", "|---|---|---|"]
+    for name, text in statements.items():
+        found = counts[counts["claim"] == name].to_dict("records")
+        fields = [f"{row['dataset']}: {_counted(row)}" for row in found]
+        notebooks = ", ".join(sorted(set(claims.loc[claims["claim"] == name, "notebook"])))
+        lines.append(f"| {name}: {text} | {'; '.join(fields) or 'not measured'} | {notebooks} |")
+    return "\n".join(lines)
+
+
+def _counted(row: Mapping[Hashable, object]) -> str:
+    return ", ".join(f"{row[verdict]} {verdict}" for verdict in VERDICTS.values() if row[verdict])

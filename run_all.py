@@ -295,6 +295,18 @@ def compare_retrained(jobs: Sequence[Job], project: Path) -> None:
                 print(f"retrained {retrained.stem}  {compare(published, retrained, tolerances)}")
 
 
+def refresh_readme(project: Path) -> None:
+    """Bring the README's table of verdicts up to what is published."""
+    from xuqlib.verdicts import gather, with_table
+
+    path, folder = project / "README.md", project / "figures" / "full"
+    if not path.exists() or not list(folder.glob("*_claims.csv")):
+        return
+    text = path.read_text(encoding="utf-8")
+    if (fresh := with_table(text, gather(folder))) != text:
+        study.replace_file(path, fresh.encode())
+
+
 def set_environment(args: argparse.Namespace, jobs: Sequence[Job], workers: int) -> None:
     """Settings that kernels inherit."""
     os.environ["XUQ_FIGURES"] = str(jobs[0].figures.parent)
@@ -378,6 +390,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     failures = run_jobs([job for job in jobs if job.number not in study.READS], args, workers)
     readers = [job for job in plan(args) if job.number in study.READS]  # planned anew: what they read has changed
     failures += run_jobs(readers, args, workers)
+    if args.preset == "full" and jobs[0].figures == args.project / "figures" / "full":
+        refresh_readme(args.project)
     if args.retrain:
         compare_retrained(jobs, args.project)
     print(f"figures and their numbers: {os.path.relpath(jobs[0].figures)}")

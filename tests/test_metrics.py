@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from xuqlib import DeepEnsemble, gradient
 from xuqlib.figures import example_maps
-from xuqlib.metrics import alike, on_evidence, ssim
+from xuqlib.metrics import alike, on_evidence, relative_input_stability, sparseness, ssim
 
 
 def test_maps_are_alike_by_the_order_of_their_pixels_with_sign():
@@ -53,3 +54,60 @@ def test_structural_similarity_is_one_for_equal_maps_of_any_scale_and_low_for_ot
     assert ssim(a.sum(1), a.sum(1))[0] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="the same examples"):
         ssim(a, a[:, :1])
+
+
+def test_sparseness_is_0_for_equal_pixels_and_nearly_1_for_a_single_one():
+    maps = torch.tensor([[2.0, -2.0, 2.0, 2.0], [0.0, 0.0, -7.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
+    found = sparseness(maps)
+    assert found[:2].tolist() == pytest.approx([0, 0.75])
+    assert math.isnan(found[2])
+    # Half the mean absolute difference of two pixels, relative to their mean: 20 / 16 / 2 / 2.5.
+    assert float(found[3]) == pytest.approx(0.25)
+
+
+def test_sparseness_sums_channels_first():
+    maps = torch.tensor([[[[1.0, 5.0]], [[-1.0, 0.0]]]])  # 0 and 5
+    assert sparseness(maps).tolist() == pytest.approx([0.5])
+
+
+def product_draws(weights):
+    layers = [torch.nn.Linear(2, 2, bias=False, dtype=torch.float64) for _ in weights]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.weight = torch.nn.Parameter(torch.tensor([[weight, weight], [0.0, 0.0]], dtype=torch.float64))
+    return DeepEnsemble(layers).sample()
+
+
+def in_proportion(network, x, target):
+    return x * network(x)[:, :1] / x.sum(1, keepdim=True)  # x times the weight of a network of product_draws
+
+
+def test_a_map_in_proportion_to_its_input_has_stability_1_and_a_constant_one_0():
+    x = torch.tensor([[3.0, 4.0], [1.0, 2.0]], dtype=torch.float64)
+    draws = product_draws([1.0, 3.0])
+    columns = ["mean", "std"]
+    assert (relative_input_stability(draws, gradient, x)[columns].to_numpy() == 0).all()
+    found = relative_input_stability(draws, in_proportion, x, num_copies=3)
+    assert found[columns].to_numpy() == pytest.approx(1)
+
+
+def test_stability_is_that_of_the_worst_copy():
+    x, draws = torch.tensor([[1.0, 1.0]], dtype=torch.float64), product_draws([1.0, 3.0])
+    copies = [relative_input_stability(draws, lambda n, x, t: x**3, x, num_copies=n)["mean"][0] for n in (1, 2, 9)]
+    assert copies == sorted(copies)
+    assert copies[-1] > copies[0]
+    # |d x^3| / |x^3| is 3 |d x| / |x| to first order, where all entries of x are equal.
+    assert copies[-1] == pytest.approx(3, rel=0.1)
+    with pytest.raises(ValueError, match="radius"):
+        relative_input_stability(draws, gradient, x, radius=0.0)
+
+
+def test_copies_with_another_answer_do_not_count():
+    def torn(network, x, target):
+        return torch.where(x.sum(1, keepdim=True) > 0, x, 1000 + x)  # the answer is 0 where the sum is above 0
+
+    x = torch.tensor([[1e-3, 1e-3]], dtype=torch.float64)
+    draws, copies = product_draws([1.0]), {"num_copies": 1, "radius": 1.0}
+    found = [relative_input_stability(draws, torn, x, seed=seed, **copies)["mean"][0] for seed in range(8)]
+    kept = [value for value in found if not math.isnan(value)]
+    assert 0 < len(kept) < len(found)
+    assert kept == pytest.approx([1] * len(kept))

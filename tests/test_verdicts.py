@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from xuqlib.study import CLAIM_COLUMNS, Notebook
-from xuqlib.verdicts import gather, markdown_table, tally, verdict_grid
+from xuqlib.study import CLAIM_COLUMNS, ROOT, Notebook
+from xuqlib.verdicts import MARKS, gather, markdown_table, tally, verdict_bars, verdict_grid, with_table
 
 
 @pytest.fixture
@@ -49,6 +49,33 @@ def test_each_claim_and_data_set_has_one_field_in_the_figure(published):
     axes = verdict_grid(tally(gather(published)), {"C2": "two", "C10": "ten"}).axes[0]
     assert len(axes.patches) == 3
     assert sorted(text.get_text() for text in axes.texts) == ["holds\n1/0/0", "mixed\n1/0/1", "mixed\n1/1/0"]
+
+
+def test_the_bars_of_a_notebook_add_up_to_its_claims(published):
+    axes = verdict_bars(gather(published)).axes[0]
+    widths = {box.get_label(): [bar.get_width() for bar in box] for box in axes.containers}
+    assert widths == {"holds": [1, 2], "undecided": [0, 1], "fails": [1, 0]}
+    assert [bar.get_x() for bar in axes.containers[2]] == [1, 3]
+
+
+def test_the_table_of_claims_leaves_out_what_is_said_about_it(published):
+    (published / "14_claims.csv").write_text("no table at all")
+    assert set(gather(published)["notebook"]) == {"05", "06"}
+
+
+def test_the_table_is_put_between_the_marks_and_nothing_else_changes(published):
+    claims = gather(published)
+    old = f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n"
+    new = with_table(old, claims)
+    assert new == f"before\n{MARKS[0]}\n\n{markdown_table(claims)}\n\n{MARKS[1]}\nafter\n"
+    assert with_table(new, claims) == new
+    assert with_table("no marks", claims) == "no marks"
+
+
+def test_the_readme_shows_the_published_verdicts():
+    text = (ROOT / "README.md").read_text()
+    assert MARKS[0] in text
+    assert with_table(text, gather()) == text, "run `run_all.py --preset full --only 14`, which writes the table"
 
 
 @pytest.mark.parametrize(

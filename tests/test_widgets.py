@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from xuqlib.charts import Picture
-from xuqlib.widgets import explore
+from xuqlib.widgets import class_dots, explore, explore_classes
 
 FRAME = pd.DataFrame(
     {"posterior": ["a", "a", "b"], "statistic": ["cv", "entropy", "cv"], "kind": "one", "value": [1, 2, 3]}
@@ -54,3 +54,55 @@ def test_choosers_are_operated_by_keyboard_and_labelled():
 def test_a_frame_without_rows_or_column_is_refused(frame, by):
     with pytest.raises(ValueError, match="wanted"):
         explore(frame, by, draw)
+
+
+CLASSES = pd.DataFrame(
+    [
+        (posterior, explainer, statistic, name, start + place + 0.5, start + place, start + place + 1.0, 20)
+        for posterior, first in (("ensemble", 0.0), ("mc_dropout", 20.0))
+        for explainer, start in (("gradient", first), ("lime", first + 10.0))
+        for statistic in ("CV", "entropy")
+        for place, name in enumerate(("cat", "deer", "ship"))
+    ],
+    columns=["posterior", "explainer", "statistic", "class", "value", "low", "high", "n"],
+)
+
+
+def test_every_choice_of_class_shows_its_value_interval_and_place():
+    choosers, picture, line = parts(explore_classes(CLASSES))
+    assert list(choosers) == ["posterior", "explainer", "statistic", "class"]
+    assert line.value.startswith("<b>cat</b>: CV 0.5 (0 to 1, 95 % over examples, n = 20); number 3 of 3")
+    for chooser, option, sentence in (
+        ("class", "deer", "<b>deer</b>: CV 1.5 (1 to 2, 95 % over examples, n = 20); number 2 of 3"),
+        ("class", "ship", "<b>ship</b>: CV 2.5 "),
+        ("statistic", "entropy", "<b>ship</b>: entropy 2.5 "),
+        ("explainer", "lime", "<b>ship</b>: entropy 12.5 "),
+        ("posterior", "mc_dropout", "<b>ship</b>: entropy 32.5 "),
+    ):
+        before = picture.value
+        choosers[chooser].value = option
+        assert line.value.startswith(sentence)
+        assert picture.value != before
+
+
+def test_the_chosen_class_is_marked_and_the_largest_is_on_top():
+    chosen = {"posterior": "ensemble", "explainer": "lime", "statistic": "CV", "class": "deer"}
+    figure, _ = class_dots(CLASSES, chosen)
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ship", "deer", "cat"]
+    assert [(patch.get_y(), patch.get_height()) for patch in axes.patches] == [(0.5, 1.0)]  # around place 1
+
+
+def test_a_class_without_a_number_is_no_result():
+    frame = CLASSES.assign(value=CLASSES["value"].mask(CLASSES["class"].eq("deer") & CLASSES["statistic"].eq("CV")))
+    choosers, _, line = parts(explore_classes(frame))
+    choosers["class"].value = "deer"
+    assert "No such result" in line.value
+    assert "of 2 classes" in class_dots(frame.dropna(), {**CLASSES.iloc[0]})[1]
+
+
+def test_a_table_of_classes_without_a_column_or_row_is_refused():
+    with pytest.raises(ValueError, match="no column n"):
+        explore_classes(CLASSES.drop(columns="n"))
+    with pytest.raises(ValueError, match="no row for ensemble, gradient, CV, owl"):
+        class_dots(CLASSES, {**CLASSES.iloc[0], "class": "owl"})

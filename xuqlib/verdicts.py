@@ -6,12 +6,13 @@ import re
 import textwrap
 from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.patches import Rectangle
 
 from xuqlib.charts import HUES, Picture, styled
-from xuqlib.study import CLAIM_COLUMNS, ROOT, VERDICTS
+from xuqlib.study import CLAIM_COLUMNS, READS, ROOT, VERDICTS
 
 PUBLISHED = ROOT / "figures" / "full"
 # Claims of arXiv 2403.17224 by the names that they have here; not quoted, but put so that they can fail.
@@ -25,11 +26,12 @@ PAPER_CLAIMS: Mapping[str, str] = {
     "C7": "which posterior is best depends on the data",
     "C8": "explanation uncertainty notices adversarial examples",
 }
+MARKS = ("<!-- verdicts: written by run_all.py -->", "<!-- end of verdicts -->")
 COLOURS = {"holds": HUES[2], "fails": HUES[4], "undecided": "#d9d9d9", "mixed": HUES[1]}
 
 
 def gather(folder: Path = PUBLISHED) -> pd.DataFrame:
-    """Read the claims of every notebook from `NN_claims.csv` in a folder.
+    """Read the claims of every notebook from `NN_claims.csv` in a folder, but those about this very table.
 
     Returns:
         One claim per row: notebook, row (in its CSV, counted from 1), then the columns of the CSV.
@@ -39,6 +41,8 @@ def gather(folder: Path = PUBLISHED) -> pd.DataFrame:
     """
     parts = []
     for path in sorted(folder.glob("[0-9][0-9]_claims.csv")):
+        if path.name[:2] in READS:
+            continue
         frame = pd.read_csv(
             path, keep_default_na=False, na_values={"value": [""], "low": [""], "high": [""], "n": [""]}
         )
@@ -102,6 +106,30 @@ def verdict_grid(counts: pd.DataFrame, statements: Mapping[str, str] = PAPER_CLA
     return figure
 
 
+@styled
+def verdict_bars(claims: pd.DataFrame, *, by: str = "notebook", title: str = "") -> Picture:
+    """One bar for each value of a column: how many claims hold, are undecided, and fail.
+
+    Args:
+        claims: from `gather`.
+        by: column of `claims`.
+        title: of the figure.
+    """
+    counts = pd.crosstab(claims[by], claims["verdict"])
+    figure = Picture(figsize=(9, 1.8 + 0.42 * len(counts)))
+    axes, left = figure.subplots(), pd.Series(0, index=counts.index)
+    for verdict, hatch in (("holds", ""), ("undecided", ".."), ("fails", "//")):
+        length = counts.get(verdict, pd.Series(0, index=counts.index))
+        look: Any = {"color": COLOURS[verdict], "hatch": hatch, "edgecolor": "white"}
+        axes.barh(counts.index.astype(str), length, left=left, label=verdict, **look)
+        left = left + length
+    axes.set(xlabel="claims", ylabel=by)
+    axes.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.suptitle(title)
+    return figure
+
+
 def _field(x: int, y: int, colour: str) -> Rectangle:
     return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=colour, edgecolor="none", alpha=0.75)
 
@@ -120,6 +148,15 @@ def markdown_table(claims: pd.DataFrame, statements: Mapping[str, str] = PAPER_C
         notebooks = ", ".join(sorted(set(claims.loc[claims["claim"] == name, "notebook"])))
         lines.append(f"| {name}: {text} | {'; '.join(fields) or 'not measured'} | {notebooks} |")
     return "\n".join(lines)
+
+
+def with_table(text: str, claims: pd.DataFrame) -> str:
+    """Put today's `markdown_table` between the two marks of a Markdown text; a text without them stays as it is."""
+    begin, end = MARKS
+    if begin not in text or end not in text:
+        return text
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}\n\n{markdown_table(claims)}\n\n{end}{rest.split(end, 1)[1]}"
 
 
 def _counted(row: Mapping[Hashable, object]) -> str:

@@ -9,7 +9,11 @@ import ipywidgets
 import pandas as pd
 from matplotlib.figure import Figure
 
+from xuqlib.charts import HUES, dots
+
 Drawing = Callable[[pd.DataFrame, Mapping[str, object]], tuple[Figure, str]]
+BY_CLASS = ("posterior", "explainer", "statistic")
+RESULT = ("value", "low", "high", "n")
 
 
 def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets.VBox:
@@ -64,3 +68,57 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=60)
     return buffer.getvalue()
+
+
+def explore_classes(frame: pd.DataFrame) -> ipywidgets.VBox:
+    """Choose posterior, explainer, statistic and class, and see that class among the others, by `class_dots`.
+
+    Args:
+        frame: results, one per row: columns posterior, explainer, statistic, class, value, low, high and n; a row
+            whose value is NaN counts as no result.
+
+    Raises:
+        ValueError: the frame has no row, or lacks a column.
+    """
+    _check_columns(frame, (*BY_CLASS, "class", *RESULT))
+    frame = frame.dropna(subset="value")
+    return explore(frame, [*BY_CLASS, "class"], lambda _, chosen: class_dots(frame, chosen))
+
+
+def class_dots(frame: pd.DataFrame, chosen: Mapping[str, object]) -> tuple[Figure, str]:
+    """All classes of one posterior, explainer and statistic, the chosen class marked, and a sentence about it.
+
+    Args:
+        frame: as for `explore_classes`.
+        chosen: posterior, explainer, statistic and class.
+
+    Returns:
+        The figure, classes from the largest value down; the sentence gives the class's value, interval and place.
+
+    Raises:
+        ValueError: the frame lacks a column, or no row is chosen.
+    """
+    _check_columns(frame, (*BY_CLASS, "class", *RESULT))
+    rows = frame
+    for column in BY_CLASS:
+        rows = rows[rows[column] == chosen[column]]
+    rows = rows.sort_values("value", ascending=False, kind="stable", ignore_index=True)
+    marked = rows.index[rows["class"] == chosen["class"]]
+    if marked.empty:
+        raise ValueError(f"no row for {', '.join(map(str, chosen.values()))}; choose values that the frame has")
+    place, row = int(marked[0]), rows.loc[marked[0]]
+    statistic = str(chosen["statistic"])
+    title = ", ".join(str(chosen[column]) for column in ("posterior", "explainer")).replace("_", " ")
+    of = "95 % over examples"
+    figure = dots(rows, x="value", y="class", low="low", high="high", interval=of, label=statistic, title=title)
+    figure.axes[0].axhspan(place - 0.5, place + 0.5, color=HUES[1], alpha=0.35, zorder=0)
+    sentence = (
+        f"<b>{row['class']}</b>: {statistic} {row['value']:.3g} ({row['low']:.3g} to {row['high']:.3g}, {of}, "
+        f"n = {row['n']}); number {place + 1} of {len(rows)} classes, the largest first."
+    )
+    return figure, sentence
+
+
+def _check_columns(frame: pd.DataFrame, wanted: Sequence[str]) -> None:
+    if missing := [column for column in wanted if column not in frame]:
+        raise ValueError(f"the frame has no column {', '.join(missing)}; wanted {', '.join(wanted)}")

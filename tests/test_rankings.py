@@ -1,0 +1,116 @@
+"""Rankings under the bootstrap: known spreads, pairing, and verdicts that are decided or not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import kendalltau
+
+from xuqlib.rankings import beats, best_depends, rank_agreement, ranking, resampled
+from xuqlib.uncertainty import expected_calibration_error
+
+
+def rows(values, *, posterior="p", seed=0):
+    return pd.DataFrame({"example": range(len(values)), "score": values, "posterior": posterior, "seed": seed})
+
+
+def noise(count, seed):
+    return np.random.default_rng(seed).standard_normal(count)
+
+
+def made(means, spread=0.01, seed=0):
+    """Samples as `resampled` gives them, of columns a, b, ... with these means."""
+    columns = np.array(means) + spread * np.random.default_rng(seed).standard_normal((500, len(means)))
+    return pd.DataFrame(np.vstack([means, columns]), columns=list("abcdef")[: len(means)])
+
+
+def test_a_resampled_mean_spreads_by_its_standard_error():
+    values = noise(400, 0)
+    found = resampled(rows(values), "score", num_resamples=2000)["p"]
+    assert found[0] == pytest.approx(values.mean())
+    assert found[1:].std() == pytest.approx(values.std() / 20, rel=0.06)  # 2000 resamples: 1.6 % standard error
+
+
+def test_two_posteriors_share_their_examples():
+    values = noise(50, 1)
+    frame = pd.concat([rows(values), rows(values + 0.1, posterior="q")])
+    found = resampled(frame, "score", num_resamples=50)
+    np.testing.assert_allclose(found["q"] - found["p"], 0.1)
+
+
+def test_the_spread_over_training_seeds_counts():
+    frame = pd.concat([rows(np.zeros(9)), rows(np.ones(9), seed=1)])
+    found = resampled(frame, "score", num_resamples=4000)["p"]
+    assert found[0] == 0.5
+    assert found[1:].std() == pytest.approx(0.125**0.5, rel=0.05)  # the mean of two fair coins
+
+
+def test_only_examples_that_all_have_count():
+    frame = pd.concat([rows([1.0, 2.0, 9.0]), rows([3.0, 4.0, np.nan], posterior="q")])
+    assert resampled(frame, "score", num_resamples=2).iloc[0].to_dict() == {"p": 1.5, "q": 3.5}
+    with pytest.raises(ValueError, match="no example has a 'score'"):
+        resampled(pd.concat([rows([1.0]), rows([np.nan], posterior="q")]), "score")
+
+
+def test_resampled_calibration_is_that_of_each_resample():
+    probs = torch.rand(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(1) ** 3
+    probs, truth = probs / probs.sum(1, keepdim=True), torch.arange(60) % 3
+    confidence, answer = probs.max(1)
+    columns = {"confidence": confidence.numpy(), "error": answer.ne(truth).double().numpy()}
+    frame = rows(np.zeros(60)).assign(**columns)
+    found = resampled(frame, "ece", num_resamples=2, seed=4)["p"]
+    weights = np.random.default_rng(4).multinomial(60, np.full(60, 1 / 60), 2)
+    for value, counts in zip(found, [np.ones(60, dtype=int), *weights], strict=True):
+        picked = torch.arange(60).repeat_interleave(torch.from_numpy(counts))
+        assert value == pytest.approx(expected_calibration_error(probs[picked], truth[picked]), abs=1e-6)
+
+
+def test_a_ranking_by_hand():
+    samples = pd.DataFrame({"a": [1.0, 1.0, 3.0], "b": [2.0, 2.0, 2.0]})
+    found = ranking(samples).set_index("who")
+    assert found["rank"].to_dict() == {"a": 1, "b": 2}
+    assert found["first"].to_dict() == {"a": 0.5, "b": 0.5}  # of two resamples
+    assert found.at["a", "low"] == pytest.approx(1.05)  # 2.5 % of the way from 1 to 3
+    assert ranking(samples, larger=True).set_index("who")["rank"].to_dict() == {"a": 2, "b": 1}
+
+
+def test_a_difference_counts_from_so_many_standard_errors_on():
+    error = 0.01 * 2**0.5  # of a difference of two columns
+    assert beats(made([0.0, 1.9 * error])).to_numpy().sum() == 0
+    assert beats(made([0.0, 2.2 * error])).at["a", "b"]
+    assert not beats(made([0.0, 2.2 * error]), num_comparisons=15).at["a", "b"]  # z is 2.94 there
+    assert beats(made([0.0, 3.3 * error]), num_comparisons=15).at["a", "b"]
+    assert beats(made([0.0, 3.3 * error]), larger=True).at["b", "a"]
+
+
+def test_the_best_depends_on_the_data_where_two_decided_winners_differ():
+    holds, words = best_depends({"x": made([0.0, 1.0, 2.0]), "y": made([1.0, 0.0, 2.0], seed=1)})
+    assert holds is True and words == "x: a, y: b"
+
+
+def test_the_best_does_not_depend_where_one_beats_all_everywhere():
+    assert best_depends({"x": made([0.0, 1.0, 2.0]), "y": made([0.0, 2.0, 1.0], seed=1)})[0] is False
+    larger = best_depends({"x": made([0.0, 1.0]), "y": made([0.0, 2.0])}, larger=True)
+    assert larger == (False, "x: b, y: b")
+
+
+def test_winners_within_the_noise_decide_nothing():
+    assert best_depends({"x": made([0.0, 0.001, 2.0]), "y": made([0.001, 0.0, 2.0], seed=1)})[0] is None
+    assert best_depends({"x": made([0.0, 1.0]), "y": made([0.0, 0.001], seed=1)})[0] is None
+
+
+def test_columns_that_a_data_set_lacks_do_not_compete():
+    assert best_depends({"x": made([1.0, 2.0, 0.0]), "y": made([0.0, 1.0])}) == (False, "x: a, y: a")
+
+
+def test_rank_agreement_is_kendalls_tau():
+    a, b = made(noise(6, 2), spread=0.5), made(noise(6, 3), spread=0.5)
+    value, low, high = rank_agreement(a, b)
+    taus = [kendalltau(left, right).statistic for left, right in zip(a.to_numpy(), b.to_numpy(), strict=True)]
+    assert value == pytest.approx(taus[0])
+    assert (low, high) == pytest.approx(tuple(np.quantile(taus[1:], (0.025, 0.975))))
+    assert rank_agreement(a, -a)[0] == -1
+    with pytest.raises(ValueError, match="1 columns in common"):
+        rank_agreement(a, a[["a"]])

@@ -1,0 +1,248 @@
+"""Orders of pixels against each other: tables, figures and claims of deletion and insertion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+from xuqlib.charts import LINES, MARKERS, Picture, dots
+from xuqlib.controls import other_image
+from xuqlib.draws import Draws
+from xuqlib.explaining import Explainer, explain
+from xuqlib.orderings import FILL_OF, STATISTICS, auc, curves, importance, one_draw, pixel_order
+from xuqlib.panels import panels
+from xuqlib.posteriors import Posterior
+from xuqlib.reporting import judge
+from xuqlib.steadiness import INTERVAL, over_examples
+from xuqlib.study import Notebook
+from xuqlib.training import train_or_load
+
+UNMOVED = 0.05  # a curve whose highest and lowest point differ by less says nothing about any order
+
+Scores = Mapping[tuple[str, str], Tensor]  # (ordering, curve) to (N, K + 1)
+
+
+def trained(name: str, dataset: str, *, preset: str, seed: int = 0) -> Posterior:
+    """Load a posterior by method; a name that ends in "_all" has every layer random. Options as `train_or_load`."""
+    placement = "all" if name.endswith("_all") else "last"
+    method = name.removesuffix("_all")
+    return train_or_load(method, dataset, preset=preset, seed=seed, placement=placement, progress=False)
+
+
+def maps_of(
+    draws: Draws | Sequence[nn.Module],
+    explainer: Explainer,
+    x: Tensor,
+    target: Tensor,
+    *,
+    block: int = 100,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Every map of an explainer that makes an order, explained in blocks of examples to save memory.
+
+    Args:
+        draws, explainer, x, target, **options: as for `explain`; x is pictures, and target one class per example.
+        block: examples explained at a time.
+
+    Returns:
+        (N, H, W) each: those of `STATISTICS`; "single", see `one_draw`; and two controls, "reversed", the least
+        important pixel of the mean map first, and "other_image", the mean map of another example.
+    """
+    parts = []
+    for start in range(0, len(x), block):
+        here = slice(start, start + block)
+        e = explain(draws, explainer, x[here], target[here], progress=False, **options)
+        parts.append({name: importance(e, name) for name in STATISTICS} | {"single": one_draw(e, first=start)})
+    maps = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return maps | {"reversed": -maps["mean"], "other_image": other_image(maps["mean"])}
+
+
+def score_orders(
+    draws: Draws | Sequence[nn.Module], x: Tensor, orders: Mapping[str, Tensor], target: Tensor, **options: Any
+) -> dict[tuple[str, str], Tensor]:
+    """Both curves of every order.
+
+    Args:
+        draws, x, target, **options: as for `curves`.
+        orders: pixel numbers, (N, H * W), by the name of the ordering.
+
+    Returns:
+        Scores (N, K + 1) by (ordering, curve), curve being "deletion" or "insertion".
+    """
+    return {
+        (name, kind): curves(draws, x, order, target, kind=kind, **options)
+        for name, order in orders.items()
+        for kind in FILL_OF
+    }
+
+
+def contest(
+    draws: Draws | Sequence[nn.Module],
+    explainers: Mapping[str, tuple[Explainer, dict[str, Any], int]],
+    x: Tensor,
+    target: Tensor,
+    *,
+    orderings: Iterable[str] | None = None,
+    controls: Mapping[str, Draws | Sequence[nn.Module]] | None = None,
+    blind: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> dict[str, Scores]:
+    """Both curves of many orders of the same pictures.
+
+    Args:
+        draws, x, target, **options: as for `curves`; the same draws are explained and give the scores.
+        explainers: by name: the function, its options, and how many of the examples it explains, the first ones.
+        orderings: which maps of `maps_of` make an order; all by default.
+        controls: other networks by the name of the control; their mean map makes an order.
+        blind: orders that need no explainer, by name, (N, H * W).
+
+    Returns:
+        For each explainer the scores of its own orders, of the controls, and of the blind ones on the same examples.
+    """
+    common = score_orders(draws, x, blind or {}, target, **options)
+    found: dict[str, Scores] = {}
+    for name, (function, settings, count) in explainers.items():
+        some, classes = x[:count], target[:count]
+        maps = maps_of(draws, function, some, classes, **settings)
+        kept = {each: maps[each] for each in (maps if orderings is None else orderings)}
+        for control, networks in (controls or {}).items():
+            kept[control] = maps_of(networks, function, some, classes, **settings)["mean"]
+        orders = {each: pixel_order(values) for each, values in kept.items()}
+        own = score_orders(draws, some, orders, classes, **options)
+        found[name] = own | {key: each[: len(some)] for key, each in common.items()}
+    return found
+
+
+def auc_table(scores: Mapping[str, Scores]) -> pd.DataFrame:
+    """Areas under the curves of a contest, one row per explainer, ordering, curve and example.
+
+    Returns:
+        Columns explainer, ordering, curve, example, auc, and range, the curve's highest point less its lowest.
+    """
+    rows = []
+    for explainer, own in scores.items():
+        for (name, kind), each in own.items():
+            columns = {"auc": auc(each), "range": each.amax(1) - each.amin(1)}
+            frame = pd.DataFrame({"example": range(len(each)), **columns})
+            rows.append(frame.assign(explainer=explainer, ordering=name, curve=kind))
+    return pd.concat(rows, ignore_index=True)
+
+
+def mean_curves(scores: Mapping[str, Scores], orderings: Sequence[str]) -> pd.DataFrame:
+    """Mean curve over the examples of a contest, for the orderings that are to be drawn.
+
+    Returns:
+        Columns explainer, curve, ordering, share of pixels replaced, score, and low, high: two standard errors.
+    """
+    rows = []
+    for explainer, own in scores.items():
+        for kind in FILL_OF:
+            for name in orderings:
+                each = own[name, kind]
+                error = 2 * each.std(0) / len(each) ** 0.5  # NaN for a single example
+                columns = {"share": torch.linspace(0, 1, each.shape[1]), "score": each.mean(0)}
+                frame = pd.DataFrame({**columns, "low": each.mean(0) - error, "high": each.mean(0) + error})
+                rows.append(frame.assign(explainer=explainer, curve=kind, ordering=name))
+    return pd.concat(rows, ignore_index=True)
+
+
+def mean_areas(aucs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean area over examples; rows that agree in `by` and example, those of several trainings, are averaged first.
+
+    Returns:
+        Columns `by`, which hold curve, and the fill of the protocol, n examples, auc, and low, high as in
+        `over_examples`.
+    """
+    each = aucs.groupby([*by, "example"], sort=False)["auc"].mean().reset_index()
+    number = each.groupby(list(by), sort=False).size().to_numpy()
+    return over_examples(each, by, "auc").assign(n=number, fill=lambda frame: frame["curve"].map(FILL_OF))
+
+
+def advantage(aucs: pd.DataFrame, ordering: str, rival: str, by: Sequence[str] = ()) -> pd.DataFrame:
+    """How much better one ordering is than another on the same example, positive where it is better.
+
+    Args:
+        aucs: rows of `auc_table`; rows that agree in `by`, curve and example, such as those of several training
+            seeds, are averaged first.
+        ordering, rival: two values of the column ordering; groups without one of the two are left out.
+        by: further columns that tell rows apart.
+
+    Returns:
+        Columns `by`, curve, example, advantage: the rival's deletion AUC less the ordering's; the ordering's insertion
+        AUC less the rival's; and, where curve is "both", their sum.
+    """
+    if missing := {ordering, rival} - set(aucs["ordering"]):
+        raise ValueError(f"no ordering {', '.join(sorted(missing))} in the table; it has {set(aucs['ordering'])}")
+    sign = aucs["curve"].map({"deletion": -1.0, "insertion": 1.0})
+    gains = aucs.assign(gain=aucs["auc"] * sign)
+    sides = [
+        gains[gains["ordering"] == name].groupby([*by, "curve", "example"], sort=False)["gain"].mean()
+        for name in (ordering, rival)
+    ]
+    each = (sides[0] - sides[1].reindex(sides[0].index)).dropna().rename("advantage").reset_index()
+    both = each.groupby([*by, "example"], sort=False)["advantage"].sum().reset_index().assign(curve="both")
+    return pd.concat([each, both], ignore_index=True)
+
+
+def curve_lines(frame: pd.DataFrame, *, title: str) -> Picture:
+    """Draw `mean_curves`: one panel per explainer and curve, one line per ordering."""
+
+    def draw(axes: Axes, part: pd.DataFrame) -> None:
+        for dash, (name, one) in zip(LINES * 2, part.groupby("ordering", sort=False), strict=False):
+            axes.plot(one["share"], one["score"], label=name, linestyle=dash)
+            axes.fill_between(one["share"], one["low"], one["high"], alpha=0.15, linewidth=0)
+
+    labels = ("share of pixels replaced", f"mean probability of the class\n(band: {INTERVAL})")
+    parts = frame.assign(panel=frame["explainer"] + ",\n" + frame["curve"])
+    return _with_legend(panels(parts, draw, by="panel", labels=labels, columns=2, size=(5.2, 3.5), title=title))
+
+
+def area_dots(frame: pd.DataFrame, *, title: str) -> Picture:
+    """Draw `mean_areas`: one panel per posterior and curve, one line of dots per ordering, told apart by explainer."""
+
+    def draw(axes: Axes, part: pd.DataFrame) -> None:
+        names = list(dict.fromkeys(part["ordering"]))
+        for i, (name, one) in enumerate(part.groupby("explainer", sort=False)):
+            places = [names.index(each) + 0.24 * (i - 1) for each in one["ordering"]]
+            axes.errorbar(one["auc"], places, xerr=one["high"] - one["auc"], fmt=MARKERS[i], label=name)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+
+    labels = (f"area under the curve (line: {INTERVAL})", "")
+    parts = frame.assign(panel=frame["posterior"] + ",\n" + frame["curve"])
+    return _with_legend(
+        panels(parts, draw, by="panel", labels=labels, share="", columns=2, size=(5.6, 4.4), title=title)
+    )
+
+
+def gain_dots(gains: pd.DataFrame, *, y: str, hue: str, label: str, title: str) -> tuple[Picture, pd.DataFrame]:
+    """Draw the mean of `advantage` over examples, as `dots`, with a line at 0; the figure, and its frame."""
+    frame = over_examples(gains, [y, hue], "advantage")
+    ends = {"low": "low", "high": "high", "interval": INTERVAL}
+    figure = dots(frame, x="advantage", y=y, hue=hue, label=label, title=title, **ends)
+    figure.axes[0].axvline(0, color="black")
+    return figure, frame
+
+
+def _with_legend(figure: Picture) -> Picture:
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=15)
+    return figure
+
+
+def judge_weakest(study: Notebook, text: str, gains: pd.DataFrame, by: str = "posterior", **facts: Any) -> None:
+    """Claim that a mean advantage lies above 0 in every group of `by`: the row shows the weakest case, by name.
+
+    If the weakest in units of its standard error holds, all hold; if any fails, so does the weakest.
+
+    Args:
+        study, text, **facts: as for `judge`.
+        gains: rows of `advantage`.
+    """
+    cases = [(str(name), part["advantage"]) for name, part in gains.groupby(by, sort=False)]
+    name, weakest = min(cases, key=lambda case: float(case[1].mean() / case[1].sem()))
+    judge(study, text, weakest, of=f"{INTERVAL}; weakest: {name}", **facts)

@@ -1,0 +1,200 @@
+"""Do the marked pixels matter? Deletion and insertion: replace pixels in the order of a map and watch the class."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from xuqlib.baselines import make_baseline
+from xuqlib.checks import check_choice, check_count, check_examples, check_number, check_target
+from xuqlib.distribution import ExplanationDistribution
+from xuqlib.draws import Draws, generator_of
+from xuqlib.uncertainty import logits_of
+
+STATISTICS = ("mean", "std", "cv", "signed")
+FILLS = ("black", "blurred", "mean_colour")
+FILL_OF = {"deletion": "black", "insertion": "blurred"}  # the protocol, after RISE, arXiv 1806.07421
+
+
+def importance(e: ExplanationDistribution, statistic: str) -> Tensor:
+    """Reduce an explanation distribution to one number per pixel, by which pixels can be put in order.
+
+    Args:
+        e: attributions of pictures; of a single draw, "mean" is that draw's map.
+        statistic: of |attribution| summed over channels, over draws: "mean", "std" or "cv", the quotient of the two,
+            -inf where it is undefined (`e.cv("paper", rescale=False)`), so that these pixels come last. "signed":
+            the mean attribution summed over channels with its sign, so that what speaks against the class comes last.
+
+    Returns:
+        (N, H, W), float64, in the unit of the attribution; "cv" has none.
+
+    Source: arXiv 2403.17224, section 4, orders by mean and by std; how channels are folded is a choice.
+    """
+    check_choice(statistic, STATISTICS, "statistic")
+    if statistic == "signed":
+        return e.mean().sum(1) if e.is_picture else e.mean()
+    if statistic == "cv":
+        cv = e.cv("paper", rescale=False)
+        return torch.where(cv.isnan(), -torch.inf, cv)
+    folded = e.moments.of["folded"]
+    return folded.mean if statistic == "mean" else folded.std()
+
+
+def one_draw(e: ExplanationDistribution, *, first: int = 0) -> Tensor:
+    """Map of a single draw, another one for each example in turn, so that a mean over examples is one over draws, too.
+
+    Args:
+        e: attributions of pictures, every draw kept.
+        first: number of the first example, where e holds a block of more.
+
+    Returns:
+        |attribution| summed over channels, (N, H, W); example i gets draw (first + i) modulo the number of draws.
+    """
+    if e.values is None:
+        raise ValueError('a single draw\'s map needs every draw; explain with keep="all"')
+    example = torch.arange(e.values.shape[1])
+    return importance(ExplanationDistribution(e.values[(first + example) % e.num_draws, example][None]), "mean")
+
+
+def pixel_order(maps: Tensor) -> Tensor:
+    """Put the pixels of each map in order, the largest value first; equal values keep the order of reading.
+
+    Args:
+        maps: (N, H, W).
+
+    Returns:
+        Pixel numbers, row by row from the top left, (N, H * W).
+
+    Raises:
+        ValueError: a map holds NaN.
+    """
+    if maps.isnan().any():
+        raise ValueError("a map holds NaN, which has no place in an order; give such pixels a number, such as -inf")
+    return maps.flatten(1).sort(dim=1, descending=True, stable=True).indices
+
+
+def random_order(num_examples: int, shape: Sequence[int], *, seed: int = 0) -> Tensor:
+    """Put the pixels of each picture, `shape` = (height, width), in a random order of its own; (N, H * W)."""
+    check_count(num_examples, 1, "num_examples")
+    return torch.rand(num_examples, *shape, generator=generator_of(seed)).flatten(1).argsort(1)
+
+
+def filled(x: Tensor, fill: str | Tensor) -> Tensor:
+    """What replaces the pixels of each picture.
+
+    Args:
+        x: pictures, (N, C, H, W).
+        fill: "black", zeros; "blurred", the picture itself under a Gaussian blur whose sigma is an eighth of the
+            longer side, as in `make_baseline`; "mean_colour", each channel's mean over the picture's own pixels; or
+            a tensor broadcastable to x.
+
+    Returns:
+        Pictures shaped like x.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x is {tuple(x.shape)}; deletion and insertion are of pictures, (N, C, H, W)")
+    if isinstance(fill, Tensor):
+        return make_baseline(fill, x)
+    check_choice(fill, FILLS, "fill")
+    return x.mean((2, 3), keepdim=True).expand_as(x) if fill == "mean_colour" else make_baseline(fill, x)
+
+
+def perturbed(
+    x: Tensor, order: Tensor, share: float, *, kind: str = "deletion", fill: str | Tensor | None = None
+) -> Tensor:
+    """Pictures after a share of their pixels was replaced, all channels of a pixel at once.
+
+    Args:
+        x, order, kind, fill: as for `curves`.
+        share: of the pixels, in [0, 1]; rounded to whole pixels.
+
+    Returns:
+        Pictures shaped like x.
+    """
+    if check_number(share, 0, "share") > 1:
+        raise ValueError(f"share is {share}; a share of the pixels lies in [0, 1]")
+    start, end = _ends(x, kind, fill)
+    gone = _places(x, order) < round(share * order.shape[1])
+    return torch.where(gone.view(len(x), 1, *x.shape[2:]), end, start)
+
+
+def _ends(x: Tensor, kind: str, fill: str | Tensor | None) -> tuple[Tensor, Tensor]:
+    check_choice(kind, tuple(FILL_OF), "kind")
+    replacement = filled(x, FILL_OF[kind] if fill is None else fill)
+    return (x, replacement) if kind == "deletion" else (replacement, x)
+
+
+def _places(x: Tensor, order: Tensor) -> Tensor:
+    """Place of each pixel in the order, (N, P), 0 for the first to be replaced."""
+    pixels = torch.arange(x.shape[-2] * x.shape[-1])
+    if order.shape != (len(x), len(pixels)) or not torch.equal(order.sort(1).values, pixels.expand(order.shape)):
+        raise ValueError(
+            f"order is {tuple(order.shape)}; wanted every pixel number from 0 to {len(pixels) - 1} once for each of "
+            f"{len(x)} examples; make it with pixel_order(maps)"
+        )
+    return order.argsort(1)
+
+
+def curves(
+    draws: Draws | Sequence[nn.Module],
+    x: Tensor,
+    order: Tensor,
+    target: Tensor,
+    *,
+    kind: str = "deletion",
+    fill: str | Tensor | None = None,
+    num_steps: int | None = None,
+    batch_size: int = 128,
+) -> Tensor:
+    """Follow the probability of a class while pixels are replaced in order, the same number of them at each step.
+
+    It runs exactly from one picture to the other. With one fill, insertion is deletion in reverse order, read
+    backwards.
+
+    Args:
+        draws: fixed networks; the score is the mean of their softmax probabilities.
+        x: pictures, (N, C, H, W).
+        order: pixel numbers, first to be replaced first, (N, H * W).
+        target: class of each example, (N,).
+        kind: "deletion" goes from the picture to the fill, "insertion" from the fill to the picture.
+        fill: as for `filled`; by default "black" for deletion and "blurred" for insertion.
+        num_steps: K, which divides the number of pixels; by default one image row of pixels per step.
+        batch_size: pictures evaluated at a time.
+
+    Returns:
+        Probability of the target after k / K of the pixels, (N, K + 1).
+
+    Raises:
+        ValueError: an order that is none, a number of steps that leaves a rest, or a regression.
+
+    Source: Petsiuk et al. 2018, arXiv 1806.07421; arXiv 2403.17224, section 4, leaves the protocol open.
+    """
+    check_examples(x)
+    draws = draws if isinstance(draws, Draws) else Draws(draws)
+    target = check_target(target, len(x), sys.maxsize)
+    (start, end), places = _ends(x, kind, fill), _places(x, order)
+    num_steps = x.shape[-2] if num_steps is None else check_count(num_steps, 1, "num_steps")
+    size, rest = divmod(places.shape[1], num_steps)
+    if rest:
+        raise ValueError(f"{num_steps} steps do not divide {places.shape[1]} pixels; choose a number that does")
+    found = []
+    for rows in torch.arange(len(x) * (num_steps + 1)).split(batch_size):
+        example, step = rows // (num_steps + 1), rows % (num_steps + 1)
+        gone = places[example] < size * step[:, None]  # (row, P)
+        mixed = torch.where(gone.view(len(rows), 1, *x.shape[2:]), end[example], start[example])
+        logits = logits_of(draws, mixed, batch_size=batch_size)
+        if logits.shape[-1] < 2:
+            raise ValueError("the networks give one output, a regression; deletion and insertion need class scores")
+        found.append(logits.softmax(-1).mean(0).gather(1, target[example, None]).squeeze(1))
+    return torch.cat(found).view(len(x), num_steps + 1)
+
+
+def auc(scores: Tensor) -> Tensor:
+    """Area under each curve over the share of pixels in [0, 1], by trapezoid; (N, K + 1) to (N,), in [0, 1].
+
+    Lower is better for deletion, higher for insertion.
+    """
+    return torch.trapezoid(scores, dx=1 / (scores.shape[1] - 1), dim=1)

@@ -1,0 +1,230 @@
+"""Mending a posterior's spread of explanations: fitted to a few networks, tested on others, beside its rivals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import minimize
+from scipy.stats import norm
+from torch import Tensor
+
+from xuqlib.agreement import LEVELS, Forecast, agreement, forecast, image_blind, intervals, unit_maps
+from xuqlib.checks import check_choice
+from xuqlib.draws import Draws
+from xuqlib.steadiness import over_examples
+
+VERSIONS = ("as it is", "factor", "floors")
+OVER_CENTRES = "±2 standard errors over examples, from the lowest to the highest centre"
+_SUBSET = 2**15  # numbers that a repair is fitted on, at most: spread evenly over networks, examples and pixels
+_NO_WIDTH = 1e-4  # in units of the mean |map|: keeps the root differentiable where nothing moves
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A correction of the spread: std becomes sqrt((factor std)^2 + (of_mean |mean|)^2 + floor^2), known from then on.
+
+    score is the interval score that it reached where it was fitted.
+    """
+
+    factor: float
+    of_mean: float = 0.0
+    floor: float = 0.0
+    score: float = math.nan
+
+    def __call__(self, expected: Forecast) -> Forecast:
+        squares = (self.factor * expected.std) ** 2 + (self.of_mean * expected.mean) ** 2 + self.floor**2
+        return Forecast(expected.mean, squares.sqrt())
+
+
+def recalibrate(
+    expected: Forecast, held_out: Tensor, *, by: str = "score", floors: bool = False, level: float = 0.9
+) -> Repair:
+    """Fit a correction of the spread to a few networks that are kept for fitting.
+
+    Args:
+        expected, held_out: as for `agreement`; test on other networks and other examples.
+        by: "score" minimises the mean interval score at `level`; "moments" makes the mean variance equal to the mean
+            squared deviation, which the largest deviations decide.
+        floors: also fit a part of the std that grows with |mean|, and a constant one: no factor mends a pixel at which
+            the posterior has no spread at all.
+
+    Raises:
+        ValueError: nothing moves and there are no floors; floors by moments.
+    """
+    check_choice(by, ("score", "moments"), "by")
+    if by == "moments" and floors:
+        raise ValueError("moments give one number, the factor; fit floors by='score'")
+    off = (held_out - expected.mean).abs().flatten()
+    squares = torch.stack([expected.std**2, expected.mean**2, torch.ones_like(expected.mean)][: 3 if floors else 1])
+    terms = squares.repeat(1, len(held_out), 1).flatten(1)
+    known = off.isfinite() & terms.isfinite().all(0)
+    off, terms = off[known], terms[:, known]
+    step = len(off) // _SUBSET | 1  # odd, so that it walks through all columns of a picture
+    scale, means = float((off**2).mean()), terms.mean(1)
+    if not means[0] and not floors:
+        raise ValueError("the draws do not differ anywhere, so no factor can mend their spread; pass floors=True")
+    if by == "moments":
+        return Repair(math.sqrt(scale / float(means[0])))
+    units = torch.where(means > 0, scale / means, torch.zeros_like(means)).numpy()
+    found = _least_score(off[::step].numpy(), terms[:, ::step].numpy() * units[:, None], level)
+    numbers = np.zeros(3)
+    numbers[: len(units)] = np.sqrt(found.x * units)
+    factor, of_mean, floor = numbers.tolist()
+    return Repair(factor, of_mean, floor, float(found.fun))
+
+
+def _least_score(off: np.ndarray, terms: np.ndarray, level: float) -> Any:
+    """Minimise the mean score of ± z std, std^2 a non-negative combination of the terms, each of the size of off^2."""
+    z = norm.ppf((1 + level) / 2)
+
+    def score(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        std = np.sqrt(weights @ terms + _NO_WIDTH**2)
+        excess = off - z * std
+        slope = 2 * z * (1 - (excess > 0) / (1 - level)) / (2 * std)  # of the score, by std^2
+        return float(np.mean(2 * z * std + 2 / (1 - level) * np.maximum(excess, 0))), terms @ slope / len(off)
+
+    start = np.full(len(terms), 1 / len(terms))
+    return minimize(score, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(terms))
+
+
+def leave_one_out(values: Tensor) -> tuple[Forecast, Tensor]:
+    """Each draw as forecast by the others: a forecast of draw times example maps, and these maps, (1, draws * N, P).
+
+    Good for fitting a repair without further networks. As a test of coverage it is worth little: see
+    `agreement.counting_coverage`.
+    """
+    others = [forecast(torch.cat([values[:i], values[i + 1 :]])) for i in range(len(values))]
+    mean, std = torch.cat([each.mean for each in others]), torch.cat([each.std for each in others])
+    return Forecast(mean, std, len(values) - 1), values.flatten(0, 1)[None]
+
+
+def compare(
+    candidates: Sequence[Tensor],
+    own: Tensor,
+    fit: Tensor | None,
+    test: Tensor,
+    *,
+    levels: Sequence[float] = LEVELS,
+    evidence: Tensor | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Test one posterior on unseen networks: as it is, with one fitted factor, and with factor and floors.
+
+    Repairs are fitted on the even examples and tested on the odd ones, and the other way round, so no number rests on
+    an example or a network that it was fitted on.
+
+    Args:
+        candidates: maps of one or several posteriors, each (draw, example, pixel); the one whose repair reaches the
+            lowest score where it is fitted is taken.
+        own: maps of one trained network, (example, pixel), for the image-blind interval.
+        fit: maps of the networks to fit on, (network, example, pixel); None fits by leaving out draws one by one.
+        test: maps of the networks to test on.
+        evidence: if given, adds the columns of `declared`.
+
+    Returns:
+        The rows of `agreement` with the columns version (of `VERSIONS`) and blind, the score of the image-blind
+        interval on the same pixels; and the repairs: version, fold, candidate, factor, of_mean, floor, score. A single
+        map has no spread to mend, so only floors can help it.
+    """
+    frames, repairs = [], []
+    for fold in (0, 1):
+        here = torch.arange(len(own)) % 2 == fold  # fitted on
+        there = (~here).nonzero()[:, 0]
+        blind = image_blind(own[here], levels)
+        for version in VERSIONS if len(candidates[0]) > 1 else VERSIONS[2:]:
+            fitted = [_fitted(values[:, here], fit if fit is None else fit[:, here], version) for values in candidates]
+            number = min(range(len(fitted)), key=lambda i: fitted[i].score)
+            expected = forecast(candidates[number][:, there])
+            expected = expected if version == "as it is" else fitted[number](expected)
+            rows = agreement(expected, test[:, there], levels=levels)
+            rows["blind"] = agreement(expected, test[:, there], levels=levels, band=blind)["score"]
+            if evidence is not None:
+                rows = rows.merge(declared(expected, evidence[there]), on="example")
+            frames.append(rows.assign(example=there.numpy()[rows["example"]], version=version))
+            repairs.append({"version": version, "fold": fold, "candidate": number, **vars(fitted[number])})
+    return pd.concat(frames, ignore_index=True), pd.DataFrame(repairs)
+
+
+def _fitted(values: Tensor, fit: Tensor | None, version: str) -> Repair:
+    expected, held_out = leave_one_out(values) if fit is None else (forecast(values), fit)
+    if version == "as it is":
+        rows = agreement(expected, held_out, levels=(0.9,))
+        return Repair(1.0, score=float(rows.loc[rows["pixels"] == "all", "score"].mean()))
+    return recalibrate(expected, held_out, floors=version == "floors")
+
+
+def trial(
+    families: Mapping[str, Sequence[Draws]],
+    ensembles: Mapping[str, Draws],
+    networks: Mapping[str, Draws],
+    explainer: Callable[..., Tensor],
+    x: Tensor,
+    target: Tensor | None,
+    *,
+    levels: Sequence[float] = LEVELS,
+    evidence: Tensor | None = None,
+    **options: Any,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Put every posterior around one centre, and what rivals it, to the same test: `compare`, posterior by posterior.
+
+    Args:
+        families: name of each posterior, and its candidates.
+        ensembles: name of each set of trained networks; repaired by leaving one out, so they need no others.
+        networks: "own", the centre, whose map with floors enters as "one_map": no posterior at all; "fit"; "test".
+        explainer, x, target, **options: as for `unit_maps`.
+        levels, evidence: as for `compare`.
+
+    Returns:
+        The tables of `compare`, each with the column posterior.
+    """
+    maps = {name: unit_maps(draws, explainer, x, target, **options) for name, draws in networks.items()}
+    roles: dict[str, tuple[Any, Tensor | None]] = {name: ([draws], None) for name, draws in ensembles.items()}
+    roles |= {name: (candidates, maps["fit"]) for name, candidates in families.items()}
+    rows: list[pd.DataFrame] = []
+    repairs: list[pd.DataFrame] = []
+    for name, (candidates, fit) in [*roles.items(), ("one_map", ([], maps["fit"]))]:
+        values = [unit_maps(draws, explainer, x, target, **options) for draws in candidates] or [maps["own"]]
+        found = compare(values, maps["own"][0], fit, maps["test"], levels=levels, evidence=evidence)
+        for table, into in zip(found, (rows, repairs), strict=True):
+            into.append(table.assign(posterior=name))
+    return pd.concat(rows, ignore_index=True), pd.concat(repairs, ignore_index=True)
+
+
+def declared(expected: Forecast, evidence: Tensor, *, level: float = 0.9) -> pd.DataFrame:
+    """Which pixels an explanation dares to call important, and whether they are: those whose interval excludes 0.
+
+    Args:
+        expected: of `forecast`, repaired or not.
+        evidence: where the known evidence is, bool (example, pixel).
+
+    Returns:
+        One row per example: declared, the share of pixels; precision, the share of these on the evidence, NaN where
+        there are none; recall, the share of the evidence that is declared.
+    """
+    low, high = (end[0] for end in intervals(expected, (level,)))
+    found = (low > 0) | (high < 0)
+    hits = (found & evidence).sum(1).double()
+    columns = {"declared": found.double().mean(1), "precision": hits / found.sum(1), "recall": hits / evidence.sum(1)}
+    numbers = {name: value.numpy() for name, value in columns.items()}
+    return pd.DataFrame({"example": range(len(found)), **numbers})
+
+
+def over_centres(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Mean of a column over centre networks, in an interval that covers every centre's own; see `OVER_CENTRES`.
+
+    Networks matter more than examples: three centres that disagree make this interval wide, as they should.
+
+    Args:
+        frame: one row per group, seed (of the centre) and example.
+
+    Returns:
+        Columns `by`, `value`, low, high, centres; groups in order of appearance.
+    """
+    each = over_examples(frame, [*by, "seed"], value).groupby(list(by), sort=False)
+    ends = {value: each[value].mean(), "low": each["low"].min(), "high": each["high"].max(), "centres": each.size()}
+    return pd.DataFrame(ends).reset_index()

@@ -5,22 +5,29 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from xuqlib import gradient_x_input
+from xuqlib import Notebook, gradient_x_input
 from xuqlib.agreement import (
     Forecast,
     agreement,
+    beside,
     centred_coverage,
     counting_coverage,
     forecast,
+    gain,
     image_blind,
     interval_score,
     intervals,
+    over_centres,
     perfect_ratio,
+    settle,
+    simulated,
     unit_maps,
     unit_scale,
+    variance_ratios,
 )
 
 MU, S = 2.0, 0.7
@@ -155,3 +162,51 @@ def test_an_image_blind_interval_is_quantiles_over_other_pictures():
     torch.testing.assert_close(high, torch.tensor([[[95.0, -5.0]]]))
     with_a_gap = torch.cat([maps, torch.full((1, 2), math.nan)])
     torch.testing.assert_close(image_blind(with_a_gap, (0.9,))[0], low)
+
+
+def test_the_simulation_agrees_with_its_formulas():
+    found = simulated(seed=1)
+    np.testing.assert_allclose(found["simulated"], found["formula"], atol=0.015)
+    assert found["formula"].tolist() == pytest.approx([4 / 6, 0.755, 0.9, 0.9], abs=1e-3)
+
+
+def test_an_interval_over_centres_covers_each_of_them():
+    frame = pd.DataFrame({"seed": [0, 0, 1, 1], "name": "a", "score": [1.0, 3.0, 5.0, 5.0]})
+    found = over_centres(frame, ["name"], "score").iloc[0]
+    assert (found["score"], found["low"], found["high"], found["centres"]) == (3.5, 0.0, 5.0, 2)  # 2 ± 2, and 5 ± 0
+
+
+def test_a_variance_ratio_is_taken_at_each_centre():
+    frame = pd.DataFrame({"seed": [0, 0, 1], "name": "a", "variance": [1.0, 3.0, 1.0], "deviation": [2.0, 2.0, 4.0]})
+    found = variance_ratios(frame, ["name"]).iloc[0]
+    assert (found["ratio"], found["low"], found["high"]) == (0.625, 0.25, 1.0)
+
+
+def test_a_gain_pairs_pictures_at_the_same_centre():
+    rows = [("a", 0, 1, 3.0), ("a", 0, 0, 1.0), ("b", 0, 0, 4.0), ("b", 0, 1, 2.0), ("b", 1, 0, 9.0)]
+    frame = pd.DataFrame(rows, columns=["posterior", "seed", "example", "score"]).assign(version="factor")
+    found = gain(frame, ("a", "factor"), ("b", "factor"), times=2.0).set_index("example")["gain"]
+    assert found.to_dict() == {0: (8 - 1) / 5, 1: (4 - 3) / 5}  # the mean score of b is 5
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"), [([0.9, 0.91], "holds"), ([0.5, 0.52], "fails"), ([0.8, 0.99], "undecided")]
+)
+def test_a_claim_about_centres_is_settled_only_where_each_of_them_settles_it(values, verdict, figures):
+    study = Notebook("07", preset="quick", seed=0)
+    frame = pd.DataFrame(
+        {"seed": [0, 0, 1, 1], "example": [0, 1, 0, 1], "coverage": [values[0], values[0], values[1], values[1]]}
+    )
+    settle(study, "covers", frame, "coverage", at_least=0.85, at_most=0.95)
+    row = study.claims().iloc[0]
+    assert row["verdict"] == verdict and (row["low"], row["high"]) == tuple(values)
+
+
+def test_tests_stand_side_by_side_under_their_names():
+    expected, held_out = around_one_network(S), gaussian_maps(1, seed=1)
+    found = beside(
+        {"narrow": {"expected": expected, "held_out": held_out}, "same": {"expected": expected, "held_out": held_out}}
+    )
+    assert found.loc[("all", "narrow")].equals(found.loc[("all", "same")])
+    by_hand = mean_of(agreement(expected, held_out, levels=(0.9,)), "score", "largest")
+    assert found.loc[("largest", "narrow"), "score"] == pytest.approx(by_hand)

@@ -10,21 +10,22 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from xuqlib import explain, gradient, integrated_gradients, load, train_or_load
+from xuqlib import Notebook, explain, gradient, integrated_gradients, lime, load, train_or_load
 from xuqlib.classes import (
-    ASKED,
-    Estimate,
-    by_target,
-    class_correlation,
-    class_gap,
-    class_means,
-    correlation,
-    explain_own,
+    Way,
+    beside_entropy,
+    claim_classes,
+    class_gaps,
     hardness,
+    least_steady,
+    per_picture,
+    steadiness_of_classes,
     taken_out,
 )
 from xuqlib.draws import Draws
 from xuqlib.metrics import alike, ssim
+from xuqlib.resampling import Estimate, class_correlation, class_gap, class_means, correlation
+from xuqlib.targets import ASKED, by_target, by_target_of, claim_targets, explain_own
 
 TWO = pd.DataFrame({"class": ["b", "b", "b", "a", "a"], "value": [1.0, 2.0, 6.0, 10.0, 14.0]})
 
@@ -232,3 +233,124 @@ def gradient_times_input(network, x, target):
 def test_a_wrong_number_of_true_labels_is_refused():
     with pytest.raises(ValueError, match="6"):
         by_target([Fixed(0)], gradient, pictures(), torch.zeros(2, dtype=torch.int64))
+
+
+def ways(**more):
+    return {
+        "gradient": Way(gradient, {}, 2, 3, 1),
+        "ig": Way(integrated_gradients, {"num_steps": 2}, 1, 2, 1),
+    } | more
+
+
+def test_the_table_holds_the_cvs_of_the_first_pictures_of_each_class():
+    examples = load("planted", num_examples=18)
+    draws = train_or_load("mc_dropout", "planted", progress=False).sample(3, seed=0)
+    table = steadiness_of_classes(draws, examples, ways(lime=Way(lime, {"num_samples": 40}, 1, 2)))
+    assert table.groupby(["explainer", "class"])["example"].size().groupby("explainer").first().to_dict() == {
+        "gradient": 2,
+        "ig": 1,
+        "lime": 1,
+    }
+    for name, used, function, options in (
+        ("gradient", draws, gradient, {}),
+        ("ig", draws[:2], integrated_gradients, {"num_steps": 2}),
+    ):
+        part = table[table["explainer"] == name]
+        rows = part["example"].to_list()
+        assert part["class"].to_list() == [examples.class_names[examples.y[row]] for row in rows]
+        expected = explain(used, function, examples.x[rows], **options).cv("ratio")
+        np.testing.assert_allclose(part["cv_ratio"], expected, rtol=1e-4)
+        np.testing.assert_allclose(part["entropy"], hardness(draws, examples)["entropy"][rows], rtol=1e-9)
+    fit = table[table["explainer"] == "lime"]
+    np.testing.assert_allclose(fit["cv_pooled"], fit["cv_ratio"], rtol=0.5)  # LIME is pooled already, so means keep it
+
+
+def run_table():
+    """Two posteriors, the second with two trainings, three classes of four pictures; c is the unsteady one."""
+    keys = [("p", 0, 1.0), ("q", 0, 2.0), ("q", 1, 8.0)]
+    rows = [
+        ("d", name, training, "e", kind, 4 * place + i, size * math.exp(place + i / 10), place + i / 10, place / 2)
+        for name, training, size in keys
+        for place, kind in enumerate("abc")
+        for i in range(4)
+    ]
+    columns = ["dataset", "posterior", "training", "explainer", "class", "example", "cv_ratio", "entropy", "error"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_log_cvs_are_averaged_over_trainings_first():
+    found = per_picture(run_table().assign(log_cv=lambda f: np.log(f["cv_ratio"])))
+    assert list(found["example"]) == list(range(12))
+    # mean of log 1 and log 4, the latter the mean of log 2 and log 8
+    np.testing.assert_allclose(found["log_cv"], math.log(2) + found["entropy"])
+    apart = per_picture(run_table(), posteriors=True)
+    assert apart.groupby("posterior")["cv_ratio"].first().to_dict() == {"p": 1.0, "q": 5.0}
+    assert "training" not in apart
+
+
+def test_at_equal_entropy_nothing_is_left_of_a_cv_that_follows_the_rank_of_entropy():
+    table = run_table()
+    table["entropy"] = table["cv_ratio"] ** 3  # the same order
+    table["cv_ratio"] = np.exp(table.groupby(["posterior", "training"])["entropy"].rank())
+    np.testing.assert_allclose(beside_entropy(table)["at_equal_entropy"], 0, atol=1e-9)
+    table.loc[0, "cv_ratio"] = 0.0
+    assert beside_entropy(table).loc[0, ["log_cv", "at_equal_entropy"]].isna().all()
+
+
+def test_gaps_of_classes_are_factors_from_the_easiest_class_on():
+    gaps = class_gaps(per_picture(beside_entropy(run_table())))
+    part = gaps[gaps["view"] == "log_cv"]
+    assert part["class"].to_list() == ["d: a", "d: b", "d: c"]  # errors 0, 1/2, 1
+    np.testing.assert_allclose(np.log(part["value"].astype(float)), [-1.5, 0, 1.5], atol=1e-12)
+    assert (gaps.loc[gaps["view"] == "at_equal_entropy", "value"].sub(1).abs() < 0.5).all()
+
+
+def test_the_class_is_picked_on_one_half_and_judged_on_the_other():
+    frame = pd.DataFrame({"class": list("aabb"), "value": [9.0, 1.0, 2.0, 5.0]})
+    name, others = least_steady(frame, "value")
+    assert name == "a"  # 9 against 2
+    assert others["value"].to_list() == [1.0, 5.0]
+
+
+def test_claims_on_classes_name_the_class_and_follow_the_numbers():
+    pictures = per_picture(beside_entropy(run_table()))
+    study = Notebook("99", preset="quick", seed=0, dataset="d")
+    claim_classes(study, pictures, seeds={"d": 2})
+    claim_classes(study, pictures, named={"d": "a"})
+    rows = pd.DataFrame(study._claims)
+    picked, named = rows.iloc[:5], rows.iloc[5:]
+    assert "CV of c" in picked["statement"][0]
+    assert picked["note"][0].startswith("picked on the other half")
+    assert picked[["verdict", "n", "seeds"]].iloc[0].to_list() == ["holds", 6, 2]
+    assert picked["value"][0] == pytest.approx(math.exp(1.5))
+    assert picked["verdict"].to_list()[2:] == ["holds"] * 3  # rises with error and entropy, within classes too
+    assert "CV of a" in named["statement"].iloc[0]
+    assert named[["verdict", "n", "seeds"]].iloc[0].to_list() == ["fails", 12, 1]
+
+
+def test_claims_on_targets_ask_for_more_than_halfway_to_the_floor():
+    rows = [
+        ("d", "e", answer, asked, example, value + example / 100)
+        for answer, start in (("right", 0), ("wrong", 3))
+        for example in range(start, start + 3)
+        for asked, value in zip(ASKED, (1, 0.5 if answer == "wrong" else 1, 1, 0.9, 0.2), strict=True)
+    ]
+    asked = pd.DataFrame(rows, columns=["dataset", "explainer", "answer", "asked", "example", "spearman"])
+    study = Notebook("99", preset="quick", seed=0, dataset="d")
+    claim_targets(study, asked)
+    true, runner = study._claims
+    assert true["value"] == pytest.approx(0.5 + 0.04 - (1 + 0.2 + 0.04) / 2)  # wrong answers alone, examples 3 to 5
+    assert true["verdict"] == "fails"
+    assert (true["n"], runner["n"], runner["verdict"]) == (3, 6, "holds")
+
+
+def test_right_and_wrong_answers_are_asked_in_equal_number():
+    examples = load("planted", num_examples=30)
+    draws = train_or_load("mc_dropout", "planted", progress=False).sample(3, seed=0)
+    table = by_target_of(draws, examples, ways())
+    part = table[(table["explainer"] == "gradient") & (table["asked"] == "true label")].set_index("example")
+    wrong = hardness(draws, examples)["error"]
+    assert sorted(part.index) == sorted([wrong.eq(0).idxmax(), wrong.eq(1).idxmax()])
+    assert part["answer"].to_dict() == {row: "wrong" if wrong[row] else "right" for row in part.index}
+    direct = by_target(draws, gradient, examples.x[part.index.to_list()], examples.y[part.index.to_list()])
+    np.testing.assert_allclose(part["spearman"], direct.query("asked == 'true label'")["spearman"], atol=1e-5)

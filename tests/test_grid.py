@@ -11,12 +11,14 @@ import torch
 
 import xuqlib as xuq
 from xuqlib.data import Examples
+from xuqlib.distribution import ExplanationDistribution
 from xuqlib.draws import Draws, FixedNetwork
-from xuqlib.grid import MEASURES, PROTOCOLS, curve_areas, explained, gains, predicted, tidy, tiles
+from xuqlib.grid import MEASURES, POSTERIORS, PROTOCOLS, curve_areas, explained, gains, measured, predicted, runs, tiles
 from xuqlib.networks import mini_vgg
-from xuqlib.orderings import importance, pixel_order
-from xuqlib.rankings import resampled
-from xuqlib.steadiness import steadiness
+from xuqlib.orderings import importance, pixel_order, random_order
+from xuqlib.steadiness import pool, steadiness
+from xuqlib.summaries import resampled
+from xuqlib.superpixels import superpixels
 
 TARGET = torch.tensor([0, 1, 2, 1, 0])
 
@@ -62,7 +64,7 @@ def test_the_steadiness_of_each_number_of_draws_is_that_of_the_first_draws(draws
     for count in (2, 3):
         wanted = steadiness(draws[:count], xuq.gradient, x, target=TARGET, block=5)
         rows = found[found["draws"] == count].reset_index(drop=True)
-        columns = [name for name in MEASURES if name in wanted]
+        columns = [name for name in MEASURES if name in wanted and name != "cv_pooled"]  # other superpixels
         pd.testing.assert_frame_equal(rows[columns], wanted[columns], rtol=1e-9)
         assert list(rows["example"]) == [0, 1, 2, 3, 4]
 
@@ -106,10 +108,17 @@ def test_tables_are_measured_without_curves_and_superpixels():
 
 
 def test_the_noise_ceiling_is_that_of_one_channel_for_lime(draws, x):
-    ceilings = [
-        explained(draws, xuq.gradient, x, TARGET, counts=(2,), how=how)["noise_ceiling"][0] for how in ("sum", "mean")
-    ]
-    assert ceilings == pytest.approx([math.sqrt((math.pi / 2 - 1) / 3), math.sqrt(math.pi / 2 - 1)])
+    found = [explained(draws, function, x[:1], TARGET[:1], counts=(2,)) for function in (xuq.gradient, xuq.lime)]
+    ceilings = [math.sqrt((math.pi / 2 - 1) / 3), math.sqrt(math.pi / 2 - 1)]
+    assert [frame.at[0, "noise_ceiling"] for frame in found] == pytest.approx(ceilings)
+
+
+def test_lime_hides_regions_that_are_larger_than_a_pixel(draws, x):
+    found = explained(draws, xuq.lime, x[:2], TARGET[:2], counts=(3,), num_samples=30)
+    e = xuq.explain(draws, xuq.lime, x[:2], TARGET[:2], num_samples=30, num_segments=16)
+    np.testing.assert_allclose(found["cv_ratio"], e.cv("ratio"))
+    pooled = ExplanationDistribution(pool(e.values, superpixels(x[:2], 16), "mean"))
+    np.testing.assert_allclose(found["cv_pooled"], pooled.cv("ratio"))
 
 
 def test_more_draws_than_there_are_is_refused(draws, x):
@@ -139,15 +148,6 @@ def test_the_means_of_a_regression_are_its_scores():
     assert means["nll"] == pytest.approx(wanted["nll"]) and means["squared_error"] == pytest.approx(wanted["rmse"] ** 2)
 
 
-def test_a_tidy_mean_takes_seeds_before_examples():
-    rows = [(0, 0, 1.0), (1, 0, 3.0), (0, 1, 6.0)]  # example 0 under two seeds, example 1 under one
-    frame = pd.DataFrame(rows, columns=["seed", "example", "value_of"]).assign(name="a", empty=np.nan)
-    found = tidy(frame, ["value_of", "empty"], by=["name"])
-    assert found.to_dict("records") == [
-        {"name": "a", "measure": "value_of", "value": 4.0, "se": 2.0, "n": 2, "seeds": 2}  # of 2 and 6
-    ]
-
-
 def test_a_gain_is_a_share_of_the_mean_room():
     key = {"dataset": "d", "posterior": "p", "seed": 0}
     control = pd.DataFrame({"example": [0, 1]}).assign(**key)
@@ -169,3 +169,25 @@ def test_tiles_carry_their_numbers_where_they_belong():
     assert [axes.get_title() for axes in figure.axes] == ["d1", "d2"]
     worded = tiles(frame.assign(words=["a", "b", "c"]), "cv", text="words")
     assert [text.get_text() for text in worded.axes[0].texts] == ["a", "b"]
+
+
+def test_a_run_is_measured_by_the_functions_for_its_parts(draws, x):
+    examples = Examples("toy", "test", x, TARGET, torch.arange(5), class_names=("a", "b", "c"))
+    sizes = {"counts": (2, 3), "num_scored": 2, "curve_steps": 8}
+    explainers = {"gradient": (xuq.gradient, 3, {}), "ig": (xuq.integrated_gradients, 2, {"num_steps": 2})}
+    found = measured(draws, examples, explainers, **sizes, seed=4)
+    assert list(found["explanations"].groupby("explainer", sort=False).size()) == [6, 4]
+    target = draws(x).softmax(-1).mean(0).argmax(1)
+    wanted = explained(draws, xuq.integrated_gradients, x[:2], target[:2], **sizes, num_steps=2)
+    rows = found["explanations"].query("explainer == 'ig'").drop(columns="explainer").reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows, wanted)
+    order = random_order(2, (8, 8), seed=4)
+    control = curve_areas(draws[:2], x[:2], order, target[:2], num_steps=8)
+    pd.testing.assert_frame_equal(found["control"].drop(columns="example"), control)
+    pd.testing.assert_frame_equal(found["predictions"], predicted(draws, examples, (2, 3)))
+
+
+def test_the_runs_are_those_that_were_trained():
+    found = list(runs(["diabetes"], {"diabetes": [0]}, ["diabetes flipout 0"]))
+    assert [name for _, name, _, _ in found] == [name for name in POSTERIORS if name != "flipout"]
+    assert [type(posterior).__name__ for *_, posterior in found][:3] == ["DeepEnsemble", "MCDropout", "MCDropout"]

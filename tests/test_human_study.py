@@ -174,15 +174,18 @@ def spoil(path, how):
     elif how == "cut":
         PairStudy(path, some_pairs(200))
         path.write_bytes(path.read_bytes()[:8192])
-    elif how in ("newer", "foreign"):
+    elif how == "scratched":  # where reading the pairs alone would not notice
+        tell(PairStudy(path, some_pairs(100)), "A" * 100, 60)
+        path.write_bytes(path.read_bytes()[:-2048] + b"?" * 2048)
+    else:
+        if how == "newer":
+            PairStudy(path, some_pairs())
         with sqlite3.connect(path) as file:
-            file.execute("CREATE TABLE answers (id)")
-            file.execute(f"PRAGMA application_id = {0x78757150 if how == 'newer' else 7}")
-            file.execute("PRAGMA user_version = 2")
+            file.execute("CREATE TABLE other (id)" if how == "foreign" else "PRAGMA user_version = 2")
         file.close()
 
 
-@pytest.mark.parametrize("how", ["text", "cut", "newer", "foreign"])
+@pytest.mark.parametrize("how", ["text", "cut", "scratched", "newer", "foreign"])
 @pytest.mark.parametrize("pairs", [some_pairs(), ()], ids=["with pairs", "without"])
 def test_a_damaged_or_foreign_file_is_refused_in_one_sentence_and_left_alone(path, how, pairs):
     spoil(path, how)
@@ -254,6 +257,7 @@ def test_a_pair_holds_the_right_pictures():
     pair = build()[1]
     up = pixels(pair.first_map if pair.first == "up" else pair.second_map).astype(int)
     assert up.shape == (4, 6, 3)
+    assert (abs(up[0, 0] - 0xB0) <= 2).all()  # 0 is the grey in the middle of the scale
     bright = up[1, 2].sum()
     assert bright > up[0, 0].sum() + 100 and (np.delete(up.sum(2).ravel(), 8) == up[0, 0].sum()).all()
     assert (pixels(pair.picture)[0, 0] == 255).all() and (pixels(pair.picture)[1:] == 0).all()

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from core_networks import randn
+from scipy.stats import spearmanr
 
-from xuqlib import DeepEnsemble, gradient
+from xuqlib import DeepEnsemble, explain, gradient
 from xuqlib.figures import example_maps
-from xuqlib.metrics import alike, on_evidence, relative_input_stability, sparseness, ssim
+from xuqlib.metrics import (
+    alike,
+    on_evidence,
+    rank_correlation,
+    rank_correlations,
+    relative_input_stability,
+    sparseness,
+    ssim,
+)
 
 
 def test_maps_are_alike_by_the_order_of_their_pixels_with_sign():
@@ -111,3 +123,47 @@ def test_copies_with_another_answer_do_not_count():
     kept = [value for value in found if not math.isnan(value)]
     assert 0 < len(kept) < len(found)
     assert kept == pytest.approx([1] * len(kept))
+
+
+def test_properties_are_those_of_the_mean_map_and_of_the_std_map():
+    x, draws = torch.tensor([[3.0, 4.0], [1.0, 2.0]], dtype=torch.float64), product_draws([1.0, 3.0])
+    found = properties(draws, in_proportion, x, num_copies=2)
+    e = explain(draws, in_proportion, x)
+    assert found["sparse mean"].tolist() == pytest.approx(sparseness(e.mean()).tolist())
+    assert found["sparse std"].tolist() == pytest.approx(sparseness(e.std()).tolist())
+    assert found[["stability mean", "stability std"]].to_numpy() == pytest.approx(1)
+
+
+def test_rank_correlation_is_that_of_scipy_and_its_interval_covers_it():
+    stream = np.random.default_rng(0)
+    a = stream.normal(size=80).round(1)
+    b = (a + stream.normal(size=80)).round(1)
+    found = rank_correlation(a, b)
+    assert found.value == pytest.approx(spearmanr(a, b).statistic)
+    error = (found.high - found.low) / 4
+    assert error == pytest.approx((1 - found.value**2) / math.sqrt(78), rel=0.35)  # the error of a plain correlation
+    assert rank_correlation([*a, np.nan], [*b, 1.0]) == found
+    with pytest.raises(ValueError, match="four or more"):
+        rank_correlation([1, 2, 3], [1, 2, np.nan])
+
+
+def test_a_partial_correlation_vanishes_where_a_third_number_explains_both():
+    given = randn(2000).numpy()
+    a, b = given + randn(2000, seed=1).numpy(), given + randn(2000, seed=2).numpy()
+    assert rank_correlation(a, b, num_resamples=20).value > 0.4
+    assert abs(rank_correlation(a, b, given=given, num_resamples=20).value) < 0.1
+    ranks = pd.DataFrame({"a": a, "b": b, "given": given}).rank()
+    rest = [ranks[c] - np.polyval(np.polyfit(ranks["given"], ranks[c], 1), ranks["given"]) for c in ("a", "b")]
+    expected = np.corrcoef(rest)[0, 1]  # the definition: what is left of both after regression on the third
+    assert rank_correlation(a, b, given=given, num_resamples=20).value == pytest.approx(expected)
+
+
+def test_a_table_of_rank_correlations_has_every_signal_alone_and_beyond_the_given_one():
+    stream = np.random.default_rng(0)
+    frame = pd.DataFrame(stream.normal(size=(30, 2)), columns=["entropy", "cv"]).assign(answer=1)
+    truth = frame["cv"] + frame["entropy"]
+    found = rank_correlations(frame, truth, given="entropy", seed=2).set_index(["signal", "kind"])
+    assert list(found.index) == [("entropy", "alone"), ("cv", "alone"), ("cv", "beyond entropy")]
+    assert tuple(found.loc[("cv", "alone")]) == rank_correlation(frame["cv"], truth, seed=2)
+    beyond = rank_correlation(frame["cv"], truth, given=frame["entropy"], seed=2)
+    assert tuple(found.loc[("cv", "beyond entropy")]) == beyond

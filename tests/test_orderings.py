@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 
-import pandas as pd
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tvf
@@ -16,22 +15,7 @@ import xuqlib as xuq
 from xuqlib import ExplanationDistribution
 from xuqlib.draws import FixedNetwork
 from xuqlib.networks import mini_vgg
-from xuqlib.orderings import (
-    UNMOVED,
-    advantage,
-    auc,
-    auc_table,
-    curve_table,
-    curves,
-    filled,
-    importance,
-    maps_of,
-    one_draw,
-    perturbed,
-    pixel_order,
-    random_order,
-    score_orders,
-)
+from xuqlib.orderings import auc, curves, filled, importance, one_draw, perturbed, pixel_order, random_order
 
 
 def linear_network(weight):
@@ -141,10 +125,10 @@ def test_an_area_is_that_of_the_trapezoid():
 
 
 def test_importance_by_hand():
-    values = torch.tensor([[1.0, -2.0], [3.0, 2.0]]).view(2, 1, 2, 1, 1)  # two draws, two channels, one pixel
-    e = ExplanationDistribution(values)  # folded: 3 and 5; summed: -1 and 5
+    values = torch.tensor([[1.0, -2.0], [3.0, -2.0]]).view(2, 1, 2, 1, 1)  # two draws, two channels, one pixel
+    e = ExplanationDistribution(values)  # folded: 3 and 5; summed: -1 and 1
     found = {name: importance(e, name).item() for name in ("mean", "std", "cv", "signed")}
-    assert found == pytest.approx({"mean": 4, "std": 1, "cv": 0.25, "signed": 2})
+    assert found == pytest.approx({"mean": 4, "std": 1, "cv": 0.25, "signed": 0})
 
 
 def test_a_pixel_without_a_cv_is_least_important():
@@ -165,18 +149,6 @@ def test_a_single_draw_is_another_one_for_each_example():
     assert_close(one_draw(ExplanationDistribution(values), first=1).flatten(), torch.tensor([7.0, 9.0, 5.0]).double())
 
 
-def test_maps_in_blocks_are_those_of_all_at_once():
-    x, draws, target = pictures(5), xuq.Draws(two_networks()), torch.tensor([0, 1, 2, 0, 1])
-    whole, blocks = (maps_of(draws, xuq.gradient, x, target, block=block) for block in (5, 2))
-    for name, each in whole.items():
-        assert_close(blocks[name], each)
-    e = xuq.explain(draws, xuq.gradient, x, target)
-    assert_close(whole["single"][3], e.values[1, 3].abs().sum(0).double())
-    assert_close(whole["mean"], e.values.abs().sum(2).mean(0).double())
-    assert_close(whole["other_image"][4], whole["mean"][0])
-    assert torch.equal(whole["reversed"], -whole["mean"])
-
-
 def test_random_orders_are_permutations_that_differ_and_follow_their_seed():
     order = random_order(2, (4, 4), seed=5)
     assert_close(order.sort(1).values, torch.arange(16).expand(2, 16))
@@ -185,41 +157,16 @@ def test_random_orders_are_permutations_that_differ_and_follow_their_seed():
     assert not torch.equal(order, random_order(2, (4, 4), seed=6))
 
 
-def test_tables_hold_every_area_and_every_step():
-    scores = {("mean", "deletion"): torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.52]])}
-    areas = auc_table(scores)
-    assert areas["auc"].tolist() == pytest.approx([0.25, 0.505])
-    assert (areas["range"] < UNMOVED).tolist() == [False, True]
-    steps = curve_table(scores)
-    assert list(zip(steps["example"], steps["share"], steps["score"].round(2), strict=True))[2:4] == [
-        (0, 1.0, 0.0),
-        (1, 0.0, 0.5),
-    ]
-
-
-def test_an_advantage_is_positive_where_the_ordering_is_better_and_averages_seeds_first():
-    def rows(ordering, curve, *areas):
-        return [(ordering, curve, seed, 0, area) for seed, area in enumerate(areas)]
-
-    table = [*rows("a", "deletion", 0.1, 0.3), *rows("b", "deletion", 0.5, 0.6)]
-    table += [*rows("a", "insertion", 0.9, 0.8), *rows("b", "insertion", 0.6, 0.7)]
-    frame = pd.DataFrame(table, columns=["ordering", "curve", "seed", "example", "auc"])
-    found = advantage(frame, "a", "b").set_index("curve")["advantage"]
-    assert found.to_dict() == pytest.approx({"deletion": 0.35, "insertion": 0.2, "both": 0.55})
-    assert len(advantage(frame, "a", "b", ["seed"])) == 6
-
-
 def test_on_planted_pictures_a_map_beats_its_reverse():
     examples = xuq.load("planted", split="test", num_examples=8)
     draws = xuq.train_or_load("deep_ensemble", "planted", preset="quick", progress=False).sample(2)
     target = draws(examples.x).softmax(-1).mean(0).argmax(-1)
-    maps = maps_of(draws, xuq.guided_backprop, examples.x, target)
-    orders = {name: pixel_order(maps[name]) for name in ("mean", "reversed")}
+    maps = importance(xuq.explain(draws, xuq.guided_backprop, examples.x, target), "mean")
     # Not to black: on these pictures black says more than the pixels that it hides, as notebook 06 shows.
-    table = auc_table(score_orders(draws, examples.x, orders, target, num_steps=8, fill="blurred"))
-    found = advantage(table, "mean", "reversed").groupby("curve")["advantage"].mean()
-    assert found["deletion"] > 0.1
-    assert found["insertion"] > 0.1
+    for kind, sign in (("deletion", -1), ("insertion", 1)):
+        options = {"kind": kind, "fill": "blurred", "num_steps": 8}
+        good, bad = (auc(curves(draws, examples.x, pixel_order(m), target, **options)) for m in (maps, -maps))
+        assert sign * (good - bad).mean() > 0.1
 
 
 def test_bad_input_is_refused():
@@ -238,8 +185,6 @@ def test_bad_input_is_refused():
         perturbed(x, order, 2)
     with pytest.raises(ValueError, match="NaN"):
         pixel_order(torch.full((1, 2, 2), math.nan))
-    with pytest.raises(ValueError, match="no ordering c"):
-        advantage(pd.DataFrame({"ordering": ["a"]}), "a", "c")
     with pytest.raises(ValueError, match='keep="all"'):
         one_draw(xuq.explain(draws, xuq.gradient, x, keep="moments"))
     one = FixedNetwork(nn.Sequential(nn.Flatten(), nn.Linear(192, 1)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from xuqlib.agreement import Forecast, agreement, forecast
-from xuqlib.recalibration import Repair, compare, declared, leave_one_out, over_centres, recalibrate
+from xuqlib import gradient, train_or_load
+from xuqlib.agreement import Forecast, agreement, forecast, unit_maps
+from xuqlib.recalibration import Repair, compare, declared, family, leave_one_out, recalibrate, roles, trial
 
 
 def noise(*shape, seed):
@@ -119,7 +119,55 @@ def test_pixels_are_declared_where_the_interval_excludes_zero():
     assert math.isnan(nothing["precision"]) and nothing["recall"] == 0
 
 
-def test_an_interval_over_centres_covers_each_of_them():
-    frame = pd.DataFrame({"seed": [0, 0, 1, 1], "name": "a", "score": [1.0, 3.0, 5.0, 5.0]})
-    found = over_centres(frame, ["name"], "score").iloc[0]
-    assert (found["score"], found["low"], found["high"], found["centres"]) == (3.5, 0.0, 5.0, 2)  # 2 ± 2, and 5 ± 0
+def the_same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_no_network_is_tested_on_that_was_fitted_to_or_is_the_centre():
+    members = [train_or_load("deep_ensemble", "planted", seed=0, progress=False).members, None]
+    networks, ensembles = roles("planted", [5, 5], 1)
+    assert [len(networks[name]) for name in ("own", "fit", "test")] == [1, 4, 5]
+    assert list(ensembles) == ["networks_5"]
+    assert the_same(networks["test"][0].network, members[0][0])  # seed 0 tests a centre of seed 1
+    for tested in networks["test"]:
+        assert not any(the_same(tested, other) for name in ("own", "fit") for other in networks[name])
+        assert not any(the_same(tested, member) for member in ensembles["networks_5"])
+    networks, ensembles = roles("planted", [5, 5, 1], 0)
+    assert the_same(networks["own"][0].network, members[0][0]) and the_same(networks["fit"][3].network, members[0][4])
+
+
+def test_a_posterior_after_training_offers_one_candidate_per_drop_rate():
+    few, many = family("planted", "dropconnect_after", 0, num_draws=2, drop_rates=[0.01, 0.5])
+    plain = train_or_load("deep_ensemble", "planted", seed=0, num_members=1, progress=False).network
+    dropped = [
+        [
+            float((a == 0).double().mean())
+            for a, b in zip(draws[0].network.parameters(), plain.parameters(), strict=True)
+            if a.ndim > 1
+        ]
+        for draws in (few, many)
+    ]
+    np.testing.assert_allclose(dropped[0], 0.01, atol=0.02)  # weights, every layer; biases stay
+    np.testing.assert_allclose(dropped[1], 0.5, atol=0.1)
+    assert family("planted", "mc_dropout_all", 0, num_draws=3)[0].posterior == "mc_dropout"
+
+
+def test_a_trial_puts_every_posterior_and_its_rivals_to_the_same_test():
+    def linear(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return torch.nn.Linear(5, 1).double()
+
+    networks = {"own": [linear(0)], "fit": [linear(1), linear(2)], "test": [linear(3)]}
+    families, ensembles = (
+        {"some": [[linear(s) for s in range(4, 9)]]},
+        {"networks_3": [linear(s) for s in range(9, 12)]},
+    )
+    rows, repairs = trial(families, ensembles, networks, gradient, noise(6, 5, seed=0), None, levels=(0.9,))
+    assert list(dict.fromkeys(rows["posterior"])) == ["networks_3", "some", "one_map"]
+    assert set(repairs["posterior"]) == set(rows["posterior"])
+    test = unit_maps(networks["test"], gradient, noise(6, 5, seed=0), None)
+    some = forecast(unit_maps(families["some"][0], gradient, noise(6, 5, seed=0), None))
+    by_hand = agreement(some, test, levels=(0.9,))["score"].mean()
+    found = rows[(rows["posterior"] == "some") & (rows["version"] == "as it is")]["score"].mean()
+    assert found == pytest.approx(by_hand)

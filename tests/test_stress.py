@@ -9,15 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from core_networks import randn, seeded
-from scipy.stats import spearmanr
+from core_networks import seeded
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
 from xuqlib import DeepEnsemble, explain, guided_backprop, load
 from xuqlib.networks import mini_vgg
-from xuqlib.stress import CORRUPTIONS, combined, corrupt, detection, fgsm, pgd, rank_correlation, signals
+from xuqlib.stress import CORRUPTIONS, attacked, combined, compare, corrupt, detection, fgsm, pgd, signals
 
 
 def pictures(count=3, channels=3, side=16):
@@ -89,8 +88,8 @@ def test_fgsm_finds_the_worst_corner_of_a_linear_network_and_pgd_reaches_it():
     worst = torch.stack([loss(draws, x + corner, target) for corner in corners]).amax(0)
     torch.testing.assert_close(loss(draws, fgsm(draws, x, target, 0.1), target), worst)
     for seed in (None, 4):
-        attacked = pgd(draws, x, target, 0.1, num_steps=10, seed=seed)
-        torch.testing.assert_close(loss(draws, attacked, target), worst)
+        moved = pgd(draws, x, target, 0.1, num_steps=10, seed=seed)
+        torch.testing.assert_close(loss(draws, moved, target), worst)
 
 
 def test_the_attack_is_on_the_mean_probability_of_all_draws():
@@ -104,12 +103,12 @@ def test_one_full_step_of_pgd_is_fgsm_and_no_attack_leaves_the_ball_or_the_range
     network = seeded(lambda: mini_vgg(image_size=8, widths=(4, 4, 4), hidden=8, num_classes=3))
     draws, x, target = DeepEnsemble([network]).sample(), pictures(5, 3, 8), torch.tensor([0, 1, 2, 0, 1])
     assert torch.equal(pgd(draws, x, target, 0.05, num_steps=1, step_size=0.05), fgsm(draws, x, target, 0.05))
-    attacked = pgd(draws, x, target, 0.05, num_steps=7, seed=3, batch_size=2)
-    assert float((attacked - x).abs().max()) <= 0.05 + 1e-12
-    assert attacked.min() >= 0
-    assert attacked.max() <= 1
-    assert loss(draws, attacked, target).mean() > loss(draws, fgsm(draws, x, target, 0.05), target).mean()
-    torch.testing.assert_close(attacked, pgd(draws, x, target, 0.05, num_steps=7, seed=3))  # whatever the batches
+    moved = pgd(draws, x, target, 0.05, num_steps=7, seed=3, batch_size=2)
+    assert float((moved - x).abs().max()) <= 0.05 + 1e-12
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert loss(draws, moved, target).mean() > loss(draws, fgsm(draws, x, target, 0.05), target).mean()
+    torch.testing.assert_close(moved, pgd(draws, x, target, 0.05, num_steps=7, seed=3))  # whatever the batches
     with torch.no_grad():
         torch.testing.assert_close(fgsm(draws, x, target, 0.0), x)
 
@@ -203,25 +202,36 @@ def test_an_example_and_its_changed_copy_are_in_one_fold():
     np.testing.assert_allclose(left, right)
 
 
-def test_rank_correlation_is_that_of_scipy_and_its_interval_covers_it():
-    stream = np.random.default_rng(0)
-    a = stream.normal(size=80).round(1)
-    b = (a + stream.normal(size=80)).round(1)
-    found = rank_correlation(a, b)
-    assert found.value == pytest.approx(spearmanr(a, b).statistic)
-    error = (found.high - found.low) / 4
-    assert error == pytest.approx((1 - found.value**2) / math.sqrt(78), rel=0.35)  # the error of a plain correlation
-    assert rank_correlation([*a, np.nan], [*b, 1.0]) == found
-    with pytest.raises(ValueError, match="four or more"):
-        rank_correlation([1, 2, 3], [1, 2, np.nan])
+def test_the_combined_detectors_are_those_of_the_named_columns_and_have_their_own_rivals():
+    clean, odd = frames(clean=30, odd=30)
+    names = {"entropy": "mutual_information", "cv": "cv gbp"}
+    low, high = (frame[["entropy"]].assign(**{new: frame[old] for old, new in names.items()}) for frame in (clean, odd))
+    low, high = (frame.assign(answer=range(30), brightness=np.arange(30.0)) for frame in (low, high))
+    found = compare(low, high, seed=3).set_index("detector")
+    assert list(found.index) == [*low.columns.drop("answer"), "answer only", "answer + explanation"]
+    assert (found["against"] == ["entropy"] * 5 + ["answer only"]).all()
+    areas = {}
+    for name, columns in {"answer only": [], "answer + explanation": ["cv gbp"]}.items():
+        scores = np.concatenate(combined(low, high, ["entropy", "mutual_information", *columns], seed=3))
+        areas[name] = roc_auc_score([0] * 30 + [1] * 30, scores)
+        assert found.loc[name, "auroc"] == pytest.approx(areas[name])
+    gain = areas["answer + explanation"] - areas["answer only"]
+    assert found.loc["answer + explanation", "gain"] == pytest.approx(gain)
 
 
-def test_a_partial_correlation_vanishes_where_a_third_number_explains_both():
-    given = randn(2000).numpy()
-    a, b = given + randn(2000, seed=1).numpy(), given + randn(2000, seed=2).numpy()
-    assert rank_correlation(a, b, num_resamples=20).value > 0.4
-    assert abs(rank_correlation(a, b, given=given, num_resamples=20).value) < 0.1
-    ranks = pd.DataFrame({"a": a, "b": b, "given": given}).rank()
-    rest = [ranks[c] - np.polyval(np.polyfit(ranks["given"], ranks[c], 1), ranks["given"]) for c in ("a", "b")]
-    expected = np.corrcoef(rest)[0, 1]  # the definition: what is left of both after regression on the third
-    assert rank_correlation(a, b, given=given, num_resamples=20).value == pytest.approx(expected)
+def test_attacks_are_compared_with_the_clean_pictures_that_they_came_from():
+    network = seeded(lambda: mini_vgg(image_size=8, widths=(4, 4, 4), hidden=8, num_classes=3))
+    draws, x = DeepEnsemble([network]).sample(), pictures(6, 3, 8)
+    target = (draws(x).mean(0).argmax(1) + torch.tensor([0, 0, 0, 0, 1, 1])) % 3  # four of six are right
+    explainers = {"gbp": (guided_backprop, {})}
+    found = attacked(draws, x, target, explainers, epsilons=[0, 40], num_steps=3, seed=1)
+    assert list(found["attack"].unique()) == ["FGSM 0", "PGD 0", "FGSM 40", "PGD 40"]
+    still = found[found["epsilon"] == 0]
+    assert still["accuracy"].tolist() == pytest.approx([4 / 6] * len(still))
+    assert still["auroc"].tolist() == pytest.approx([0.5] * len(still))  # every picture ties with itself
+    moved = pgd(draws, x, target, 40 / 255, num_steps=3, seed=1)
+    after = signals(draws, moved, explainers)
+    row = found.set_index(["attack", "detector"]).loc[("PGD 40", "entropy")]
+    scores = [*signals(draws, x, explainers)["entropy"], *after["entropy"]]
+    assert row["auroc"] == pytest.approx(roc_auc_score([0] * 6 + [1] * 6, scores))
+    assert row["accuracy"] == pytest.approx((draws(moved).mean(0).argmax(1) == target).double().mean())

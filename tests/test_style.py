@@ -21,7 +21,8 @@ ORDER = (
     *("paths", "steps", "chains", "engine", "explainers", "superpixels", "lime"),
     *("moments", "diagnosis", "distribution", "explaining", "analytic", "fullgrad", "ua_backprop"),
     *("steadiness", "metrics", "controls", "orderings", "sanity", "stress", "agreement", "timing", "reporting"),
-    *("charts", "panels", "figures", "widgets", "classes", "houses", "grid", "verdicts", "human_study"),
+    *("charts", "panels", "figures", "widgets", "classes", "houses", "grid", "verdicts"),
+    *("raters", "pair_study", "human_study"),
 )
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".ipynb", ".cfg", ".json", ".cff", ".csv", ""}
 

@@ -7,7 +7,7 @@ weights in another order, are the test: the interval should hold their maps as o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,11 @@ from torch import Tensor, nn
 
 from xuqlib.draws import Draws
 from xuqlib.explaining import explain
+from xuqlib.steadiness import over_examples
+from xuqlib.study import Notebook
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
+OVER_CENTRES = "±2 standard errors over examples, spanning all centres"
 LARGEST = 0.2  # share of pixels that count as large
 
 
@@ -29,8 +32,7 @@ def unit_scale(values: Tensor) -> Tensor:
     Args:
         values: (draw, example, pixel), signed. A map of zeros has no scale, and becomes NaN.
     """
-    size = values.abs().mean(-1, keepdim=True)
-    return values / torch.where(size > 0, size, torch.nan)
+    return values / values.abs().mean(-1, keepdim=True)
 
 
 def unit_maps(
@@ -45,11 +47,12 @@ def unit_maps(
     """Explain, sum over channels, and scale: (draw, example, pixel or feature), float64, in units of the mean |map|.
 
     Args:
-        draws, explainer, x, **options: as for `explain`.
+        draws, explainer, x, **options: as for `explain`; draws take the dtype of x.
         target: one class per example, the same for every network that is compared; None for a regression.
         block: examples explained at a time, which bounds the memory.
     """
     parts = []
+    draws = draws.to(x.dtype) if isinstance(draws, Draws) else draws
     for start in range(0, len(x), block):
         rows = slice(start, start + block)
         own = None if target is None else target[rows]
@@ -147,6 +150,28 @@ def counting_coverage(num_networks: int) -> float:
     return (num_networks - 1) / (num_networks + 1)
 
 
+def simulated(seed: int = 0) -> pd.DataFrame:
+    """Show on Gaussian numbers what the three formulas above say; 20,000 pixels, six new networks.
+
+    Returns:
+        Columns interval, formula and simulated, the coverage of a new network.
+    """
+    stream = torch.Generator().manual_seed(seed)
+    maps = torch.randn(11, 20, 1000, generator=stream, dtype=torch.float64)
+    five, new = maps[:5], maps[5:]
+    inside = ((new > five.amin(0)) & (new < five.amax(0))).double().mean()
+    rows = [("range of 5 networks", counting_coverage(5), float(inside))]
+    ones = torch.ones_like(maps[0])
+    for name, formula, expected in (
+        ("1 network ± 1.64 s", centred_coverage(0.9), Forecast(maps[0], ones)),
+        ("1 network ± 1.64 √2 s", 0.9, Forecast(maps[0], ones * math.sqrt(2))),
+        ("5 networks, Student's t", 0.9, forecast(five)),
+    ):
+        found = agreement(expected, new, levels=(0.9,))
+        rows.append((name, formula, float(found.loc[found["pixels"] == "all", "coverage"].mean())))
+    return pd.DataFrame(rows, columns=["interval", "formula", "simulated"])
+
+
 def agreement(
     expected: Forecast,
     held_out: Tensor,
@@ -191,3 +216,79 @@ def _is_largest(mean: Tensor) -> Tensor:
     count = max(1, round(LARGEST * mean.shape[1]))
     places = mean.abs().argsort(stable=True, dim=1, descending=True)[:, :count]
     return torch.zeros_like(mean).scatter(1, places, 1.0)
+
+
+def beside(tests: Mapping[str, Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
+    """Test intervals of one level side by side; means over examples.
+
+    Args:
+        tests: name of each, and its arguments of `agreement`.
+
+    Returns:
+        The columns of `agreement`, by pixels and test.
+    """
+    parts = [agreement(**arguments, levels=(level,)).assign(test=name) for name, arguments in tests.items()]
+    return pd.concat(parts).groupby(["pixels", "test"], sort=False).mean().drop(columns=["level", "example"])
+
+
+def over_centres(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Mean of a column over centre networks, in an interval that covers every centre's own; see `OVER_CENTRES`.
+
+    Networks matter more than examples: centres that disagree make this interval wide, as they should.
+
+    Args:
+        frame: one row per group, seed (of the centre) and example.
+
+    Returns:
+        Columns `by`, `value`, low, high, centres; groups in order of appearance.
+    """
+    each = over_examples(frame, [*by, "seed"], value).groupby(list(by), sort=False)
+    ends = {value: each[value].mean(), "low": each["low"].min(), "high": each["high"].max(), "centres": each.size()}
+    return pd.DataFrame(ends).reset_index()
+
+
+def variance_ratios(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean variance over mean deviation, centre by centre; columns `by`, ratio, low and high: the extreme centres."""
+    each = frame.groupby([*by, "seed"], sort=False)[["variance", "deviation"]].mean()
+    ratio = (each["variance"] / each["deviation"]).groupby(list(by), sort=False)
+    return pd.DataFrame({"ratio": ratio.mean(), "low": ratio.min(), "high": ratio.max()}).reset_index()
+
+
+def settle(
+    study: Notebook,
+    text: str,
+    frame: pd.DataFrame,
+    value: str,
+    *,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+    **facts: Any,
+) -> None:
+    """Claim that the mean of a column lies between two bounds, at every centre; undecided where the interval does not.
+
+    Args:
+        study, text, **facts: as for `reporting.judge`.
+        frame, value: as for `over_centres`.
+    """
+    row = over_centres(frame.assign(all=0), ["all"], value).iloc[0]
+    low, high = float(row["low"]), float(row["high"])
+    holds = True if at_least <= low and high <= at_most else False if high < at_least or low > at_most else None
+    facts = {"n": int(frame["example"].nunique()), "seeds": int(row["centres"]), "note": OVER_CENTRES, **facts}
+    study.claim(text, holds, value=float(row[value]), interval=(low, high), **facts)
+
+
+def gain(frame: pd.DataFrame, better: Sequence[str], rival: Sequence[str], *, times: float = 1.0) -> pd.DataFrame:
+    """How much lower a score is than `times` that of a rival, picture by picture, as a share of the rival's mean.
+
+    Args:
+        frame: columns posterior, version, seed, example and score.
+        better, rival: a posterior and a version each.
+
+    Returns:
+        Columns seed, example and gain, where both are known.
+    """
+    sides = [
+        frame[(frame["posterior"] == name) & (frame["version"] == version)].set_index(["seed", "example"])["score"]
+        for name, version in (better, rival)
+    ]
+    return ((times * sides[1] - sides[0]) / sides[1].mean()).dropna().rename("gain").reset_index()

@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from xuqlib.charts import LINES, MARKERS, Picture, dots
+from xuqlib.charts import HUES, LINES, MARKERS, dots
 from xuqlib.controls import other_image
 from xuqlib.draws import Draws
 from xuqlib.explaining import Explainer, explain
@@ -189,20 +190,22 @@ def advantage(aucs: pd.DataFrame, ordering: str, rival: str, by: Sequence[str] =
     return pd.concat([each, both], ignore_index=True)
 
 
-def curve_lines(frame: pd.DataFrame, *, title: str) -> Picture:
+def curve_lines(frame: pd.DataFrame, *, title: str) -> Figure:
     """Draw `mean_curves`: one panel per explainer and curve, one line per ordering."""
 
     def draw(axes: Axes, part: pd.DataFrame) -> None:
+        axes.set_prop_cycle(color=[*HUES[:3], *HUES[4:]])  # yellow is too pale for a line
         for dash, (name, one) in zip(LINES * 2, part.groupby("ordering", sort=False), strict=False):
             axes.plot(one["share"], one["score"], label=name, linestyle=dash)
-            axes.fill_between(one["share"], one["low"], one["high"], alpha=0.15, linewidth=0)
+            axes.fill_between(one["share"], one["low"], one["high"], alpha=0.1, linewidth=0)
 
-    labels = ("share of pixels replaced", f"mean probability of the class\n(band: {INTERVAL})")
     parts = frame.assign(panel=frame["explainer"] + ",\n" + frame["curve"])
-    return _with_legend(panels(parts, draw, by="panel", labels=labels, columns=2, size=(5.2, 3.5), title=title))
+    labels = ("", f"mean probability of the class\n(band: {INTERVAL})")
+    figure = panels(parts, draw, by="panel", labels=labels, columns=2, size=(5.2, 3.6), title=title)
+    return _finished(figure, "share of pixels replaced")
 
 
-def area_dots(frame: pd.DataFrame, *, title: str) -> Picture:
+def area_dots(frame: pd.DataFrame, *, title: str) -> Figure:
     """Draw `mean_areas`: one panel per posterior and curve, one line of dots per ordering, told apart by explainer."""
 
     def draw(axes: Axes, part: pd.DataFrame) -> None:
@@ -213,25 +216,27 @@ def area_dots(frame: pd.DataFrame, *, title: str) -> Picture:
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
 
-    labels = (f"area under the curve (line: {INTERVAL})", "")
     parts = frame.assign(panel=frame["posterior"] + ",\n" + frame["curve"])
-    return _with_legend(
-        panels(parts, draw, by="panel", labels=labels, share="", columns=2, size=(5.6, 4.4), title=title)
-    )
+    title = f"{title} (lines: {INTERVAL})"
+    figure = panels(parts, draw, by="panel", labels=("", ""), share="", columns=2, size=(5.6, 4.4), title=title)
+    return _finished(figure, "area under the curve")
 
 
-def gain_dots(gains: pd.DataFrame, *, y: str, hue: str, label: str, title: str) -> tuple[Picture, pd.DataFrame]:
+def _finished(figure: Figure, label: str) -> Figure:
+    for axes in figure.axes[-2:]:  # the lower row; a label of the whole figure would lie under the legend
+        axes.set_xlabel(label, fontsize=15)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=15, frameon=False)
+    return figure
+
+
+def gain_dots(gains: pd.DataFrame, *, y: str, hue: str, label: str, title: str) -> tuple[Figure, pd.DataFrame]:
     """Draw the mean of `advantage` over examples, as `dots`, with a line at 0; the figure, and its frame."""
     frame = over_examples(gains, [y, hue], "advantage")
-    ends = {"low": "low", "high": "high", "interval": INTERVAL}
+    ends: dict[str, Any] = {"low": "low", "high": "high", "interval": INTERVAL}
     figure = dots(frame, x="advantage", y=y, hue=hue, label=label, title=title, **ends)
     figure.axes[0].axvline(0, color="black")
     return figure, frame
-
-
-def _with_legend(figure: Picture) -> Picture:
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=15)
-    return figure
 
 
 def judge_weakest(study: Notebook, text: str, gains: pd.DataFrame, by: str = "posterior", **facts: Any) -> None:
@@ -243,6 +248,6 @@ def judge_weakest(study: Notebook, text: str, gains: pd.DataFrame, by: str = "po
         study, text, **facts: as for `judge`.
         gains: rows of `advantage`.
     """
-    cases = [(str(name), part["advantage"]) for name, part in gains.groupby(by, sort=False)]
-    name, weakest = min(cases, key=lambda case: float(case[1].mean() / case[1].sem()))
-    judge(study, text, weakest, of=f"{INTERVAL}; weakest: {name}", **facts)
+    cases = gains.groupby(by, sort=False)["advantage"]
+    name = (cases.mean() / cases.sem()).idxmin()
+    judge(study, text, cases.get_group(name), of=f"{INTERVAL}; weakest: {name}", **facts)

@@ -1,7 +1,6 @@
 """The whole grid: every posterior under every explainer on every data set, measured example by example.
 
-Frames hold one row per example, with columns `KEYS` and seed (of the training) that the caller adds. T is the number of
-draws, each a fixed network.
+T is the number of draws, each a fixed network. The caller adds the columns of `KEYS` and seed (of the training).
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,6 +24,8 @@ from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.draws import Draws
 from xuqlib.explaining import explain
+from xuqlib.figures import SIGNED
+from xuqlib.lime import lime
 from xuqlib.orderings import auc, curves, importance, pixel_order, random_order
 from xuqlib.panels import panels
 from xuqlib.posteriors import Posterior
@@ -41,7 +43,6 @@ POSTERIORS: Mapping[str, tuple[str, str]] = {  # name: method and placement, as 
     "flipout": ("flipout", "last"),
     "laplace": ("laplace", "last"),
 }
-KEYS = ("dataset", "posterior", "explainer", "draws")
 PROTOCOLS: Mapping[str, tuple[str, str]] = {  # column: kind of curve and fill, as for `orderings.curves`
     "deletion_black": ("deletion", "black"),
     "deletion_blurred": ("deletion", "blurred"),
@@ -82,22 +83,21 @@ def explained(
     counts: Sequence[int],
     num_scored: int = 0,
     curve_steps: int = 16,
-    how: str = "sum",
     block: int = 16,
     **options: Any,
 ) -> pd.DataFrame:
     """Explain every example by every draw, and measure how steady the maps are and how much the mean map is worth.
 
-    Every T takes the first T of the same draws, and the same target, so that only T differs.
+    Every T takes the first of the same draws, and the same target, so that only T differs. Superpixels, LIME's and
+    those of cv_pooled, have four pixels or more: the mean colour that hides one pixel is its own.
 
     Args:
         draws: as many as the largest of `counts`.
         explainer, x, target, **options: as for `explain`.
         counts: the numbers of draws T.
-        num_scored: how many examples, the first of x, have their mean |map| scored by `curve_areas`; 0 for tables. The
-            first min(counts) networks score it, whatever T is.
+        num_scored: pictures, the first of x, whose mean |map| is scored by `curve_areas`, by the first min(counts)
+            networks, whatever T is.
         curve_steps: num_steps of `curve_areas`.
-        how: of `steadiness.pool`, "mean" for LIME, whose map says the same in every channel.
         block: examples explained at a time.
 
     Returns:
@@ -108,14 +108,16 @@ def explained(
     """
     if max(counts) > len(draws):
         raise ValueError(f"counts are {list(counts)} but there are {len(draws)} draws; sample more, or ask for fewer")
-    frames = []
+    frames, num_segments = [], min(40, x[0].shape[-2:].numel() // 4)
+    if explainer is lime and x.ndim == 4:
+        options = {"num_segments": num_segments, **options}
     for start in range(0, len(x), block):
         here = x[start : start + block]
         there = None if target is None else target[start : start + block]
         e = explain(draws[: max(counts)], explainer, here, there, progress=False, **options)
         for count in counts:
             few = replace(e, values=e.values[:count] if e.values is not None else None)
-            frame = _steady(few, here, how).assign(draws=count)
+            frame = _steady(few, here, "mean" if explainer is lime else "sum", num_segments).assign(draws=count)
             scored = min(max(num_scored - start, 0), len(here))
             if scored and few.target is not None:
                 order = pixel_order(importance(few, "mean")[:scored])
@@ -125,12 +127,12 @@ def explained(
     return pd.concat(frames, ignore_index=True).reindex(columns=["draws", "example", *MEASURES])
 
 
-def _steady(e: ExplanationDistribution, x: Tensor, how: str) -> pd.DataFrame:
+def _steady(e: ExplanationDistribution, x: Tensor, how: str, num_segments: int) -> pd.DataFrame:
     frame = e.summary().assign(cv_pooled=np.nan, noise_ceiling=e.noise_ceiling)
     if not e.is_picture or e.values is None:
         return frame
-    pooled = ExplanationDistribution(pool(e.values, superpixels(x), how)).cv("ratio").numpy()
-    one_channel = x.shape[1] ** 0.5 if how == "mean" else 1.0
+    pooled = ExplanationDistribution(pool(e.values, superpixels(x, num_segments), how)).cv("ratio").numpy()
+    one_channel = x.shape[1] ** 0.5 if how == "mean" else 1.0  # LIME says the same in every channel
     return frame.assign(cv_pooled=pooled, noise_ceiling=e.noise_ceiling * one_channel)
 
 
@@ -195,6 +197,7 @@ def measured(
     *,
     counts: Sequence[int],
     num_scored: int = 0,
+    curve_steps: int = 16,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """Measure one run, that is one posterior on one data set: its predictions, its explanations, and a control.
@@ -205,7 +208,7 @@ def measured(
         draws: as many as the largest of `counts`, in the numbers of `test.x`.
         test: examples; explainers get the first ones.
         explainers: by name: the function, how many examples it gets, and its options.
-        counts, num_scored: as for `explained`.
+        counts, num_scored, curve_steps: as for `explained`.
         seed: of the random order.
 
     Returns:
@@ -217,29 +220,15 @@ def measured(
     frames = {"predictions": predicted(draws, test, counts)}
     if pictures and target is not None and num_scored:
         order = random_order(num_scored, x.shape[2:], seed=seed)
-        areas = curve_areas(draws[: min(counts)], x[:num_scored], order, target[:num_scored])
-        frames["control"] = areas.assign(example=range(num_scored))
+        job = draws[: min(counts)], x[:num_scored], order, target[:num_scored]
+        frames["control"] = curve_areas(*job, num_steps=curve_steps).assign(example=range(num_scored))
     parts = []
     for name, (function, size, options) in explainers.items():
-        few, how = None if target is None else target[:size], "mean" if name == "lime" else "sum"
-        own = {**options, "num_scored": num_scored if pictures else 0}
-        rows = explained(draws, function, x[:size], few, counts=counts, how=how, **own)
+        few, own = None if target is None else target[:size], {**options, "curve_steps": curve_steps}
+        own["num_scored"] = num_scored if pictures else 0
+        rows = explained(draws, function, x[:size], few, counts=counts, **own)
         parts.append(rows.assign(explainer=name))
     return frames | {"explanations": pd.concat(parts, ignore_index=True)}
-
-
-def tidy(frame: pd.DataFrame, measures: Sequence[str], by: Sequence[str] = KEYS) -> pd.DataFrame:
-    """One number per row: the mean of each measure over examples, where each example is first averaged over seeds.
-
-    Returns:
-        Columns `by`, measure, value, se (standard error over examples), n (examples), seeds (trainings).
-    """
-    keys = [*by, "measure"]
-    long = frame.melt([*by, "seed", "example"], list(measures), "measure").dropna(subset="value")
-    examples = long.groupby([*keys, "example"], sort=False)["value"].mean().groupby(keys, sort=False)
-    seeds = long.groupby(keys, sort=False)["seed"].nunique()
-    columns = {"value": examples.mean(), "se": examples.sem(), "n": examples.size(), "seeds": seeds}
-    return pd.DataFrame(columns).reset_index()
 
 
 def gains(frame: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
@@ -273,10 +262,11 @@ def tiles(
     by: str = "dataset",
     text: str | None = None,
     log: bool = False,
+    middle: float | None = None,
     panel_columns: int = 3,
     title: str = "",
 ) -> Figure:
-    """Number each pair of row and column on a coloured tile, light for large; one panel for each value of `by`.
+    """Write each number on a coloured tile, light for large, by row and column; one panel for each value of `by`.
 
     Args:
         frame: one tile per row; what has no row stays white.
@@ -284,23 +274,26 @@ def tiles(
         columns, rows, by: columns of the frame.
         text: column of words to write instead of the number.
         log: colours on a logarithmic scale, for values above 0.
+        middle: on such a scale, the value of the neutral colour; colours then end at a third and three times it.
         panel_columns: panels side by side.
         title: the claim of the figure.
     """
     heads = [list(dict.fromkeys(frame[axis])) for axis in (rows, columns)]
-    low, high = frame[value].min(), frame[value].max()
-    colours, scale = mpl.colormaps["viridis"], LogNorm(low, high) if log else Normalize(low, high)
+    low, high = (frame[value].min(), frame[value].max()) if middle is None else (middle / 3, middle * 3)
+    scale = (LogNorm if log else Normalize)(low, high, clip=True)
+    colours = mpl.colormaps["viridis"] if middle is None else SIGNED
 
     def draw(axes: Axes, part: pd.DataFrame) -> None:
         axes.grid(visible=False)
         axes.imshow([[np.nan] * len(heads[1])] * len(heads[0]), aspect="auto")
         for row, column, number, words in zip(part[rows], part[columns], part[value], part[text or value], strict=True):
-            x, y, shade = heads[1].index(column), heads[0].index(row), scale(number)
-            axes.add_patch(mpl.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colours(shade), edgecolor="white"))
-            colour = "white" if shade < 0.6 else "black"
+            x, y, paint = heads[1].index(column), heads[0].index(row), colours(scale(number))
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=paint, edgecolor="white"))
+            colour = "white" if np.dot(paint[:3], (0.21, 0.72, 0.07)) < 0.5 else "black"
             axes.text(x, y, str(words) if text else f"{number:.2g}", ha="center", va="center", color=colour, size=13)
         axes.set_xticks(range(len(heads[1])), [str(name).replace("_", "\n") for name in heads[1]], fontsize=12)
         axes.set_yticks(range(len(heads[0])), heads[0], fontsize=13)
+        axes.tick_params(labelbottom=True)  # the panel below may be empty
 
     size = (1.6 + 0.95 * len(heads[1]), 1.0 + 0.45 * len(heads[0]))
     return panels(frame, draw, by=by, labels=("", ""), share="xy", columns=panel_columns, size=size, title=title)

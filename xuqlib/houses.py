@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from xuqlib.charts import HUES, LINES, MARKERS, feature_bars
+from xuqlib.charts import HUES, LINES, MARKERS, bars, feature_bars
 from xuqlib.panels import panels
 from xuqlib.widgets import explore
 
@@ -39,6 +39,22 @@ def cv_panels(frame: pd.DataFrame, *, top: float = 1.0, title: str = "") -> Figu
 
     size = (1.5 + 0.62 * len(posteriors), 2.3 + 0.42 * len(features))
     return panels(frame, draw, by="explainer", labels=("", ""), columns=3, size=size, title=title)
+
+
+def noise_bars(frame: pd.DataFrame, ceiling: float, *, title: str = "") -> Figure:
+    """The folded CV of each feature under each posterior, and the CV of noise as a dashed line.
+
+    Args:
+        frame: columns feature, posterior, cv, low, high, as `tables.feature_cvs` gives them with folded=True.
+        ceiling: `ExplanationDistribution.noise_ceiling`.
+        title: the claim of the figure.
+    """
+    ends = {"low": "low", "high": "high", "interval": "95 % bootstrap over examples"}
+    labels = ("", f"CV of |attribution| (dashed: noise, {ceiling:.2f})")
+    figure = bars(frame, x="feature", y="cv", hue="posterior", labels=labels, title=title, **ends)
+    figure.axes[0].axhline(ceiling, linestyle="--", color="black")
+    figure.axes[0].tick_params(axis="x", rotation=25)
+    return figure
 
 
 def score_panels(frame: pd.DataFrame, *, right: Mapping[str, float], title: str = "") -> Figure:
@@ -81,12 +97,11 @@ def removal_panels(removal: pd.DataFrame, *, unit: str, title: str = "") -> tupl
     def draw(axes: Axes, part: pd.DataFrame) -> None:
         for (name, line), marker, dash in zip(part.groupby("order", sort=False), MARKERS, LINES * 2, strict=False):
             axes.plot(line["moved"], line["gap"], marker=marker, linestyle=dash, label=str(name))
-        axes.margins(x=0.03)
+        if part["way"].iloc[0] == "deletion":
+            axes.legend(fontsize=12, loc="lower right")
 
     labels = ("features moved", f"distance to the prediction\n({unit})")
-    figure = panels(frame, draw, by="way", labels=labels, size=(5.2, 4.4), title=title)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure, frame
+    return panels(frame, draw, by="way", labels=labels, size=(5.2, 4.4), title=title), frame
 
 
 def house_bars(rows: pd.DataFrame, chosen: Mapping[str, object]) -> tuple[Figure, str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
@@ -14,6 +17,8 @@ from xuqlib.checks import check_count, check_number
 from xuqlib.draws import Draws, generator_of
 from xuqlib.explaining import Explainer, explain
 from xuqlib.uncertainty import logits_of
+
+_Numbers = Sequence[float] | np.ndarray | pd.Series
 
 
 def alike(a: Tensor, b: Tensor) -> pd.Series:
@@ -142,3 +147,89 @@ def relative_input_stability(
             quotient = torch.where(same, change / moved.to(change), math.nan)
             worst[name] = torch.fmax(worst[name], quotient)
     return pd.DataFrame({"example": range(len(x)), **{name: value.numpy() for name, value in worst.items()}})
+
+
+def properties(
+    draws: Draws, explainer: Explainer, x: Tensor, *, num_copies: int = 3, seed: int = 0, **options: Any
+) -> pd.DataFrame:
+    """`sparseness` and `relative_input_stability` of the mean map and the std map of each example.
+
+    Returns:
+        One row per example: "sparse mean", "sparse std", "stability mean", "stability std".
+    """
+    e = explain(draws, explainer, x, progress=False, **options)
+    stable = relative_input_stability(draws, explainer, x, num_copies=num_copies, seed=seed, **options)
+    sparse = {f"sparse {name}": sparseness(each).numpy() for name, each in (("mean", e.mean()), ("std", e.std()))}
+    return pd.DataFrame(sparse | {f"stability {name}": stable[name] for name in ("mean", "std")})
+
+
+def ends(values: np.ndarray) -> list[float]:
+    """95 % percentiles of the bootstrap resamples of a number; the first entry, the number itself, is left out."""
+    found: list[float] = np.quantile(values[1:], [0.025, 0.975]).tolist()
+    return found
+
+
+class Estimate(NamedTuple):
+    """A number and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def rank_correlation(
+    a: _Numbers,
+    b: _Numbers,
+    *,
+    given: _Numbers | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Spearman's correlation over examples, with a 95 % bootstrap interval.
+
+    Args:
+        a, b: one number per example; an example with a NaN is left out.
+        given: a third number per example, whose linear part is taken out of both ranks: the partial correlation.
+        num_resamples, seed: of the bootstrap over examples.
+
+    Raises:
+        ValueError: fewer than four examples are whole.
+    """
+    columns = np.stack([np.asarray(each, float) for each in (a, b, *([] if given is None else [given]))])
+    columns = columns[:, ~np.isnan(columns).any(0)]
+    count = columns.shape[1]
+    if count < 4:
+        raise ValueError(f"{count} examples have all numbers; a rank correlation with an interval needs four or more")
+    drawn = np.random.default_rng(check_count(seed, 0, "seed")).integers(count, size=(num_resamples, count))
+    ranks = rankdata(columns[:, np.vstack([np.arange(count), drawn])], axis=2)  # (2 or 3, 1 + resamples, n)
+    ranks -= ranks.mean(2, keepdims=True)
+    size = np.sqrt((ranks**2).sum(2))
+
+    def correlation(i: int, j: int) -> np.ndarray:
+        scale = size[i] * size[j]
+        return np.divide((ranks[i] * ranks[j]).sum(1), scale, where=scale > 0, out=np.zeros_like(scale))
+
+    rho = correlation(0, 1)
+    if given is not None:
+        left, right = correlation(0, 2), correlation(1, 2)
+        scale = np.sqrt((1 - left**2).clip(0) * (1 - right**2).clip(0))
+        rho = np.divide(rho - left * right, scale, where=scale > 0, out=np.zeros_like(scale))
+    return Estimate(float(rho[0]), *ends(rho))
+
+
+def rank_correlations(frame: pd.DataFrame, truth: _Numbers, *, given: str, seed: int = 0) -> pd.DataFrame:
+    """`rank_correlation` of every column of floats with `truth`, alone and beyond what the column `given` tells.
+
+    Args:
+        frame, truth: one row, and one number, per example.
+        given: the column that is held fixed; it has no row of its own beyond itself.
+
+    Returns:
+        Columns signal, kind ("alone" or "beyond GIVEN"), value, low, high.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for name, column in frame.select_dtypes("float").items():
+        rows.append((name, "alone", *rank_correlation(column, truth, seed=seed)))
+        if name != given:
+            rows.append((name, f"beyond {given}", *rank_correlation(column, truth, given=frame[given], seed=seed)))
+    return pd.DataFrame(rows, columns=["signal", "kind", "value", "low", "high"])

@@ -50,6 +50,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
             "num_samples": 1000,
             "group": ["Latitude", "Longitude"],
         },
+        "16": {"dataset": "cifar10", "num_examples": 100, "num_draws": 20, "num_steps": 8, "num_samples": 200},
         "13": {"num_rounds": 3, "divisor": 1, "memory_draws": [8, 32, 128, 512]},
     },
 }

@@ -17,10 +17,10 @@ from torch import Tensor
 from xuqlib.agreement import LEVELS, Forecast, agreement, forecast, image_blind, intervals, unit_maps
 from xuqlib.checks import check_choice
 from xuqlib.draws import Draws
-from xuqlib.steadiness import over_examples
+from xuqlib.posteriors import DeepEnsemble, MCDropConnect
+from xuqlib.training import train_or_load
 
 VERSIONS = ("as it is", "factor", "floors")
-OVER_CENTRES = "±2 standard errors over examples, from the lowest to the highest centre"
 _SUBSET = 2**15  # numbers that a repair is fitted on, at most: spread evenly over networks, examples and pixels
 _NO_WIDTH = 1e-4  # in units of the mean |map|: keeps the root differentiable where nothing moves
 
@@ -214,17 +214,45 @@ def declared(expected: Forecast, evidence: Tensor, *, level: float = 0.9) -> pd.
     return pd.DataFrame({"example": range(len(found)), **numbers})
 
 
-def over_centres(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
-    """Mean of a column over centre networks, in an interval that covers every centre's own; see `OVER_CENTRES`.
+def roles(dataset: str, members: Sequence[int], seed: int) -> tuple[dict[str, Draws], dict[str, Draws]]:
+    """Deal plain networks out for the centre of one seed; no network has two roles, save in an ensemble.
 
-    Networks matter more than examples: three centres that disagree make this interval wide, as they should.
+    Member 0 is the centre. It shares its first weights and its order of data with the other posteriors of its seed, so
+    none of them is fitted to it or tested on it. Fitted to are members 1 to 4 of the seed, or of seed 0 where there are
+    too few; tested on are the first five of seed 0 or 1, whichever is not the seed of those.
 
     Args:
-        frame: one row per group, seed (of the centre) and example.
+        dataset: a name of `load` that has a recipe.
+        members: how many networks were trained from seed 0, 1, ...; at least five from seeds 0 and 1.
+        seed: of the centre.
 
     Returns:
-        Columns `by`, `value`, low, high, centres; groups in order of appearance.
+        Draws called "own", "fit" and "test"; and the ensembles of the seed, "networks_5" and "networks_10".
     """
-    each = over_examples(frame, [*by, "seed"], value).groupby(list(by), sort=False)
-    ends = {value: each[value].mean(), "low": each["low"].min(), "high": each["high"].max(), "centres": each.size()}
-    return pd.DataFrame(ends).reset_index()
+
+    def some(number: int, start: int, stop: int) -> Draws:
+        trained = train_or_load("deep_ensemble", dataset, seed=number, num_members=stop, progress=False)
+        assert isinstance(trained, DeepEnsemble)
+        return DeepEnsemble(trained.members[start:]).sample()
+
+    fitted = seed if members[seed] >= 5 else 0
+    networks = {"own": some(seed, 0, 1), "fit": some(fitted, 1, 5), "test": some(0 if fitted else 1, 0, 5)}
+    return networks, {f"networks_{size}": some(seed, 0, size) for size in (5, 10) if size <= members[seed]}
+
+
+def family(dataset: str, method: str, seed: int, *, num_draws: int, drop_rates: Sequence[float] = ()) -> list[Draws]:
+    """Draws of the posterior around one centre, or of several that are candidates.
+
+    Args:
+        method: as for `train_or_load`; "mc_dropout_all", with dropout after every block; or "dropconnect_after", which
+            needs no training: it drops weights of all layers of the plain network, one candidate per drop rate.
+        seed: of the centre, and of the draws.
+        num_draws: of each candidate.
+        drop_rates: of "dropconnect_after".
+    """
+    if method == "dropconnect_after":
+        plain = train_or_load("deep_ensemble", dataset, seed=seed, num_members=1, progress=False).network
+        candidates = [MCDropConnect(plain, p=p, placement="all") for p in drop_rates]
+        return [posterior.sample(num_draws, seed=seed) for posterior in candidates]
+    kind, placement = ("mc_dropout", "all") if method == "mc_dropout_all" else (method, "last")
+    return [train_or_load(kind, dataset, placement=placement, seed=seed, progress=False).sample(num_draws, seed=seed)]

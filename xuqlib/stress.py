@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.ndimage import gaussian_filter
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_number, check_target
 from xuqlib.draws import Draws, generator_of
 from xuqlib.explaining import Explainer, explain
+from xuqlib.metrics import ends
 from xuqlib.uncertainty import decompose, logits_of
 
 CORRUPTIONS: dict[str, tuple[float, ...]] = {
@@ -182,8 +182,8 @@ def detection(
     nothing, and less means that odd examples score lower. All columns meet the same bootstrap resamples.
 
     Args:
-        clean, odd: one row per example, one column per detector, higher meaning odder. NaN drops an example from
-            that detector alone.
+        clean, odd: one row per example, one column of floats per detector, higher meaning odder; other columns are
+            passed over. NaN drops an example from that detector alone.
         against: the column that the others are compared with.
         paired: whether row i of `odd` is row i of `clean`, changed; then both are resampled together.
         num_resamples, seed: of the bootstrap over examples.
@@ -200,6 +200,7 @@ def detection(
             f"{len(clean)} clean and {len(odd)} odd rows, columns {list(clean)}; pass one or more of each (as many of "
             f"both if paired) and a column {against!r}"
         )
+    clean, odd = clean.select_dtypes("float"), odd.select_dtypes("float")
     stream, sizes = np.random.default_rng(check_count(seed, 0, "seed")), (len(clean), len(odd))
     counts = [stream.multinomial(n, np.full(n, 1 / n), num_resamples) for n in sizes[: 1 if paired else 2]]
     weights = [np.vstack([np.ones(len(count[0]), int), count]) for count in (counts[0], counts[-1])]  # first: all once
@@ -212,13 +213,8 @@ def detection(
         missing[name] = float(np.isnan(np.concatenate([low, high])).mean())
     names = ["detector", "auroc", "low", "high", "gain", "gain_low", "gain_high", "undefined"]
     gains = {name: area - areas[against] for name, area in areas.items()}
-    rows = [(n, area[0], *_ends(area), gains[n][0], *_ends(gains[n]), missing[n]) for n, area in areas.items()]
+    rows = [(n, area[0], *ends(area), gains[n][0], *ends(gains[n]), missing[n]) for n, area in areas.items()]
     return pd.DataFrame(rows, columns=names)
-
-
-def _ends(values: np.ndarray) -> list[float]:
-    ends: list[float] = np.quantile(values[1:], [0.025, 0.975]).tolist()  # the first is the estimate itself
-    return ends
 
 
 def combined(
@@ -251,49 +247,50 @@ def combined(
     return scores[: len(clean)], scores[len(clean) :]
 
 
-class Estimate(NamedTuple):
-    """A number and the ends of its interval."""
+def compare(clean: pd.DataFrame, odd: pd.DataFrame, *, paired: bool = False, seed: int = 0) -> pd.DataFrame:
+    """`detection` by each of `signals`, and by two of `combined`: do explanations add to what the answer says?
 
-    value: float
-    low: float
-    high: float
+    Returns:
+        As `detection`, and against: every signal is compared with "entropy", which is also the rival of "answer only"
+        (entropy and mutual information); that in turn is the rival of "answer + explanation" (every CV and std, too).
+    """
+    answer = ["entropy", "mutual_information"]
+    explanation = [str(name) for name in clean if str(name).startswith(("cv ", "std "))]
+    both = [clean, odd]
+    for name, columns in (("answer only", answer), ("answer + explanation", [*answer, *explanation])):
+        scores = combined(clean, odd, columns, seed=seed)
+        both = [frame.assign(**{name: score}) for frame, score in zip(both, scores, strict=True)]
+    options: dict[str, Any] = {"paired": paired, "seed": seed}
+    frames = [detection(*both, against=rival, **options).assign(against=rival) for rival in ("entropy", "answer only")]
+    return pd.concat([frames[0].iloc[:-1], frames[1].iloc[-1:]], ignore_index=True)
 
 
-def rank_correlation(
-    a: Sequence[float],
-    b: Sequence[float],
+def attacked(
+    draws: Draws,
+    x: Tensor,
+    target: Tensor,
+    explainers: Mapping[str, tuple[Explainer, Mapping[str, Any]]],
     *,
-    given: Sequence[float] | None = None,
-    num_resamples: int = 1000,
+    epsilons: Sequence[int],
+    num_steps: int = 10,
     seed: int = 0,
-) -> Estimate:
-    """Spearman's correlation over examples, with a 95 % bootstrap interval.
+) -> pd.DataFrame:
+    """`detection` of pictures that `fgsm` and `pgd` (from a random start) attacked, each against its clean self.
 
     Args:
-        a, b: one number per example; an example with a NaN is left out.
-        given: a third number per example, whose linear part is taken out of both ranks: the partial correlation.
-        num_resamples, seed: of the bootstrap over examples.
+        draws, x, target, num_steps: as for `pgd`; explainers: as for `signals`.
+        epsilons: in units of 1/255.
 
-    Raises:
-        ValueError: fewer than four examples are whole.
+    Returns:
+        As `detection`, and attack ("FGSM 2"), epsilon, accuracy (of the mean prediction under the attack).
     """
-    columns = np.stack([np.asarray(each, float) for each in (a, b, *([] if given is None else [given]))])
-    columns = columns[:, ~np.isnan(columns).any(0)]
-    count = columns.shape[1]
-    if count < 4:
-        raise ValueError(f"{count} examples have all numbers; a rank correlation with an interval needs four or more")
-    drawn = np.random.default_rng(check_count(seed, 0, "seed")).integers(count, size=(num_resamples, count))
-    ranks = rankdata(columns[:, np.vstack([np.arange(count), drawn])], axis=2)  # (2 or 3, 1 + resamples, n)
-    ranks -= ranks.mean(2, keepdims=True)
-    size = np.sqrt((ranks**2).sum(2))
-
-    def correlation(i: int, j: int) -> np.ndarray:
-        scale = size[i] * size[j]
-        return np.divide((ranks[i] * ranks[j]).sum(1), scale, where=scale > 0, out=np.zeros_like(scale))
-
-    rho = correlation(0, 1)
-    if given is not None:
-        left, right = correlation(0, 2), correlation(1, 2)
-        scale = np.sqrt((1 - left**2).clip(0) * (1 - right**2).clip(0))
-        rho = np.divide(rho - left * right, scale, where=scale > 0, out=np.zeros_like(scale))
-    return Estimate(float(rho[0]), *_ends(rho))
+    frames, clean = [], signals(draws, x, explainers)
+    for epsilon in epsilons:
+        moved = {"FGSM": fgsm(draws, x, target, epsilon / 255)}
+        moved["PGD"] = pgd(draws, x, target, epsilon / 255, num_steps=num_steps, seed=seed)
+        for name, pictures in moved.items():
+            after = signals(draws, pictures, explainers)
+            right = float((after["answer"].to_numpy() == np.asarray(target)).mean())
+            about: dict[str, Any] = {"attack": f"{name} {epsilon}", "epsilon": epsilon, "accuracy": right}
+            frames.append(detection(clean, after, paired=True, seed=seed).assign(**about))
+    return pd.concat(frames, ignore_index=True)

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_target
-from xuqlib.classes import Way, hardness
+from xuqlib.classes import PAPER, Way, hardness
 from xuqlib.controls import other_image, runner_up
 from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.draws import Draws
 from xuqlib.explaining import Explainer, explain
 from xuqlib.metrics import alike, ssim
+from xuqlib.reporting import judge
+from xuqlib.study import Notebook
 from xuqlib.uncertainty import logits_of
 
 ASKED = ("predicted class", "true label", "own answer", "runner-up", "another picture")
@@ -100,7 +102,7 @@ def by_target_of(draws: Draws, examples: Examples, ways: Mapping[str, Way]) -> p
     """`by_target` for the first right and the first wrong answers, by several explainers.
 
     Args:
-        draws: right and wrong is what all of them answer together.
+        draws: examples are chosen by what all of them answer together; the column answer is that of those that explain.
         examples: pictures with classes.
         ways: name of each explainer and how to use it.
 
@@ -109,8 +111,28 @@ def by_target_of(draws: Draws, examples: Examples, ways: Mapping[str, Way]) -> p
     """
     found, parts = hardness(draws, examples), []
     for name, way in ways.items():
-        rows = found.groupby("error").head(way.num_answers).index.to_numpy()
+        rows = found.groupby("error").head(way.num_answers).index.tolist()
         table = by_target(draws[: way.num_draws], way.explainer, examples.x[rows], examples.y[rows], **way.options)
-        answer = np.where(found["error"].eq(1), "wrong", "right")[rows]
-        parts.append(table.assign(explainer=name, answer=answer[table["example"]], example=rows[table["example"]]))
+        parts.append(table.assign(explainer=name, example=np.array(rows)[table["example"]]))
     return pd.concat(parts, ignore_index=True)
+
+
+def claim_targets(study: Notebook, asked: pd.DataFrame) -> None:
+    """Claim, for each data set and explainer, that the true label, and the runner-up, give nearly the same map.
+
+    Nearly means nearer to the map of the predicted class than halfway to the floor, another picture's map. The true
+    label is judged by the wrong answers, where it is another class; the runner-up by all.
+
+    Args:
+        study: the notebook that makes the claims.
+        asked: columns dataset, explainer, answer, asked, example and spearman, one row each.
+    """
+    for (dataset, explainer), part in asked.groupby(["dataset", "explainer"], sort=False):
+        wide = part.pivot(index=["answer", "example"], columns="asked", values="spearman")
+        above = wide.sub((1 + wide[ASKED[-1]]) / 2, axis=0).dropna()
+        facts: dict[str, Any] = {"dataset": dataset, "unit": "Spearman above halfway"}
+        wrong = above[above.index.get_level_values("answer") == "wrong"]
+        text = f"{explainer}: where wrong, the true label gives nearly the map of the predicted class"
+        judge(study, text, wrong[ASKED[1]], claim="C4", source=PAPER, **facts)
+        text = f"{explainer} is class-blind: the runner-up gives nearly the map of the predicted class"
+        judge(study, text, above[ASKED[3]], **facts)

@@ -8,7 +8,18 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
-from xuqlib.rankings import beats, best_depends, rank_agreement, ranking, resampled
+from xuqlib.summaries import (
+    CRITERIA,
+    at_each_size,
+    beats,
+    best_depends,
+    rank_agreement,
+    rank_table,
+    ranking,
+    resample_all,
+    resampled,
+    tidy,
+)
 from xuqlib.uncertainty import expected_calibration_error
 
 
@@ -114,3 +125,63 @@ def test_rank_agreement_is_kendalls_tau():
     assert rank_agreement(a, -a)[0] == -1
     with pytest.raises(ValueError, match="1 columns in common"):
         rank_agreement(a, a[["a"]])
+
+
+def test_a_tidy_mean_takes_seeds_before_examples():
+    rows = [(0, 0, 1.0), (1, 0, 3.0), (0, 1, 6.0)]  # example 0 under two seeds, example 1 under one
+    frame = pd.DataFrame(rows, columns=["seed", "example", "value_of"]).assign(name="a", empty=np.nan)
+    found = tidy(frame, ["value_of", "empty"], by=["name"])
+    assert found.to_dict("records") == [
+        {"name": "a", "measure": "value_of", "value": 4.0, "se": 2.0, "n": 2, "seeds": 2}  # of 2 and 6
+    ]
+
+
+def frames_of_a_grid():
+    """Two data sets; posterior p has T of 2 and 4, q only 2; "t" is a regression, without areas or confidence."""
+    rng, cells, predictions = np.random.default_rng(0), [], []
+    for dataset, posterior, draws in (("d", "p", 2), ("d", "p", 4), ("d", "q", 2), ("t", "p", 2), ("t", "q", 2)):
+        key = {"dataset": dataset, "posterior": posterior, "draws": draws, "seed": 0, "example": range(9)}
+        gain = {
+            f"{kind}_blurred_gain": rng.random(9) if dataset == "d" else np.nan for kind in ("insertion", "deletion")
+        }
+        for explainer in ("a", "b"):
+            cells.append(pd.DataFrame({**key, "explainer": explainer, "cv_ratio": rng.random(9), **gain}))
+        known = {"brier": rng.random(9), "confidence": rng.random(9), "error": 0.0} if dataset == "d" else {}
+        predictions.append(pd.DataFrame({**key, "nll": rng.random(9), **known}))
+    return pd.concat(cells, ignore_index=True), pd.concat(predictions, ignore_index=True)
+
+
+def test_each_size_picks_the_largest_and_the_common_number_of_draws():
+    cells, _ = frames_of_a_grid()
+    at = {
+        size: part.query("dataset == 'd'").groupby("posterior")["draws"] for size, part in at_each_size(cells).items()
+    }
+    assert at["usual"].unique().map(list).to_dict() == {"p": [4], "q": [2]}
+    assert at["equal"].unique().map(list).to_dict() == {"p": [2], "q": [2]}
+
+
+def test_every_criterion_that_a_data_set_has_is_resampled():
+    cells, predictions = frames_of_a_grid()
+    samples = resample_all(cells, predictions, num_scored=6, num_resamples=5)
+    assert {key[1] for key in samples if key[2] == "t"} == {"nll", "cv"}
+    assert {key[1] for key in samples if key[2] == "d"} == set(CRITERIA)
+    rows = cells.query("dataset == 'd' and posterior == 'p' and draws == 4 and example < 6")
+    assert samples["usual", "cv", "d"].at[0, "p"] == pytest.approx(np.log(rows["cv_ratio"]).mean())
+    few = predictions.query("dataset == 'd' and posterior == 'p' and draws == 2")
+    assert samples["equal", "nll", "d"].at[0, "p"] == pytest.approx(few["nll"].mean())
+
+
+def test_an_example_that_one_explainer_lacks_does_not_count():
+    cells, predictions = frames_of_a_grid()
+    cells.loc[(cells["explainer"] == "b") & (cells["example"] == 3), "cv_ratio"] = np.nan
+    samples = resample_all(cells, predictions, num_scored=9, num_resamples=5)
+    rows = cells.query("dataset == 't' and posterior == 'q' and example != 3")
+    assert samples["usual", "cv", "t"].at[0, "q"] == pytest.approx(np.log(rows["cv_ratio"]).mean())
+
+
+def test_the_rank_table_says_who_is_tied_with_the_first():
+    samples = {("usual", "nll", "d"): made([0.0, 0.001, 5.0]), ("usual", "insertion", "d"): made([0.0, 0.001, 5.0])}
+    found = rank_table(samples)
+    assert list(found["criterion"].unique()) == ["nll", "insertion"]
+    assert found["tied"].tolist() == [True, True, False, False, False, True]
+    assert found["rank"].tolist() == [1, 2, 3, 3, 2, 1]

@@ -1,12 +1,12 @@
-"""Ranks that know what they rest on: who comes first, which differences are decided, and do two rankings agree?
+"""From rows per example to numbers, ranks and verdicts: who comes first, and is it decided?
 
-`resampled` gives a table with one column per competitor: the measured value in row 0, bootstrap values below. All other
-functions read such tables. Criteria are better if smaller, but for those in `LARGER`.
+`resampled` gives a table with one column per competitor: the measured value in row 0, bootstrap values below. The
+functions after it read such tables. Smaller is better, but for the criteria in `LARGER`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -14,10 +14,25 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+KEYS = ("dataset", "posterior", "explainer", "draws")
 CRITERIA = ("nll", "brier", "ece", "insertion", "deletion", "cv")
 LARGER = ("insertion", "deletion")
 Samples = dict[tuple[str, str, str], pd.DataFrame]  # (size, criterion, data set)
 NUM_BINS = 15  # of confidence, as in `expected_calibration_error`
+
+
+def tidy(frame: pd.DataFrame, measures: Sequence[str], by: Sequence[str] = KEYS) -> pd.DataFrame:
+    """One number per row: the mean of each measure over examples, where each example is first averaged over seeds.
+
+    Returns:
+        Columns `by`, measure, value, se (standard error over examples), n (examples), seeds (trainings).
+    """
+    keys = [*by, "measure"]
+    long = frame.melt([*by, "seed", "example"], list(measures), "measure").dropna(subset="value")
+    examples = long.groupby([*keys, "example"], sort=False)["value"].mean().groupby(keys, sort=False)
+    seeds = long.groupby(keys, sort=False)["seed"].nunique()
+    columns = {"value": examples.mean(), "se": examples.sem(), "n": examples.size(), "seeds": seeds}
+    return pd.DataFrame(columns).reset_index()
 
 
 def resampled(

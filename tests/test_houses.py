@@ -1,0 +1,286 @@
+"""Explained tables: bars, CVs, importances and removal against hand calculations; the chooser, for every option."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import norm
+from torch import nn
+
+from xuqlib import ExplanationDistribution, load
+from xuqlib.draws import Draws, FixedNetwork
+from xuqlib.houses import cv_panels, explore_houses, house_bars, noise_bars, removal_panels, score_panels
+from xuqlib.tables import (
+    agreement_table,
+    bar_table,
+    by_feature,
+    feature_cvs,
+    orders_of,
+    permutation_importance,
+    prediction_table,
+    removal_gain,
+    removal_table,
+    replaced,
+    resampled,
+    verdict,
+)
+
+
+def linear_draws(*weights, noise_variance=0.0):
+    """One linear network per row of weights, without bias, in float64."""
+    networks = []
+    for row in weights:
+        layer = nn.Linear(len(row), 1, bias=False).double()
+        layer.weight.data[:] = torch.tensor([row], dtype=torch.float64)
+        networks.append(FixedNetwork(nn.Sequential(layer)))
+    return Draws(networks, noise_variance=noise_variance)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def diabetes():
+    return load("diabetes", num_examples=4)
+
+
+def test_a_bar_is_the_mean_and_std_over_draws_in_units_of_the_target(diabetes):
+    values = normal(3, 2, 10)
+    bars = bar_table(ExplanationDistribution(values), diabetes, posterior="p")
+    assert len(bars) == 20
+    row = bars[(bars["example"] == 1) & (bars["feature"] == "bmi")].iloc[0]
+    draws, unit = values[:, 1, 2].numpy(), diabetes.target_scale.std
+    np.testing.assert_allclose(row["mean"], draws.mean() * unit)
+    np.testing.assert_allclose(row["std"], draws.std() * unit)
+    np.testing.assert_allclose(row["folded_std"], np.abs(draws).std() * unit)
+    assert row["agreement"] == max((draws > 0).mean(), (draws < 0).mean())
+    scale = diabetes.feature_scale
+    assert row["value"] == pytest.approx(float(diabetes.x[1, 2]) * scale.std[2] + scale.mean[2])
+
+
+def test_bars_of_other_examples_than_the_table_are_refused(diabetes):
+    with pytest.raises(ValueError, match="5 examples x 10 features but the table has 4 x 10"):
+        bar_table(ExplanationDistribution(normal(2, 5, 10)), diabetes)
+    with pytest.raises(ValueError, match="planted is no table"):
+        bar_table(ExplanationDistribution(normal(2, 1, 10)), load("planted", num_examples=1))
+
+
+def test_a_prediction_adds_variances_and_covers_as_a_gaussian_does(diabetes):
+    draws = linear_draws([0.5] + [0.0] * 9, [-0.1] + [0.2] * 9, noise_variance=0.3)
+    found = prediction_table(draws, diabetes, level=0.8)
+    answers = np.array([network(diabetes.x.double()).detach().numpy()[:, 0] for network in draws])
+    sd, truth, unit = np.sqrt(answers.var(0) + 0.3), diabetes.y[:, 0].numpy(), diabetes.target_scale.std
+    np.testing.assert_allclose(found["total"], sd * unit)
+    np.testing.assert_allclose(found["total"] ** 2, found["epistemic"] ** 2 + found["aleatoric"] ** 2)
+    np.testing.assert_allclose(found["nll"], -norm(answers.mean(0), sd).logpdf(truth))
+    low, high = norm(answers.mean(0), sd).interval(0.8)
+    np.testing.assert_array_equal(found["covered"], (low <= truth) & (truth <= high))
+    np.testing.assert_allclose(found["truth"] - found["prediction"], (truth - answers.mean(0)) * unit)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 90])
+def test_a_level_outside_zero_and_one_is_refused(diabetes, level):
+    with pytest.raises(ValueError, match="level is"):
+        prediction_table(linear_draws([1.0] * 10), diabetes, level=level)
+
+
+def test_the_bootstrap_interval_of_a_mean_is_that_of_its_standard_error():
+    table = np.random.default_rng(0).normal(3.0, 2.0, size=(400, 2))
+    value, low, high = resampled(lambda rows: rows.mean(0), table, num_resamples=2000, seed=1)
+    error = 1.96 * table.std(0) / 20
+    np.testing.assert_allclose(value, table.mean(0))
+    np.testing.assert_allclose([value - low, high - value], [error, error], rtol=0.08)  # its own noise: 2000 draws
+
+
+def test_the_bootstrap_keeps_the_rows_of_two_tables_together():
+    table = normal(30, 1).numpy()
+    _, low, high = resampled(lambda a, b: np.abs(a - b).max(), table, table)
+    assert low == high == 0
+    with pytest.raises(ValueError, match=r"tables have \[30, 29\] rows"):
+        resampled(lambda a, b: a.mean() - b.mean(), table, table[1:])
+
+
+def bars_by_hand():
+    """Two houses, two features, two trainings; the mean of feature b changes its sign."""
+    rows = [
+        (s, "p", 0, feature, mean, std)
+        for s, feature, mean, std in [(0, "b", -2.0, 1.0), (0, "a", 1.0, 4.0), (1, "b", 4.0, 2.0), (1, "a", 1.0, 0.0)]
+    ]
+    rows += [(s, "p", 1, feature, 1.0, 1.0) for s in (0, 1) for feature in ("b", "a")]
+    return pd.DataFrame(rows, columns=["seed", "posterior", "example", "feature", "mean", "std"])
+
+
+def test_the_cv_of_a_feature_is_the_sum_of_std_over_the_sum_of_sizes():
+    found = feature_cvs(bars_by_hand(), ["posterior"])
+    assert list(found["feature"]) == ["b", "a"]  # in their order, not the alphabet's
+    # b: (1.5 + 1) / (3 + 1), a: (2 + 1) / (1 + 1); averaged over the two trainings first
+    np.testing.assert_allclose(found["cv"], [2.5 / 4, 3 / 2])
+    assert found["low"].tolist() == pytest.approx([0.5, 1.0])  # house 0 or house 1 alone: both happen often
+    assert found["high"].tolist() == pytest.approx([1.0, 2.0])
+
+
+def test_the_folded_cv_of_noise_is_at_the_ceiling(diabetes):
+    e = ExplanationDistribution(normal(4000, 4, 10))
+    bars = bar_table(e, diabetes, posterior="p")
+    found = feature_cvs(bars, ["posterior"], folded=True)["cv"]
+    np.testing.assert_allclose(found, e.noise_ceiling, rtol=0.03)  # 16,000 numbers per feature
+    assert feature_cvs(bars, ["posterior"])["cv"].min() > 10
+
+
+def test_by_feature_averages_over_trainings():
+    np.testing.assert_allclose(by_feature(bars_by_hand(), "std"), [[1.5, 2.0], [1.0, 1.0]])
+
+
+def test_a_feature_that_no_network_reads_has_no_importance():
+    x = normal(2000, 3)
+    y = x[:, :1] * 2
+    found = permutation_importance(linear_draws([1.5, 0.0, 0.0], [2.5, 0.0, 0.0]), x, y, num_repeats=4)
+    assert found.shape == x.shape
+    assert found[:, 1:].abs().max() == 0
+    # The mean network is right; with another's first feature it is off by 2 (x' - x), of mean square 8.
+    assert float(found[:, 0].mean()) == pytest.approx(8, rel=0.1)
+
+
+def test_features_are_replaced_in_their_order():
+    x = torch.tensor([[1.0, 2.0, 3.0]])
+    found = replaced(x, torch.tensor([[2, 0, 1]]), 0.0)[:, 0]
+    torch.testing.assert_close(found, torch.tensor([[1.0, 2, 3], [1, 2, 0], [0, 2, 0], [0, 0, 0]]))
+
+
+def test_deletion_and_insertion_of_a_linear_network_by_hand():
+    x, draws = torch.tensor([[3.0, 1.0]], dtype=torch.float64), linear_draws([1.0, 1.0], [1.0, 3.0])
+    # Mean weights 1 and 2: the prediction is 5, of which feature 0 gives 3 and feature 1 gives 2.
+    found = removal_table(draws, x, {"mean": [torch.tensor([[-3.0, 2.0]])]}, unit=10, posterior="p", explainer="e")
+    gaps = found.set_index("way")[["gap_0", "gap_1", "gap_2", "area"]]
+    np.testing.assert_allclose(gaps.loc["deletion"].astype(float), [0, 30, 50, 27.5])
+    np.testing.assert_allclose(gaps.loc["insertion"].astype(float), [50, 20, 0, 22.5])
+
+
+def test_the_true_order_beats_its_reverse_and_gains_nothing_over_itself():
+    x, draws = normal(50, 4).abs(), linear_draws([4.0, 3.0, 2.0, 1.0])
+    true = x * torch.tensor([4.0, 3, 2, 1])
+    orders = {"mean": [true], "one draw": [true], "random": [1 / true]}
+    removal = removal_table(draws, x, orders, posterior="p", explainer="e")
+    assert removal_gain(removal, "random").min() > 0
+    assert removal_gain(removal, "one draw").abs().max() == 0
+    assert removal_gain(removal, "random").index.names == ["posterior", "explainer", "example"]
+
+
+def test_orders_know_what_they_say():
+    e = ExplanationDistribution(normal(5, 3, 4))
+    orders = orders_of(e, 2.0, num_repeats=2, seed=1)
+    torch.testing.assert_close(orders["mean"][0], 2 * e.mean())
+    torch.testing.assert_close(orders["sd"][0], 2 * e.std())
+    torch.testing.assert_close(orders["one draw"][1], 2 * e.values[1])
+    torch.testing.assert_close(orders["another house"][0], 2 * e.mean()[[1, 2, 0]])
+    assert [len(several) for several in orders.values()] == [1, 2, 1, 1, 2]
+    assert torch.equal(orders["random"][0], orders_of(e, 1.0, num_repeats=2, seed=1)["random"][0])
+    assert not torch.equal(orders["random"][0], orders["random"][1])
+
+
+def test_agreement_tells_posteriors_from_houses():
+    one = torch.tensor([[[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]])  # two houses, opposite orders
+    found = agreement_table([ExplanationDistribution(torch.cat([one, scale * one])) for scale in (2.0, 5.0)], seed=3)
+    means = found.groupby("pair", sort=False)["alike"].mean()
+    assert means.to_dict() == pytest.approx({"two posteriors": 1, "two draws": 1, "two houses (control)": -1})
+    assert len(found) == 6
+    assert set(found["seed"]) == {3}
+
+
+@pytest.mark.parametrize(("ends", "expected"), [((1.1, 2), True), ((0, 1), False), ((0.5, 1.5), None), ((1, 2), None)])
+def test_only_an_interval_on_one_side_decides(ends, expected):
+    assert verdict(*ends, above=1) is expected
+
+
+def stored(num_houses=3):
+    frames = []
+    for house in range(num_houses):
+        for posterior in ("deep_ensemble", "laplace"):
+            for explainer in ("lime", "integrated_gradients"):
+                bars = {"feature": ["rooms", "age"], "value": [5.25, 30.0], "mean": [1.0 + house, -0.5]}
+                rest = {"std": 0.2, "agreement": [1.0, 0.8], "prediction": 2.5, "total": 0.5, "truth": 3.0, "unit": "$"}
+                keys = {"house": f"house {house}", "posterior": posterior, "explainer": explainer}
+                frames.append(pd.DataFrame(bars | rest | keys))
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_the_bars_of_a_house_carry_its_own_values_and_its_prediction():
+    chosen = {"house": "house 1", "posterior": "deep_ensemble", "explainer": "lime"}
+    rows = stored().query("house == 'house 1' and posterior == 'deep_ensemble' and explainer == 'lime'")
+    figure, sentence = house_bars(rows, chosen)
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rooms = 5.25", "age = 30"]
+    assert [patch.get_width() for patch in axes.patches] == [2.0, -0.5]
+    assert figure.get_suptitle() == "House 1, lime, deep ensemble"
+    assert sentence == "Predicted 2.5 ± 0.5 (1 sd), true 3 ($). The draws disagree about the sign of 1 of 2 bars."
+
+
+def test_every_choice_of_house_posterior_and_explainer_shows_its_own_bars(monkeypatch):
+    def drawn(figure):  # without the time that pixels take
+        return f"{figure.get_suptitle()} {[float(patch.get_width()) for patch in figure.axes[0].patches]}".encode()
+
+    monkeypatch.setattr("xuqlib.widgets.png", drawn)
+    *choosers, picture, line = explore_houses(stored()).children
+    assert [chooser.description for chooser in choosers] == ["house", "posterior", "explainer"]
+    seen = {}
+    for house in choosers[0].options:
+        for posterior in choosers[1].options:
+            for explainer in choosers[2].options:
+                for chooser, (_, value) in zip(choosers, (house, posterior, explainer), strict=True):
+                    chooser.value = value
+                seen[house, posterior, explainer] = bytes(picture.value).decode()
+                assert str([1.0 + int(house[0][-1]), -0.5]) in bytes(picture.value).decode()
+                assert "No such result" not in line.value
+    assert len(seen) == len(set(seen.values())) == 12
+
+
+def test_a_house_is_redrawn_in_a_fifth_of_a_second():
+    *choosers, _, _ = explore_houses(stored()).children
+    took = []
+    for value in ("house 1", "house 2", "house 0"):
+        start = time.process_time()
+        choosers[0].value = value
+        took.append(time.process_time() - start)
+    assert min(took) < 0.2
+
+
+def test_a_grid_of_cvs_writes_the_number_into_every_cell():
+    rows = [("e", "p_1", "b", 0.25), ("e", "p_2", "b", 1.5), ("e", "p_1", "a", 0.5), ("e", "p_2", "a", math.nan)]
+    figure = cv_panels(pd.DataFrame(rows, columns=["explainer", "posterior", "feature", "cv"]), top=1.0)
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.25", "1.50", "0.50", "nan"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["p 1", "p 2"]
+
+
+def test_score_panels_draw_what_is_right_where_something_is():
+    rows = [("covered", "p_1", 0.8, 0.7, 0.9), ("nll", "p_1", 1.0, 0.5, 1.5)]
+    frame = pd.DataFrame(rows, columns=["score", "posterior", "value", "low", "high"])
+    first, second = score_panels(frame, right={"covered": 0.9}).axes
+    assert [list(line.get_xdata()) for line in first.lines if line.get_linestyle() == "--"] == [[0.9, 0.9]]
+    assert not [line for line in second.lines if line.get_linestyle() == "--"]
+
+
+def test_removal_panels_return_the_mean_gaps_that_they_draw():
+    x, draws = normal(6, 3), linear_draws([1.0, 2.0, 3.0])
+    removal = removal_table(draws, x, {"mean": [x], "random": [normal(6, 3, seed=1)]})
+    figure, frame = removal_panels(removal, unit="$")
+    assert [axes.get_title() for axes in figure.axes] == ["deletion", "insertion"]
+    wanted = removal[(removal["way"] == "deletion") & (removal["order"] == "random")]["gap_2"].mean()
+    row = frame[(frame["way"] == "deletion") & (frame["order"] == "random") & (frame["moved"] == 2)]
+    assert row["gap"].item() == pytest.approx(wanted)
+    drawn = figure.axes[0].lines[1].get_ydata()
+    np.testing.assert_allclose(drawn[2], wanted)
+
+
+def test_noise_is_a_dashed_line_across_the_bars():
+    frame = pd.DataFrame({"feature": ["b", "a"], "posterior": "p", "cv": [0.2, 0.7], "low": 0.1, "high": 0.8})
+    axes = noise_bars(frame, 0.75).axes[0]
+    assert [patch.get_height() for patch in axes.patches] == [0.2, 0.7]
+    assert [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() == "--"] == [[0.75, 0.75]]

@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 from xuqlib import study
 
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+WIDGET = "application/vnd.jupyter.widget-view+json"  # names a model that lives no longer than its kernel
 STORED_LIMIT = 300_000  # bytes of a stored notebook
 COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -252,6 +253,8 @@ def cleaned(notebook: dict[str, Any]) -> dict[str, Any]:
             for output in kept["outputs"]:
                 if "execution_count" in output:
                     output["execution_count"] = kept["execution_count"]
+                if WIDGET in output.get("data", {}):
+                    output["data"] = {"text/plain": ["Run this notebook to use the widget that stands here."]}
         cells.append(kept)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {**notebook, "cells": cells, "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}}

@@ -59,7 +59,7 @@ def many(n=300, seed=0):
 def test_an_estimate_is_above_a_bound_only_where_its_interval_decides():
     assert Estimate(2, 1, 3).above(0.5) is True
     assert Estimate(2, 1, 3).above(3) is False
-    assert Estimate(2, 1, 3).above(2) is None
+    assert Estimate(2, 1, 3).above(1.5) is None
     assert Estimate(math.nan, math.nan, math.nan).above(0) is None
     assert Estimate(0.0, -math.log(2), math.log(2)).exp() == pytest.approx((1, 0.5, 2))
 
@@ -130,6 +130,12 @@ def test_within_classes_a_difference_between_classes_makes_no_correlation():
     inside = [spearmanr(part["x"], part["y"]).statistic for _, part in frame.groupby("class")]
     assert correlation(frame, "x", "y", within=True).value == pytest.approx(np.mean(inside), abs=1e-12)
     assert abs(np.mean(inside)) < 0.1
+
+
+def test_within_classes_of_two_examples_no_correlation_is_defined():
+    found = correlation(TWO[3:].assign(other=[1.0, 2.0]), "value", "other", within=True)
+    assert math.isnan(found.value)
+    assert found.above(0) is None
 
 
 def test_what_is_left_keeps_no_slope_and_no_group_mean():

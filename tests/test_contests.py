@@ -32,7 +32,7 @@ def areas(*rows):
 
 def test_maps_in_blocks_are_those_of_all_at_once():
     x, draws = pictures(), xuq.Draws(two_networks())
-    whole, blocks = (contests.maps_of(draws, xuq.gradient, x, TARGET, block=block) for block in (5, 2))
+    whole, blocks = (contests.maps_of(draws, xuq.gradient, x, TARGET, block=block) for block in (5, 3))
     for name, each in whole.items():
         assert_close(blocks[name], each)
     e = xuq.explain(draws, xuq.gradient, x, TARGET)

@@ -138,13 +138,13 @@ def test_by_feature_averages_over_trainings():
 
 
 def test_a_feature_that_no_network_reads_has_no_importance():
-    x = normal(2000, 3)
-    y = x[:, :1] * 2
-    found = permutation_importance(linear_draws([1.5, 0.0, 0.0], [2.5, 0.0, 0.0]), x, y, num_repeats=4)
+    x = normal(2000, 3) * torch.tensor([1.0, 1.0, 3.0])
+    y = x[:, 2:] * 2
+    found = permutation_importance(linear_draws([0.0, 0.0, 1.5], [0.0, 0.0, 2.5]), x, y, num_repeats=4)
     assert found.shape == x.shape
-    assert found[:, 1:].abs().max() == 0
-    # The mean network is right; with another's first feature it is off by 2 (x' - x), of mean square 8.
-    assert float(found[:, 0].mean()) == pytest.approx(8, rel=0.1)
+    assert found[:, :2].abs().max() == 0
+    # The mean network is right; with another's last feature it is off by 2 (x' - x), of mean square 4 * 2 * 3^2.
+    assert float(found[:, 2].mean()) == pytest.approx(72, rel=0.1)
 
 
 def test_features_are_replaced_in_their_order():

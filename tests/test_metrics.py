@@ -16,6 +16,7 @@ from xuqlib.figures import example_maps
 from xuqlib.metrics import (
     alike,
     on_evidence,
+    properties,
     rank_correlation,
     rank_correlations,
     relative_input_stability,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from xuqlib import gradient, train_or_load
-from xuqlib.agreement import Forecast, agreement, forecast, unit_maps
+from xuqlib.agreement import Forecast, agreement, forecast, image_blind, unit_maps
 from xuqlib.recalibration import Repair, compare, declared, family, leave_one_out, recalibrate, roles, trial
 
 
@@ -163,11 +163,27 @@ def test_a_trial_puts_every_posterior_and_its_rivals_to_the_same_test():
         {"some": [[linear(s) for s in range(4, 9)]]},
         {"networks_3": [linear(s) for s in range(9, 12)]},
     )
-    rows, repairs = trial(families, ensembles, networks, gradient, noise(6, 5, seed=0), None, levels=(0.9,))
+    rows, repairs = trial(
+        families,
+        ensembles,
+        networks,
+        gradient,
+        noise(6, 5, seed=0),
+        None,
+        others=(noise(9, 5, seed=1), None),
+        levels=(0.9,),
+    )
     assert list(dict.fromkeys(rows["posterior"])) == ["networks_3", "some", "one_map"]
     assert set(repairs["posterior"]) == set(rows["posterior"])
     test = unit_maps(networks["test"], gradient, noise(6, 5, seed=0), None)
     some = forecast(unit_maps(families["some"][0], gradient, noise(6, 5, seed=0), None))
     by_hand = agreement(some, test, levels=(0.9,))["score"].mean()
-    found = rows[(rows["posterior"] == "some") & (rows["version"] == "as it is")]["score"].mean()
-    assert found == pytest.approx(by_hand)
+    mine = rows[(rows["posterior"] == "some") & (rows["version"] == "as it is")]
+    assert mine["score"].mean() == pytest.approx(by_hand)
+    even = torch.arange(6) % 2 == 0
+    fit = unit_maps(networks["fit"], gradient, noise(6, 5, seed=0), None)
+    fitted = repairs[(repairs["posterior"] == "some") & (repairs["version"] == "factor")].iloc[0]
+    assert fitted["factor"] == pytest.approx(recalibrate(some.at(even), fit[:, even]).factor)
+    blind = image_blind(unit_maps(networks["own"], gradient, noise(9, 5, seed=1), None)[0], (0.9,))
+    by_hand = agreement(some, test, levels=(0.9,), band=blind)["score"].mean()
+    assert mine["blind"].mean() == pytest.approx(by_hand)

@@ -291,6 +291,16 @@ def test_storing_keeps_outputs_and_tags_and_drops_what_differs_between_machines(
     assert plan(tmp_path)[0].key == job.key
 
 
+def test_a_stored_widget_becomes_a_line_since_its_model_has_gone_with_the_kernel():
+    data = {run_all.WIDGET: {"model_id": "4f2a"}, "text/plain": ["VBox()"]}
+    output = {"output_type": "display_data", "metadata": {}, "data": data}
+    cell = {"cell_type": "code", "metadata": {}, "source": [], "outputs": [output], "execution_count": 1}
+    (kept,) = run_all.cleaned({"cells": [cell]})["cells"]
+    assert list(kept["outputs"][0]["data"]) == ["text/plain"]
+    assert "Run this notebook" in kept["outputs"][0]["data"]["text/plain"][0]
+    assert run_all.WIDGET in data  # the executed copy keeps it
+
+
 def test_a_notebook_that_is_too_large_or_was_changed_while_it_ran_is_not_stored(tmp_path):
     source = write(tmp_path, "50_first", "1 + 1")
     (job,) = plan(tmp_path, "--store")

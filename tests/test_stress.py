@@ -93,9 +93,15 @@ def test_fgsm_finds_the_worst_corner_of_a_linear_network_and_pgd_reaches_it():
 
 
 def test_the_attack_is_on_the_mean_probability_of_all_draws():
-    draws, target = linear_draws(count=3, classes=3), torch.tensor([2, 0])
-    x = (pictures(2, 1, 2) * 0.5 + 0.25).requires_grad_()
+    draws, target = linear_draws(count=3, classes=3), torch.tensor([2, 0] * 10)
+    for draw in draws:
+        draw.network[1].weight *= 8  # sure draws, which disagree
+    x = (pictures(20, 1, 2) * 0.5 + 0.25).requires_grad_()
     slope = torch.autograd.grad(loss(draws, x, target).sum(), x)[0]
+    other = torch.autograd.grad(F.cross_entropy(draws(x).mean(0), target), x)[0]
+    assert (slope.sign() != other.sign()).any()  # or the next line could not tell them apart
+    own = torch.autograd.grad(-draws(x).log_softmax(-1).mean(0)[range(20), target].sum(), x)[0]
+    assert (slope.sign() != own.sign()).any()
     torch.testing.assert_close(fgsm(draws, x.detach(), target, 0.01), x.detach() + 0.01 * slope.sign())
 
 

@@ -20,8 +20,9 @@ ORDER = (
     *("fitting", "fitting_together", "training", "uncertainty", "predictions"),
     *("paths", "steps", "chains", "engine", "explainers", "superpixels", "lime"),
     *("moments", "diagnosis", "distribution", "explaining", "analytic", "fullgrad", "ua_backprop"),
-    *("steadiness", "metrics", "controls", "orderings", "sanity", "stress", "agreement", "timing", "reporting"),
-    *("charts", "panels", "figures", "widgets", "classes", "houses", "grid", "verdicts"),
+    *("steadiness", "metrics", "controls", "orderings", "sanity", "stress", "agreement", "recalibration"),
+    *("resampling", "summaries", "tables", "timing", "reporting", "charts", "panels", "figures", "widgets"),
+    *("contests", "classes", "targets", "houses", "grid", "verdicts"),
     *("raters", "pair_study", "human_study"),
 )
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".ipynb", ".cfg", ".json", ".cff", ".csv", ""}

@@ -56,6 +56,9 @@ def test_the_spread_over_training_seeds_counts():
     found = resampled(frame, "score", num_resamples=4000)["p"]
     assert found[0] == 0.5
     assert found[1:].std() == pytest.approx(0.125**0.5, rel=0.05)  # the mean of two fair coins
+    three = pd.concat([rows(np.full(9, each), seed=seed) for seed, each in enumerate([0.0, 1.0, 5.0])])
+    measured = [resampled(three, "score", num_resamples=2, seed=seed).at[0, "p"] for seed in range(4)]
+    assert measured == pytest.approx([2.0] * 4)  # what was measured is not resampled
 
 
 def test_only_examples_that_all_have_count():
@@ -110,6 +113,8 @@ def test_the_best_does_not_depend_where_one_beats_all_everywhere():
 def test_winners_within_the_noise_decide_nothing():
     assert best_depends({"x": made([0.0, 0.001, 2.0]), "y": made([0.001, 0.0, 2.0], seed=1)})[0] is None
     assert best_depends({"x": made([0.0, 1.0]), "y": made([0.0, 0.001], seed=1)})[0] is None
+    decided, open_ = made([0.0, 1.0]), made([0.001, 0.0], seed=1)
+    assert best_depends({"x": decided, "y": open_})[0] is best_depends({"x": open_, "y": decided})[0] is None
 
 
 def test_columns_that_a_data_set_lacks_do_not_compete():

@@ -190,7 +190,9 @@ def claim_classes(
         found = {
             "CV of a class rises with its error": class_correlation(part, "log_cv", "error", seed=seed),
             "CV of a picture rises with its entropy": correlation(part, "log_cv", "entropy", seed=seed),
-            "CV of a picture rises with its entropy within its class": correlation(part, "log_cv", "entropy", within=True, seed=seed),
+            "CV of a picture rises with its entropy within its class": correlation(
+                part, "log_cv", "entropy", within=True, seed=seed
+            ),
         }
         facts |= {"n": len(part), "unit": "Spearman", "note": BOOTSTRAP}
         for text, each in found.items():

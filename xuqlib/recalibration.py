@@ -106,7 +106,7 @@ def leave_one_out(values: Tensor) -> tuple[Forecast, Tensor]:
 
 def compare(
     candidates: Sequence[Tensor],
-    own: Tensor,
+    others: Tensor,
     fit: Tensor | None,
     test: Tensor,
     *,
@@ -121,7 +121,7 @@ def compare(
     Args:
         candidates: maps of one or several posteriors, each (draw, example, pixel); the one whose repair reaches the
             lowest score where it is fitted is taken.
-        own: maps of one trained network, (example, pixel), for the image-blind interval.
+        others: maps of other pictures, (any, pixel), all from the centre: for the image-blind interval.
         fit: maps of the networks to fit on, (network, example, pixel); None fits by leaving out draws one by one.
         test: maps of the networks to test on.
         evidence: if given, adds the columns of `declared`.
@@ -131,11 +131,10 @@ def compare(
         interval on the same pixels; and the repairs: version, fold, candidate, factor, of_mean, floor, score. A single
         map has no spread to mend, so only floors can help it.
     """
-    frames, repairs = [], []
+    frames, repairs, blind = [], [], image_blind(others, levels)
     for fold in (0, 1):
-        here = torch.arange(len(own)) % 2 == fold  # fitted on
+        here = torch.arange(test.shape[1]) % 2 == fold  # fitted on
         there = (~here).nonzero()[:, 0]
-        blind = image_blind(own[here], levels)
         for version in VERSIONS if len(candidates[0]) > 1 else VERSIONS[2:]:
             fitted = [_fitted(values[:, here], fit if fit is None else fit[:, here], version) for values in candidates]
             number = min(range(len(fitted)), key=lambda i: fitted[i].score)
@@ -166,6 +165,7 @@ def trial(
     x: Tensor,
     target: Tensor | None,
     *,
+    others: tuple[Tensor, Tensor | None],
     levels: Sequence[float] = LEVELS,
     evidence: Tensor | None = None,
     **options: Any,
@@ -177,19 +177,21 @@ def trial(
         ensembles: name of each set of trained networks; repaired by leaving one out, so they need no others.
         networks: "own", the centre, whose map with floors enters as "one_map": no posterior at all; "fit"; "test".
         explainer, x, target, **options: as for `unit_maps`.
+        others: other examples and their target, for the image-blind interval.
         levels, evidence: as for `compare`.
 
     Returns:
         The tables of `compare`, each with the column posterior.
     """
     maps = {name: unit_maps(draws, explainer, x, target, **options) for name, draws in networks.items()}
+    blind = unit_maps(networks["own"], explainer, *others, **options)[0]
     roles: dict[str, tuple[Any, Tensor | None]] = {name: ([draws], None) for name, draws in ensembles.items()}
     roles |= {name: (candidates, maps["fit"]) for name, candidates in families.items()}
     rows: list[pd.DataFrame] = []
     repairs: list[pd.DataFrame] = []
     for name, (candidates, fit) in [*roles.items(), ("one_map", ([], maps["fit"]))]:
         values = [unit_maps(draws, explainer, x, target, **options) for draws in candidates] or [maps["own"]]
-        found = compare(values, maps["own"][0], fit, maps["test"], levels=levels, evidence=evidence)
+        found = compare(values, blind, fit, maps["test"], levels=levels, evidence=evidence)
         for table, into in zip(found, (rows, repairs), strict=True):
             into.append(table.assign(posterior=name))
     return pd.concat(rows, ignore_index=True), pd.concat(repairs, ignore_index=True)

@@ -107,7 +107,8 @@ def correlation(
     cuts = np.cumsum(counts)[:-1]
     parts = zip(np.split(left, cuts, 1), np.split(right, cuts, 1), strict=True)
     inside = pd.DataFrame({i: _spearman(*part) for i, part in enumerate(parts) if part[0].shape[1] > 2})
-    return _estimate(inside.mean(axis=1).to_numpy())  # pandas leaves out NaN: a class that is constant
+    lines = range(len(left))  # pandas leaves out NaN, which a constant class has
+    return _estimate(inside.reindex(lines).mean(axis=1).to_numpy())
 
 
 def _resampled(

@@ -94,7 +94,7 @@ def pgd(
     num_steps: int = 10,
     step_size: float | None = None,
     seed: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = 32,
 ) -> Tensor:
     """Take several steps of `fgsm`, each brought back to where no pixel is further than epsilon from its own.
 

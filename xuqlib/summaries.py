@@ -143,7 +143,11 @@ def best_depends(samples: Mapping[str, pd.DataFrame], *, larger: bool = False) -
     for a, b in combinations(samples, 2):
         if wins[a].at[best[a], best[b]] and wins[b].at[best[b], best[a]]:
             return True, words
-    alone = len(set(best.values())) == 1 and all(wins[d].loc[best[d]].sum() == len(names) - 1 for d in samples)
+    alone = (
+        len(names) > 1
+        and len(set(best.values())) == 1
+        and all(wins[d].loc[best[d]].sum() == len(names) - 1 for d in samples)
+    )
     return (False if alone else None), words
 
 

@@ -128,7 +128,7 @@ def overrides(words: Sequence[str]) -> dict[str, object]:
 
 def environment_key(project: Path) -> str:
     """Digest of the library, the published checkpoints' manifests, and the versions of the packages."""
-    files = sorted([*(project / "xuqlib").glob("*.py"), *(project / "checkpoints").glob("*.json")])
+    files = sorted([*(project / "xuqlib").rglob("*.py"), *(project / "checkpoints").glob("*.json")])
     parts = [[file.name, digest(file)] for file in files]
     return hashlib.sha256(json.dumps([parts, study.versions()]).encode()).hexdigest()
 
@@ -300,7 +300,7 @@ def compare_retrained(jobs: Sequence[Job], project: Path) -> None:
 
 def refresh_readme(project: Path) -> None:
     """Bring the README's table of verdicts up to what is published."""
-    from xuqlib.verdicts import gather, with_table
+    from xuqlib.lessons.verdicts import gather, with_table
 
     path, folder = project / "README.md", project / "figures" / "full"
     if not path.exists() or not list(folder.glob("*_claims.csv")):

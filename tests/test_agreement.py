@@ -17,18 +17,15 @@ from xuqlib.agreement import (
     centred_coverage,
     counting_coverage,
     forecast,
-    gain,
     image_blind,
     interval_score,
     intervals,
-    over_centres,
     perfect_ratio,
-    settle,
     simulated,
     unit_maps,
     unit_scale,
-    variance_ratios,
 )
+from xuqlib.lessons.centres import gain, over_centres, settle, variance_ratios
 
 MU, S = 2.0, 0.7
 

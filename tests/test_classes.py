@@ -11,7 +11,8 @@ import torch
 from scipy.stats import spearmanr
 
 from xuqlib import Notebook, explain, gradient, integrated_gradients, lime, load, train_or_load
-from xuqlib.classes import (
+from xuqlib.draws import Draws
+from xuqlib.lessons.classes import (
     Way,
     beside_entropy,
     claim_classes,
@@ -22,10 +23,9 @@ from xuqlib.classes import (
     steadiness_of_classes,
     taken_out,
 )
-from xuqlib.draws import Draws
+from xuqlib.lessons.resampling import Estimate, class_correlation, class_gap, class_means, correlation
+from xuqlib.lessons.targets import ASKED, by_target, by_target_of, claim_targets, explain_own
 from xuqlib.metrics import alike, ssim
-from xuqlib.resampling import Estimate, class_correlation, class_gap, class_means, correlation
-from xuqlib.targets import ASKED, by_target, by_target_of, claim_targets, explain_own
 
 TWO = pd.DataFrame({"class": ["b", "b", "b", "a", "a"], "value": [1.0, 2.0, 6.0, 10.0, 14.0]})
 

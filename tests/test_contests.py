@@ -8,8 +8,8 @@ import torch
 from torch.testing import assert_close
 
 import xuqlib as xuq
-from xuqlib import contests
 from xuqlib.draws import FixedNetwork
+from xuqlib.lessons import contests
 from xuqlib.networks import mini_vgg
 from xuqlib.orderings import curves, pixel_order, random_order
 

@@ -13,11 +13,22 @@ import xuqlib as xuq
 from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.draws import Draws, FixedNetwork
-from xuqlib.grid import MEASURES, POSTERIORS, PROTOCOLS, curve_areas, explained, gains, measured, predicted, runs, tiles
+from xuqlib.lessons.grid import (
+    MEASURES,
+    POSTERIORS,
+    PROTOCOLS,
+    curve_areas,
+    explained,
+    gains,
+    measured,
+    predicted,
+    runs,
+    tiles,
+)
+from xuqlib.lessons.steadiness import pool, steadiness
+from xuqlib.lessons.summaries import resampled
 from xuqlib.networks import mini_vgg
 from xuqlib.orderings import importance, pixel_order, random_order
-from xuqlib.steadiness import pool, steadiness
-from xuqlib.summaries import resampled
 from xuqlib.superpixels import superpixels
 
 TARGET = torch.tensor([0, 1, 2, 1, 0])

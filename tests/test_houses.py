@@ -14,8 +14,8 @@ from torch import nn
 
 from xuqlib import ExplanationDistribution, load
 from xuqlib.draws import Draws, FixedNetwork
-from xuqlib.houses import cv_panels, explore_houses, house_bars, noise_bars, removal_panels, score_panels
-from xuqlib.tables import (
+from xuqlib.lessons.houses import cv_panels, explore_houses, house_bars, noise_bars, removal_panels, score_panels
+from xuqlib.lessons.tables import (
     agreement_table,
     bar_table,
     by_feature,

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from xuqlib.data import Examples
-from xuqlib.human_study import page, pairs_of
-from xuqlib.pair_study import Pair, PairStudy
-from xuqlib.raters import krippendorff_alpha, results
+from xuqlib.lessons.human_study import page, pairs_of
+from xuqlib.lessons.pair_study import Pair, PairStudy
+from xuqlib.lessons.raters import krippendorff_alpha, results
 
 
 def some_pairs(count=10):

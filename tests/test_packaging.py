@@ -68,7 +68,7 @@ def test_constraints_hold_names_and_versions_and_no_address():
 def test_every_imported_package_is_a_direct_dependency():
     declared = {canonicalize_name(Requirement(line).name) for line in [*DIRECT, *OPTIONAL]}
     owners = metadata.packages_distributions()
-    for path in [*(ROOT / "xuqlib").glob("*.py"), ROOT / "run_all.py"]:
+    for path in [*(ROOT / "xuqlib").rglob("*.py"), ROOT / "run_all.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:

@@ -9,7 +9,7 @@ from torch import nn
 
 from xuqlib.data import Examples
 from xuqlib.draws import Draws
-from xuqlib.predictions import SCORES, answers, reliability, score_points, score_row, settling
+from xuqlib.lessons.predictions import SCORES, answers, reliability, score_points, score_row, settling
 
 
 def logits_for(probs):

@@ -10,7 +10,7 @@ import torch
 
 from xuqlib import gradient, train_or_load
 from xuqlib.agreement import Forecast, agreement, forecast, image_blind, unit_maps
-from xuqlib.recalibration import Repair, compare, declared, family, leave_one_out, recalibrate, roles, trial
+from xuqlib.lessons.recalibration import Repair, compare, declared, family, leave_one_out, recalibrate, roles, trial
 
 
 def noise(*shape, seed):

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from xuqlib.reporting import judge, pixel_frame
+from xuqlib.lessons.reporting import judge, pixel_frame
 from xuqlib.study import Notebook
 
 

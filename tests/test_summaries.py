@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
-from xuqlib.summaries import (
+from xuqlib.lessons.summaries import (
     CRITERIA,
     at_each_size,
     beats,

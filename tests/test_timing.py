@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from xuqlib import timing
 from xuqlib.charts import dots
-from xuqlib.timing import by_operation, flops, interleaved, peak_memory, peak_rates, race, summary
+from xuqlib.lessons import timing
+from xuqlib.lessons.timing import by_operation, flops, interleaved, peak_memory, peak_rates, race, summary
 
 TIMES = pd.DataFrame(
     {

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_target
-from xuqlib.classes import PAPER, Way, hardness
 from xuqlib.controls import other_image, runner_up
 from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.draws import Draws
 from xuqlib.explaining import Explainer, explain
+from xuqlib.lessons.classes import PAPER, Way, hardness
+from xuqlib.lessons.reporting import judge
 from xuqlib.metrics import alike, ssim
-from xuqlib.reporting import judge
 from xuqlib.study import Notebook
 from xuqlib.uncertainty import logits_of
 

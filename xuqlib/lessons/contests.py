@@ -15,11 +15,11 @@ from xuqlib.charts import HUES, LINES, MARKERS, dots
 from xuqlib.controls import other_image
 from xuqlib.draws import Draws
 from xuqlib.explaining import Explainer, explain
+from xuqlib.lessons.reporting import judge
+from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.orderings import FILL_OF, STATISTICS, auc, curves, importance, one_draw, pixel_order
 from xuqlib.panels import panels
 from xuqlib.posteriors import Posterior
-from xuqlib.reporting import judge
-from xuqlib.steadiness import INTERVAL, over_examples
 from xuqlib.study import Notebook
 from xuqlib.training import train_or_load
 

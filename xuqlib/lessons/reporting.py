@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from xuqlib.steadiness import INTERVAL
+from xuqlib.lessons.steadiness import INTERVAL
 from xuqlib.study import Notebook
 
 

@@ -13,10 +13,10 @@ import torch
 from xuqlib.data import Examples
 from xuqlib.draws import Draws
 from xuqlib.explaining import Explainer
+from xuqlib.lessons.predictions import answers
+from xuqlib.lessons.resampling import BOOTSTRAP, class_correlation, class_gap, correlation
+from xuqlib.lessons.steadiness import steadiness
 from xuqlib.lime import lime
-from xuqlib.predictions import answers
-from xuqlib.resampling import BOOTSTRAP, class_correlation, class_gap, correlation
-from xuqlib.steadiness import steadiness
 from xuqlib.study import Notebook
 from xuqlib.uncertainty import logits_of
 

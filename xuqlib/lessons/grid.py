@@ -25,12 +25,12 @@ from xuqlib.distribution import ExplanationDistribution
 from xuqlib.draws import Draws
 from xuqlib.explaining import explain
 from xuqlib.figures import SIGNED
+from xuqlib.lessons.predictions import answers
+from xuqlib.lessons.steadiness import CVS, pool
 from xuqlib.lime import lime
 from xuqlib.orderings import auc, curves, importance, pixel_order, random_order
 from xuqlib.panels import panels
 from xuqlib.posteriors import Posterior
-from xuqlib.predictions import answers
-from xuqlib.steadiness import CVS, pool
 from xuqlib.superpixels import superpixels
 from xuqlib.training import train_or_load
 from xuqlib.uncertainty import decompose, logits_of

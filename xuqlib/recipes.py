@@ -63,8 +63,8 @@ RECIPES: dict[str, Recipe] = {
     "mnist": Recipe("lenet", (("widths", (16, 32)), ("hidden", 64)), epochs=12, augment="shift"),
     "cifar10": Recipe("mini_vgg", epochs=15, augment="shift+flip", precision="bfloat16", weight_decay=5e-2),
     "fer_plus": Recipe(
-        *("mini_vgg", (("widths", (32, 64, 64)), ("hidden", 64))),
-        epochs=12,
+        *("mini_vgg", (("widths", (32, 64, 128, 128)), ("hidden", 128))),
+        epochs=16,
         augment="shift+flip",
         precision="bfloat16",
         weight_decay=5e-2,

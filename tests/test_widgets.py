@@ -47,7 +47,7 @@ def test_a_combination_without_results_is_said_and_the_picture_stays():
 
 def test_choosers_are_operated_by_keyboard_and_labelled():
     choosers, *_ = parts(explore(FRAME, ["posterior", "statistic"], draw))
-    assert all(isinstance(chooser, ipywidgets.Dropdown) and chooser.description for chooser in choosers.values())
+    assert all(isinstance(chooser, ipywidgets.ToggleButtons) and chooser.description for chooser in choosers.values())
 
 
 @pytest.mark.parametrize(("frame", "by"), [(FRAME.iloc[:0], ["posterior"]), (FRAME, ["nothing"])])

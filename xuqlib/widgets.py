@@ -19,7 +19,7 @@ RESULT = ("value", "low", "high", "n")
 def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets.VBox:
     """Choose a value of each column in `by`, and see the figure and the sentence of the rows that have them.
 
-    The children are one chooser per column, named after it and operated by mouse or arrow keys; an `Image`; and an
+    The children are one row of buttons per column, named after it and operated by mouse or by Tab and Enter; an `Image`; and an
     `HTML` line. Where no row has all chosen values, the line says so and the picture stays.
 
     Args:
@@ -34,11 +34,11 @@ def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets
         raise ValueError(f"the frame has {len(frame)} rows and columns {', '.join(map(str, frame))}; wanted {list(by)}")
     options = {column: list(dict.fromkeys(frame[column])) for column in by}
     choosers = {
-        column: ipywidgets.Dropdown(
+        # Not a Dropdown: JupyterLab keeps its arrow keys and letters for commands to the notebook.
+        column: ipywidgets.ToggleButtons(
             options=[(str(value).replace("_", " "), value) for value in values],
             description=column.replace("_", " "),
-            style={"description_width": "120px"},
-            layout={"width": "420px"},
+            style={"description_width": "110px", "button_width": "auto"},
         )
         for column, values in options.items()
         if len(values) > 1

@@ -390,6 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         left.unlink()
     workers = args.jobs or min(cores(), 3)  # each takes most of a gigabyte
     set_environment(args, jobs, workers)
+    shown = os.path.relpath(jobs[0].figures)  # papermill changes the working directory while it runs
     failures = run_jobs([job for job in jobs if job.number not in study.READS], args, workers)
     readers = [job for job in plan(args) if job.number in study.READS]  # planned anew: what they read has changed
     failures += run_jobs(readers, args, workers)
@@ -397,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refresh_readme(args.project)
     if args.retrain:
         compare_retrained(jobs, args.project)
-    print(f"figures and their numbers: {os.path.relpath(jobs[0].figures)}")
+    print(f"figures and their numbers: {shown}")
     return failures
 
 

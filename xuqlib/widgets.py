@@ -19,8 +19,8 @@ RESULT = ("value", "low", "high", "n")
 def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets.VBox:
     """Choose a value of each column in `by`, and see the figure and the sentence of the rows that have them.
 
-    The children are one row of buttons per column, named after it and operated by mouse or by Tab and Enter; an `Image`; and an
-    `HTML` line. Where no row has all chosen values, the line says so and the picture stays.
+    The children are one row of buttons per column, named after it and operated by mouse or by Tab and Enter; an
+    `Image`; and an `HTML` line. Where no row has all chosen values, the line says so and the picture stays.
 
     Args:
         frame: results, one observation per row.

@@ -125,7 +125,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
             "num_lime": 100,
             "num_samples": 200,
             "num_steps": 8,
-            "severities": [1, 3, 5],
+            "severities": [1, 2, 3, 4, 5],
             "epsilons": [1, 4],
             "num_pgd": 10,
             "extra": ["laplace"],

@@ -241,3 +241,13 @@ def test_attacks_are_compared_with_the_clean_pictures_that_they_came_from():
     scores = [*signals(draws, x, explainers)["entropy"], *after["entropy"]]
     assert row["auroc"] == pytest.approx(roc_auc_score([0] * 6 + [1] * 6, scores))
     assert row["accuracy"] == pytest.approx((draws(moved).mean(0).argmax(1) == target).double().mean())
+
+
+def test_a_random_start_lies_in_the_ball_and_is_that_of_its_seed():
+    draws = DeepEnsemble([nn.Sequential(nn.Flatten(), nn.Linear(12, 3))]).sample()
+    x, target = torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1])
+    start = pgd(draws, x, target, 0.1, num_steps=1, step_size=0, seed=3)
+    moved = (start - x).abs()
+    assert 0.05 < moved.max() <= 0.1 + 1e-6
+    assert torch.equal(start, pgd(draws, x, target, 0.1, num_steps=1, step_size=0, seed=3))
+    assert not torch.equal(start, pgd(draws, x, target, 0.1, num_steps=1, step_size=0, seed=4))

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from xuqlib import Notebook, explain, gradient, integrated_gradients, lime, load, train_or_load
 from xuqlib.draws import Draws
+from xuqlib.estimates import Estimate
 from xuqlib.lessons.classes import (
     Way,
     beside_entropy,
@@ -23,7 +24,7 @@ from xuqlib.lessons.classes import (
     steadiness_of_classes,
     taken_out,
 )
-from xuqlib.lessons.resampling import Estimate, class_correlation, class_gap, class_means, correlation
+from xuqlib.lessons.resampling import class_correlation, class_gap, class_means, correlation
 from xuqlib.lessons.targets import ASKED, by_target, by_target_of, claim_targets, explain_own
 from xuqlib.metrics import alike, ssim
 

@@ -17,7 +17,19 @@ MODULES = [path for path in (*LIBRARY, *LESSONS) if path.stem != "__init__"]
 
 # A module imports only from those before it.
 ORDER = (
-    *("presets", "study", "planted", "download", "readers", "fer", "checks", "data", "networks", "baselines"),
+    *(
+        "presets",
+        "study",
+        "planted",
+        "download",
+        "readers",
+        "fer",
+        "checks",
+        "estimates",
+        "data",
+        "networks",
+        "baselines",
+    ),
     *("guided", "fixing", "sharing", "draws", "randomness", "posteriors", "laplace", "checkpoints", "recipes"),
     *("fitting", "fitting_together", "training", "uncertainty"),
     *("paths", "steps", "chains", "engine", "explainers", "superpixels", "lime"),

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from xuqlib.checks import check_count, check_number
 from xuqlib.draws import Draws, generator_of
+from xuqlib.estimates import Estimate, estimate, spearman
 from xuqlib.explaining import Explainer, explain
 from xuqlib.uncertainty import logits_of
 
@@ -35,10 +35,8 @@ def alike(a: Tensor, b: Tensor) -> pd.Series:
     """
     if a.shape != b.shape:
         raise ValueError(f"attributions are {tuple(a.shape)} and {tuple(b.shape)}; pass the same examples")
-    # Pearson's correlation of the ranks, without scipy's warning about a constant map.
-    columns = [pd.DataFrame((m.sum(1) if m.ndim == 4 else m).flatten(1).cpu().numpy().T).rank() for m in (a, b)]
-    left, right = (each - each.mean() for each in columns)  # (pixel, N)
-    return (left * right).sum() / ((left**2).sum() * (right**2).sum()) ** 0.5
+    rows = ((m.sum(1) if m.ndim == 4 else m).detach().flatten(1).cpu().numpy() for m in (a, b))
+    return pd.Series(spearman(*rows))
 
 
 def ssim(a: Tensor, b: Tensor) -> pd.Series:
@@ -163,20 +161,6 @@ def properties(
     return pd.DataFrame(sparse | {f"stability {name}": stable[name] for name in ("mean", "std")})
 
 
-def ends(values: np.ndarray) -> list[float]:
-    """95 % percentiles of the bootstrap resamples of a number; the first entry, the number itself, is left out."""
-    found: list[float] = np.quantile(values[1:], [0.025, 0.975]).tolist()
-    return found
-
-
-class Estimate(NamedTuple):
-    """A number and the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def rank_correlation(
     a: _Numbers,
     b: _Numbers,
@@ -201,20 +185,13 @@ def rank_correlation(
     if count < 4:
         raise ValueError(f"{count} examples have all numbers; a rank correlation with an interval needs four or more")
     drawn = np.random.default_rng(check_count(seed, 0, "seed")).integers(count, size=(num_resamples, count))
-    ranks = rankdata(columns[:, np.vstack([np.arange(count), drawn])], axis=2)  # (2 or 3, 1 + resamples, n)
-    ranks -= ranks.mean(2, keepdims=True)
-    size = np.sqrt((ranks**2).sum(2))
-
-    def correlation(i: int, j: int) -> np.ndarray:
-        scale = size[i] * size[j]
-        return np.divide((ranks[i] * ranks[j]).sum(1), scale, where=scale > 0, out=np.zeros_like(scale))
-
-    rho = correlation(0, 1)
+    drawn = columns[:, np.vstack([np.arange(count), drawn])]  # (2 or 3, 1 + resamples, n)
+    rho = spearman(drawn[0], drawn[1])
     if given is not None:
-        left, right = correlation(0, 2), correlation(1, 2)
+        left, right = spearman(drawn[0], drawn[2]), spearman(drawn[1], drawn[2])
         scale = np.sqrt((1 - left**2).clip(0) * (1 - right**2).clip(0))
-        rho = np.divide(rho - left * right, scale, where=scale > 0, out=np.zeros_like(scale))
-    return Estimate(float(rho[0]), *ends(rho))
+        rho = np.divide(rho - left * right, scale, where=scale > 0, out=np.full(scale.shape, np.nan))
+    return estimate(rho)
 
 
 def rank_correlations(frame: pd.DataFrame, truth: _Numbers, *, given: str, seed: int = 0) -> pd.DataFrame:

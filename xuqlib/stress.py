@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_number, check_target
 from xuqlib.draws import Draws, generator_of
+from xuqlib.estimates import estimate
 from xuqlib.explaining import Explainer, explain
-from xuqlib.metrics import ends
 from xuqlib.uncertainty import decompose, logits_of
 
 CORRUPTIONS: dict[str, tuple[float, ...]] = {
@@ -26,7 +26,6 @@ CORRUPTIONS: dict[str, tuple[float, ...]] = {
     "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),  # added
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),  # size of the small copy
 }
-INTERVAL = "95 % bootstrap over examples"
 
 
 def corrupt(x: Tensor, kind: str, severity: int, *, seed: int = 0) -> Tensor:
@@ -213,7 +212,7 @@ def detection(
         missing[name] = float(np.isnan(np.concatenate([low, high])).mean())
     names = ["detector", "auroc", "low", "high", "gain", "gain_low", "gain_high", "undefined"]
     gains = {name: area - areas[against] for name, area in areas.items()}
-    rows = [(n, area[0], *ends(area), gains[n][0], *ends(gains[n]), missing[n]) for n, area in areas.items()]
+    rows = [(n, *estimate(area), *estimate(gains[n]), missing[n]) for n, area in areas.items()]
     return pd.DataFrame(rows, columns=names)
 
 

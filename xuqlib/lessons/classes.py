@@ -12,9 +12,10 @@ import torch
 
 from xuqlib.data import Examples
 from xuqlib.draws import Draws
+from xuqlib.estimates import BOOTSTRAP
 from xuqlib.explaining import Explainer
 from xuqlib.lessons.predictions import answers
-from xuqlib.lessons.resampling import BOOTSTRAP, class_correlation, class_gap, correlation
+from xuqlib.lessons.resampling import class_correlation, class_gap, correlation
 from xuqlib.lessons.steadiness import steadiness
 from xuqlib.lime import lime
 from xuqlib.study import Notebook

@@ -8,31 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from xuqlib.checks import check_count
-
-BOOTSTRAP = "95 % bootstrap over examples"
-
-
-class Estimate(NamedTuple):
-    """A number and the ends of its 95 % interval; all NaN where it is undefined."""
-
-    value: float
-    low: float
-    high: float
-
-    def above(self, bound: float) -> bool | None:
-        """Whether the number lies above the bound: True or False where the interval decides it, else None."""
-        return True if self.low > bound else False if self.high <= bound else None
-
-    def exp(self) -> Estimate:
-        """The estimate of a logarithm as one of a factor."""
-        return Estimate(*(math.exp(number) for number in self))
+from xuqlib.estimates import Estimate, estimate, spearman
 
 
 def class_means(
@@ -53,7 +35,7 @@ def class_means(
     for statistic in statistics:
         names, _, means, counts = _resampled(frame, [statistic], num_resamples, seed)
         for place, name in enumerate(names):
-            value, low, high = _estimate(means[0][:, place])
+            value, low, high = estimate(means[0][:, place])
             ends = (low, high) if counts[place] > 1 else (math.nan, math.nan)
             rows.append((name, statistic, value, *ends, counts[place]))
     return pd.DataFrame(rows, columns=["class", "statistic", "value", "low", "high", "n"])
@@ -74,7 +56,7 @@ def class_gap(frame: pd.DataFrame, value: str, name: str, *, num_resamples: int 
     if name not in names or len(names) < 2:
         raise ValueError(f"classes with examples are {', '.join(map(str, names))}; wanted {name!r} and one more")
     place = names.index(name)
-    return _estimate(means[0][:, place] - np.delete(means[0], place, 1).mean(1))
+    return estimate(means[0][:, place] - np.delete(means[0], place, 1).mean(1))
 
 
 def class_correlation(frame: pd.DataFrame, a: str, b: str, *, num_resamples: int = 1000, seed: int = 0) -> Estimate:
@@ -88,7 +70,7 @@ def class_correlation(frame: pd.DataFrame, a: str, b: str, *, num_resamples: int
         a, b: the columns.
     """
     _, _, (left, right), _ = _resampled(frame, [a, b], num_resamples, seed)
-    return _estimate(_spearman(left, right))
+    return estimate(spearman(left, right))
 
 
 def correlation(
@@ -103,12 +85,12 @@ def correlation(
     """
     _, (left, right), _, counts = _resampled(frame, [a, b], num_resamples, seed)
     if not within:
-        return _estimate(_spearman(left, right))
+        return estimate(spearman(left, right))
     cuts = np.cumsum(counts)[:-1]
     parts = zip(np.split(left, cuts, 1), np.split(right, cuts, 1), strict=True)
-    inside = pd.DataFrame({i: _spearman(*part) for i, part in enumerate(parts) if part[0].shape[1] > 2})
+    inside = pd.DataFrame({i: spearman(*part) for i, part in enumerate(parts) if part[0].shape[1] > 2})
     lines = range(len(left))  # pandas leaves out NaN, which a constant class has
-    return _estimate(inside.reindex(lines).mean(axis=1).to_numpy())
+    return estimate(inside.reindex(lines).mean(axis=1).to_numpy())
 
 
 def _resampled(
@@ -131,19 +113,3 @@ def _resampled(
     ]
     values = [np.concatenate(each, 1) for each in drawn]
     return list(parts), values, [np.stack([part.mean(1) for part in each], 1) for each in drawn], counts
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's correlation along the last axis; NaN where one of the two is constant."""
-    left, right = (ranks - ranks.mean(-1, keepdims=True) for ranks in (rankdata(a, axis=-1), rankdata(b, axis=-1)))
-    size = np.sqrt((left**2).sum(-1) * (right**2).sum(-1))
-    return np.divide((left * right).sum(-1), size, out=np.full(size.shape, np.nan), where=size > 0)
-
-
-def _estimate(values: np.ndarray) -> Estimate:
-    """The first of the values, and the 95 % percentile interval of the others that are defined."""
-    defined = values[1:][np.isfinite(values[1:])]
-    if np.isnan(values[0]) or not len(defined):
-        return Estimate(math.nan, math.nan, math.nan)
-    low, high = np.quantile(defined, [0.025, 0.975])
-    return Estimate(float(values[0]), float(low), float(high))

@@ -19,6 +19,51 @@ if "XUQ_FIGURES" not in os.environ:
     os.environ["XUQ_FIGURES"] = _figures.name
 
 
+ROOT = Path(__file__).resolve().parent
+TIMED = {"13"}  # publishes how long things took, which no two runs share
+TOLERANCE = 1e-4  # of a column's largest number: what float32 sums lose in another order, and a CSV's six digits
+
+
+def tables(folder: Path, number: str) -> dict[str, Path]:
+    """The CSVs that a notebook's quick run wrote below `folder`."""
+    return {path.name: path for path in sorted((folder / "quick").glob(f"{number}_*.csv"))}
+
+
+def check_published(folder: Path, number: str) -> None:
+    """Fail unless the notebook's CSVs below `folder` are the published ones, up to rounding."""
+    import numpy as np
+    import pandas as pd
+
+    published, found = tables(ROOT / "figures", number), tables(folder, number)
+    assert published
+    assert found.keys() == published.keys()
+    for name in published:
+        wanted, given = pd.read_csv(published[name]), pd.read_csv(found[name])
+        assert list(given.columns) == list(wanted.columns)
+        for column in wanted:
+            where = f"{name}: {column}"
+            if pd.api.types.is_numeric_dtype(wanted[column]):
+                # The largest is NaN, and there is nothing to compare, in an empty column.
+                tolerance = TOLERANCE * float(np.nan_to_num(wanted[column].abs().max()))
+                np.testing.assert_allclose(given[column], wanted[column], rtol=0, atol=tolerance, err_msg=where)
+            else:
+                assert given[column].equals(wanted[column]), where
+
+
+class PublishedNumbers(pytest.Item):
+    """After a notebook's cells have run as tests: the CSVs that they wrote are the published ones."""
+
+    def runtest(self) -> None:
+        check_published(Path(os.environ["XUQ_FIGURES"]), self.path.name[:2])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    last = {item.path: place for place, item in enumerate(items) if item.path.suffix == ".ipynb"}
+    for path, place in sorted(last.items(), key=lambda entry: -entry[1]):
+        if path.name[:2].isdigit() and path.name[:2] not in TIMED:
+            items.insert(place + 1, PublishedNumbers.from_parent(items[place].parent, name="published numbers"))
+
+
 def pytest_configure() -> None:
     import matplotlib
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
+from test_orderings import two_networks
 from torch.testing import assert_close
 
 import xuqlib as xuq
-from xuqlib.draws import FixedNetwork
 from xuqlib.lessons import contests
-from xuqlib.networks import mini_vgg
 from xuqlib.orderings import curves, pixel_order, random_order
 
 TARGET = torch.tensor([0, 1, 2, 0, 1])
@@ -18,12 +17,6 @@ TARGET = torch.tensor([0, 1, 2, 0, 1])
 
 def pictures(num_examples=5, size=8):
     return torch.rand(num_examples, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def two_networks():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return [FixedNetwork(mini_vgg(image_size=8, widths=(4, 4, 4), hidden=8, num_classes=3)) for _ in range(2)]
 
 
 def areas(*rows):

@@ -290,7 +290,7 @@ def test_an_output_layer_that_drops_must_be_given_one_tensor_and_hold_all_dropou
 def test_a_hook_on_the_output_layer_acts_once():
     network = seeded(FunctionalRelu)
     network.last.register_forward_pre_hook(lambda _, inputs: (torch.tanh(2 * inputs[0]),))
-    depths(MCDropConnect(network, p=0.3).sample(3))
+    assert depths(MCDropConnect(network, p=0.3).sample(3)) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", ["a number", "a layer that torch does not see"])

@@ -45,15 +45,11 @@ def mini_vgg(
     """
     check_choice(placement, PLACEMENTS, "placement")
     halved = _halved(image_size, len(_at_least_one(widths, "widths")), "mini_vgg")
-    layers: list[nn.Module] = []
-    for width_in, width_out in zip((in_channels, *widths), widths, strict=False):
-        layers += [nn.Conv2d(width_in, width_out, 3, padding=1), nn.BatchNorm2d(width_out), nn.ReLU(), nn.MaxPool2d(2)]
-        if dropout and placement == "all":
-            layers.append(nn.Dropout(dropout))
-    layers += [nn.Flatten(), nn.Linear(widths[-1] * halved**2, hidden), nn.ReLU()]
-    if dropout:
-        layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers, nn.Linear(hidden, num_classes))
+    blocks: list[list[nn.Module]] = [
+        [nn.Conv2d(width_in, width_out, 3, padding=1), nn.BatchNorm2d(width_out), nn.ReLU(), nn.MaxPool2d(2)]
+        for width_in, width_out in zip((in_channels, *widths), widths, strict=False)
+    ]
+    return _in_line(blocks, widths[-1] * halved**2, hidden, num_classes, dropout, placement)
 
 
 def mlp(
@@ -96,15 +92,11 @@ def lenet(
     """
     check_choice(placement, PLACEMENTS, "placement")
     halved = _halved(image_size, len(_at_least_one(widths, "widths")), "lenet")
-    layers: list[nn.Module] = []
-    for width_in, width_out in zip((in_channels, *widths), widths, strict=False):
-        layers += [nn.Conv2d(width_in, width_out, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
-        if dropout and placement == "all":
-            layers.append(nn.Dropout(dropout))
-    layers += [nn.Flatten(), nn.Linear(widths[-1] * halved**2, hidden), nn.ReLU()]
-    if dropout:
-        layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers, nn.Linear(hidden, num_classes))
+    blocks: list[list[nn.Module]] = [
+        [nn.Conv2d(width_in, width_out, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+        for width_in, width_out in zip((in_channels, *widths), widths, strict=False)
+    ]
+    return _in_line(blocks, widths[-1] * halved**2, hidden, num_classes, dropout, placement)
 
 
 def resnet18(
@@ -275,6 +267,21 @@ def replace_layers(network: nn.Module, replacements: Iterable[tuple[str, nn.Modu
             return layer
         network.set_submodule(name, layer)
     return network
+
+
+def _in_line(
+    blocks: Iterable[list[nn.Module]], num_features: int, hidden: int, num_classes: int, dropout: float, placement: str
+) -> nn.Sequential:
+    """Blocks, then two dense layers, with dropout where `placement` puts it."""
+    layers: list[nn.Module] = []
+    for block in blocks:
+        layers += block
+        if dropout and placement == "all":
+            layers.append(nn.Dropout(dropout))
+    layers += [nn.Flatten(), nn.Linear(num_features, hidden), nn.ReLU()]
+    if dropout:
+        layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(hidden, num_classes))
 
 
 def _halved(image_size: int, times: int, network: str) -> int:

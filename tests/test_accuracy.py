@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from xuqlib import DataError, Draws, Examples, Laplace, load, train_or_load
+from xuqlib import DataError, Draws, Examples, Laplace, load, train_or_load, train_or_load_vae
 from xuqlib.checkpoints import find_checkpoint
 from xuqlib.planted import kinds
 from xuqlib.recipes import EMBEDDED, RECIPES
 from xuqlib.uncertainty import logits_of
+from xuqlib.vae import vae_scores
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "checkpoints"
 MEMBERS = [f"plain-member{member}" for member in range(5)]
@@ -45,7 +46,8 @@ def wanted(dataset: str, seed: int) -> list[str]:
 
 
 NAMED = re.compile(r"(?P<dataset>\w+)-(?P<kind>[\w-]+)-seed(?P<seed>\d)")
-NAMES = sorted(path.stem for path in PUBLISHED.glob("*.json"))
+VAES = sorted(path.stem for path in PUBLISHED.glob("*-vae-*.json"))
+NAMES = sorted({path.stem for path in PUBLISHED.glob("*.json")} - {*VAES})
 
 
 # Test accuracy or R2 of one network in eval mode, on the whole test split. Planted: see its own test.
@@ -110,7 +112,7 @@ def test_what_every_notebook_needs_is_published_and_nothing_else_and_it_is_small
     assert sum(path.stat().st_size for path in files) < 46e6
     assert {f"{dataset}-{kind}-seed0" for dataset, kinds in REQUIRED.items() for kind in kinds} <= set(NAMES)
     assert [name for name in NAMES if facts(name)[1] not in wanted(facts(name)[0], facts(name)[2])] == []
-    assert {path.stem for path in files if path.suffix == ".safetensors"} == set(NAMES)
+    assert {path.stem for path in files if path.suffix == ".safetensors"} == {*NAMES, *VAES}
 
 
 @pytest.mark.parametrize("dataset", EMBEDDED)
@@ -118,6 +120,17 @@ def test_the_published_networks_were_trained_on_todays_examples(dataset):
     digest = load(dataset, split="train").digest
     for kind in REQUIRED[dataset]:
         assert manifest(f"{dataset}-{kind}-seed0")["train_digest"] == digest, kind
+
+
+@pytest.mark.parametrize(
+    "dataset", [name.removesuffix("-vae-seed0") for name in VAES if name.split("-")[0] in EMBEDDED]
+)
+def test_a_published_autoencoder_draws_pictures_better_than_their_mean(dataset):
+    test, found = load(dataset).x, manifest(f"{dataset}-vae-seed0")["scores"]
+    flat = (test - load(dataset, split="train").x.mean(0)).square().mean().sqrt()
+    again = vae_scores(train_or_load_vae(dataset, progress=False), test)
+    assert again["rmse"] == pytest.approx(found["test_rmse"], rel=1e-4)
+    assert again["rmse"] < 0.95 * float(flat)
 
 
 def stated(name: str) -> float:

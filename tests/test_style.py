@@ -31,10 +31,12 @@ ORDER = (
         "baselines",
     ),
     *("guided", "fixing", "sharing", "draws", "randomness", "posteriors", "laplace", "checkpoints", "recipes"),
-    *("fitting", "fitting_together", "training", "uncertainty"),
+    *("fitting", "fitting_together", "training", "vae", "uncertainty"),
     *("paths", "steps", "chains", "engine", "explainers", "superpixels", "lime"),
     *("moments", "diagnosis", "distribution", "explaining", "analytic", "fullgrad", "ua_backprop"),
-    *("metrics", "controls", "orderings", "sanity", "stress", "agreement", "charts", "panels", "figures", "widgets"),
+    *("ua_rivals", "clue"),
+    *("metrics", "controls", "orderings", "blurring", "anomalies", "sanity", "stress", "agreement"),
+    *("charts", "panels", "figures", "widgets"),
     # The lessons: nothing above imports them.
     *("predictions", "steadiness", "reporting", "timing", "resampling", "summaries", "centres", "recalibration"),
     *("tables", "contests", "classes", "targets", "houses", "grid", "verdicts", "raters", "pair_study", "human_study"),
@@ -58,7 +60,7 @@ def test_the_tool_finds_nothing(command, tmp_path):
 def test_the_library_is_thin():
     lengths = {path.name: len(path.read_text().splitlines()) for path in (*LIBRARY, *LESSONS)}
     assert {name: length for name, length in lengths.items() if length > 300} == {}
-    assert sum(code_lines(path) for path in LIBRARY) < 5700
+    assert sum(code_lines(path) for path in LIBRARY) < 6700
     assert sum(code_lines(path) for path in LESSONS) < 2500
 
 

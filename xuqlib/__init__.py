@@ -1,6 +1,7 @@
 """How far can you trust a neural network's explanation, and where does its uncertainty come from?"""
 
 from xuqlib.analytic import AnalyticDistribution, analytic_distribution
+from xuqlib.clue import clue, clue_counterfactuals, delta_clue, path_integral
 from xuqlib.data import DataError, Examples, load
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.draws import Draws
@@ -25,6 +26,7 @@ from xuqlib.recipes import Recipe
 from xuqlib.study import Notebook
 from xuqlib.training import train_or_load
 from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear
+from xuqlib.ua_rivals import UncertaintyOf, attribute_uncertainty
 from xuqlib.uncertainty import (
     Uncertainties,
     brier_score,
@@ -33,6 +35,7 @@ from xuqlib.uncertainty import (
     scores,
     uncertainties,
 )
+from xuqlib.vae import PictureVAE, train_or_load_vae
 
 __all__ = [
     "AnalyticDistribution",
@@ -46,13 +49,19 @@ __all__ = [
     "MCDropConnect",
     "MCDropout",
     "Notebook",
+    "PictureVAE",
     "Posterior",
     "Recipe",
     "Uncertainties",
+    "UncertaintyOf",
     "VarianceSplit",
     "analytic_distribution",
+    "attribute_uncertainty",
     "brier_score",
+    "clue",
+    "clue_counterfactuals",
     "completeness_gap",
+    "delta_clue",
     "expected_calibration_error",
     "explain",
     "fit",
@@ -70,10 +79,12 @@ __all__ = [
     "mini_vgg",
     "mlp",
     "negative_log_likelihood",
+    "path_integral",
     "resnet18",
     "scores",
     "smoothgrad",
     "train_or_load",
+    "train_or_load_vae",
     "ua_backprop",
     "ua_backprop_linear",
     "uncertainties",

@@ -13,7 +13,6 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
         "01": {
             "dataset": "cifar10",
             "datasets": ["cifar10", "mnist", "fer_plus", "planted", "digits", "california_housing", "diabetes"],
-            "methods_of": {"mnist": ["mc_dropout"], "fer_plus": ["mc_dropout"]},
             "num_examples": 10_000,
         },
         "02": {"dataset": "cifar10", "novel": "cifar100", "num_draws": 50, "num_examples": 500},
@@ -84,7 +83,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
             },
             "methods": ["mc_dropout", "mc_dropout_all", "mc_dropconnect", "flipout", "laplace"],
             "untrained": [
-                *(["cifar10", 2, method] for method in ("mc_dropconnect", "flipout")),
+                *(["cifar10", seed, method] for seed in (1, 2) for method in ("mc_dropconnect", "flipout")),
                 *(["mnist", 1, method] for method in ("mc_dropout", "mc_dropout_all", "mc_dropconnect", "flipout")),
                 ["mnist", 1, "laplace"],
             ],
@@ -136,7 +135,6 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
             "datasets": ["cifar10", "fer_plus", "mnist", "california_housing", "planted"],
             "seeds_of": {"cifar10": [0, 1, 2], "california_housing": [0, 1, 2], "planted": [0, 1, 2]},
             "without": [
-                "cifar10 laplace 2",
                 "cifar10 deep_ensemble 2",
                 *(f"cifar10 {method} {seed}" for method in ("mc_dropconnect", "flipout") for seed in (1, 2)),
             ],

@@ -43,7 +43,7 @@ def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets
         for column, values in options.items()
         if len(values) > 1
     }
-    picture = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+    picture = ipywidgets.Image(format="png", layout={"width": "640px", "max_width": "100%", "align_self": "flex-start"})
     line = ipywidgets.HTML()
 
     def show(_: object = None) -> None:
@@ -66,7 +66,7 @@ def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets
 def png(figure: Figure) -> bytes:
     """The figure as the bytes of a small PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=60)
+    figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()
 
 

@@ -55,6 +55,7 @@ from xuqlib import (
     train_or_load_vae,
     ua_backprop,
     ua_backprop_linear,
+    ua_replacement,
     uncertainties,
     variance_split,
 )
@@ -349,6 +350,7 @@ UNCERTAINTY: list[Case] = [
     ("uncertainty of, kind", lambda: UncertaintyOf(DRAWS, "all"), ValueError, "kind 'all'; known: total"),
     ("rival, NaN", lambda: attribute_uncertainty(DRAWS, nan_in(X)), ValueError, "1 NaN"),
     ("rival, explainer", lambda: attribute_uncertainty(DRAWS, X, explainer="x"), ValueError, "explainer 'x'; known"),
+    ("replacement", lambda: ua_replacement(DRAWS, X, reference="grey"), ValueError, "baseline 'grey'; known: black"),
     ("clue, table", lambda: clue(DRAWS, X, vae=NET), ValueError, "CLUE moves pictures"),
     ("clue, counterfactuals", lambda: clue_counterfactuals(DRAWS, X, vae=NET), ValueError, "CLUE moves pictures"),
     ("delta clue, table", lambda: delta_clue(DRAWS, X, vae=NET, delta=1.0), ValueError, "CLUE moves pictures"),

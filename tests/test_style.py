@@ -34,7 +34,7 @@ ORDER = (
     *("fitting", "fitting_together", "training", "vae", "uncertainty"),
     *("paths", "steps", "chains", "engine", "explainers", "superpixels", "lime"),
     *("moments", "diagnosis", "distribution", "explaining", "analytic", "fullgrad", "ua_backprop"),
-    *("ua_rivals", "clue"),
+    *("ua_rivals", "ua_replacement", "clue"),
     *("metrics", "controls", "orderings", "blurring", "anomalies", "sanity", "stress", "agreement"),
     *("charts", "panels", "figures", "widgets"),
     # The lessons: nothing above imports them.

@@ -26,6 +26,7 @@ from xuqlib.recipes import Recipe
 from xuqlib.study import Notebook
 from xuqlib.training import train_or_load
 from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear
+from xuqlib.ua_replacement import ua_replacement
 from xuqlib.ua_rivals import UncertaintyOf, attribute_uncertainty
 from xuqlib.uncertainty import (
     Uncertainties,
@@ -87,6 +88,7 @@ __all__ = [
     "train_or_load_vae",
     "ua_backprop",
     "ua_backprop_linear",
+    "ua_replacement",
     "uncertainties",
     "variance_split",
 ]

@@ -1,0 +1,55 @@
+"""A signed, complete attribution of uncertainty for one backward pass: what would a pixel of another picture change?
+
+Replace pixel i of x by the same pixel of a random training picture b. To first order the uncertainty falls by
+dU/dx_i (x_i - b_i), and on average over training pictures by dU/dx_i (x_i - m_i), where m is their mean. Pixels whose
+replacement would make the networks surer are positive, pixels that keep the uncertainty down are negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from xuqlib.draws import Draws
+from xuqlib.explainers import gradient
+from xuqlib.paths import Network
+from xuqlib.ua_rivals import attribute_uncertainty
+from xuqlib.uncertainty import uncertainties
+
+
+def ua_replacement(
+    draws: Draws | Sequence[nn.Module],
+    x: Tensor,
+    kind: str = "epistemic",
+    *,
+    reference: str | Tensor,
+    chunk: int | None = None,
+) -> Tensor:
+    """Attribute the uncertainty of each prediction to the pixels whose replacement is expected to lower it.
+
+    Signed, and complete: it sums to `uncertainties(draws, x)` of that kind. What first-order falls leave over is
+    spread evenly, since no pixel has a claim to it: that changes no order of pixels, and says nothing about any.
+
+    Args:
+        draws, x, kind, chunk: as for `ua_backprop`.
+        reference: m, the mean of the training examples, broadcastable to x; or a name that `make_baseline` knows.
+            "black" gives signed gradient x input, up to what is spread evenly.
+
+    Returns:
+        Attribution in nats, (N, H, W) or (N, F), of x's dtype.
+
+    Raises:
+        TypeError, ValueError: as for `attribute_uncertainty`; a reference that does not broadcast to x.
+
+    Source: derived here; an average over references as in Erion et al. 2021, arXiv 1906.10670, but at x alone.
+    """
+    fall = attribute_uncertainty(draws, x, kind, explainer=_first_order_fall, baseline=reference, chunk=chunk).double()
+    draws = draws if isinstance(draws, Draws) else Draws(draws)
+    left = getattr(uncertainties(draws, x), kind).to(fall) - fall.flatten(1).sum(1)
+    share = left / fall[0].numel()
+    return (fall + share.view(-1, *[1] * (fall.dim() - 1))).to(x)
+
+
+def _first_order_fall(network: Network, x: Tensor, target: int, *, baseline: Tensor) -> Tensor:
+    return gradient(network, x, target) * (x - baseline)

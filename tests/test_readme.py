@@ -12,9 +12,13 @@ TEXT = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["tour", "own_network"])
-def test_the_snippet_runs_and_shows_something(snippet, capsys):
-    exec(compile(snippet, "README.md", "exec"), {})
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["tour", "uncertainty", "own_network"])
+def test_the_snippet_runs_after_the_tour_and_shows_something(snippet, capsys):
+    names: dict[str, object] = {}
+    if snippet != SNIPPETS[0]:
+        exec(compile(SNIPPETS[0], "README.md", "exec"), names)
+        capsys.readouterr()
+    exec(compile(snippet, "README.md", "exec"), names)
     assert capsys.readouterr().out.strip()
 
 

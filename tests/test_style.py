@@ -40,6 +40,7 @@ ORDER = (
     # The lessons: nothing above imports them.
     *("predictions", "steadiness", "reporting", "timing", "resampling", "summaries", "centres", "recalibration"),
     *("tables", "contests", "classes", "targets", "houses", "grid", "verdicts", "raters", "pair_study", "human_study"),
+    "sources",
 )
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".ipynb", ".cfg", ".json", ".cff", ".csv", ""}
 

@@ -108,6 +108,16 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
             "num_samples": 1000,
             "group": ["Latitude", "Longitude"],
         },
+        "09": {
+            "training_seeds": [0, 1, 2],
+            "others": ["mnist", "cifar10"],
+            "per_kind": 200,
+            "num_scanned": 2000,
+            "num_others": 500,
+            "num_sharpened": 50,
+            "num_checked": 8,
+            "dtype": "float32",
+        },
         "12": {
             "dataset": "cifar10",
             "novel": "cifar100",

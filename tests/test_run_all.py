@@ -105,7 +105,7 @@ def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path,
     running = subprocess.Popen(command(tmp_path, "--jobs", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: marker.exists() and marker.read_text())
     running.send_signal(blow)
-    running.communicate(timeout=90)
+    running.communicate(timeout=300)
     assert running.returncode == (-blow if blow == signal.SIGKILL else 130)
     kernel = int(marker.read_text())
     wait_for(lambda: gone(kernel))

@@ -15,7 +15,9 @@ from xuqlib.checks import check_choice, check_count, check_examples, check_fixed
 from xuqlib.draws import Draws, generator_of
 from xuqlib.estimates import estimate
 from xuqlib.orderings import filled, perturbed
-from xuqlib.ua_backprop import KINDS, probability_shares
+from xuqlib.paths import slope
+from xuqlib.ua_backprop import KINDS
+from xuqlib.ua_rivals import UncertaintyOf
 from xuqlib.uncertainty import decompose, logits_of, uncertainties
 
 BUDGETS = (0.02, 0.05, 1.0)
@@ -210,14 +212,14 @@ def greedy_order(
         raise ValueError(f"budget is {budget}; a share of the pixels lies in (0, 1]")
     num_pixels = x.shape[-2] * x.shape[-1]
     wanted = max(1, int(budget * num_pixels + 1e-6))
-    orders = []
+    uncertainty, orders = UncertaintyOf(draws, kind), []
     for start, end in zip(x.split(batch_size), replacement.split(batch_size), strict=True):
         order = torch.empty(len(start), 0, dtype=torch.int64)
         for done in range(0, wanted, group):
             gone = _marked(order, start)
             picture = torch.where(gone, end, start)
-            gain = (_slope(draws, picture, kind) * (picture - end)).sum(1, keepdim=True)  # of pixels, to first order
-            gain = gain.masked_fill(gone, -math.inf).flatten(1)
+            fall = slope(uncertainty, picture, 0) * (picture - end)  # to first order
+            gain = fall.sum(1, keepdim=True).masked_fill(gone, -math.inf).flatten(1)
             best = gain.sort(dim=1, descending=True, stable=True).indices[:, : num_pixels - done]
             if candidates > 1:
                 first = _tried(draws, picture, end, best[:, :candidates], kind, batch_size)
@@ -249,12 +251,6 @@ def uncertain(
         )
     both = (among[torch.randperm(len(among), generator=stream)] for among in (above, torch.arange(len(x))))
     return Chosen(*(each[:num_examples].sort().values for each in both))
-
-
-@torch.enable_grad()
-def _slope(draws: Draws, x: Tensor, kind: str) -> Tensor:
-    point = x.detach().requires_grad_()
-    return torch.autograd.grad(probability_shares(draws(point), kind).sum(), point)[0]
 
 
 def _marked(pixels: Tensor, x: Tensor) -> Tensor:

@@ -23,9 +23,11 @@ from torch import nn, tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from xuqlib import Flipout, MCDropConnect, MCDropout, explain
+from xuqlib import Flipout, MCDropConnect, MCDropout, explain, saliencies
 from xuqlib.explainers import gradient_x_input
-from xuqlib.fullgrad import FullGradTerms, fullgrad, fullgrad_terms, saliency
+from xuqlib.fixing import FixedNetwork
+from xuqlib.fullgrad import FullGradTerms, LogitGraph, fullgrad, fullgrad_terms, logit_graph, saliency
+from xuqlib.saliencies import PSI, ChainGraph, over_channels
 
 BIASED = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 
@@ -226,6 +228,76 @@ def test_the_map_equals_one_example_and_layer_at_a_time(build, psi):
         found = fullgrad(draw, x, target, psi=psi, chunk=chunk)
         assert found.shape == x.shape and not found.requires_grad
         assert_close(found if x.dim() == 2 else found.sum(1), wanted, **EXACT)
+
+
+# The faster ways: sums without terms, and chains without a graph
+
+
+@pytest.mark.parametrize("psi", PSI)
+def test_a_sum_over_channels_needs_no_terms(psi):
+    slope, biases = randn(4, 5, 3, 2), randn(2, 5, seed=1)
+    slope[1] = 0.0
+    slope[2, :, 0] = 0.0  # then the smallest is 0
+    wanted = sum(PSI[psi](bias[:, None, None] * slope).sum(1) for bias in biases)
+    for laid_out in (slope, slope.contiguous(memory_format=torch.channels_last)):
+        assert_close(over_channels(laid_out, biases, psi), wanted, **EXACT)
+
+
+def test_a_term_too_flat_to_be_rescaled_vanishes():
+    ones = torch.ones(1, 1, 2, 2)
+    assert over_channels(3 * ones, ones[:, :, 0, 0], "minmax").tolist() == [[[0.0, 0.0], [0.0, 0.0]]]
+    steps = tensor([[[[0.0, 1e-40], [2e-40, 0.0]]]])  # 1 / 2e-40 is infinite in float32
+    assert over_channels(steps, ones[:, :, 0, 0], "minmax").tolist() == [[[0.0, 0.0], [0.0, 0.0]]]
+
+
+def grey_cnn():
+    """Convolutions with every geometry, two of them from one channel; one BatchNorm without weights."""
+    first = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.3)
+    middle = nn.Conv2d(4, 1, 3, padding=2, dilation=2, bias=False), nn.BatchNorm2d(1, affine=False), nn.ReLU()
+    last = nn.Conv2d(1, 4, (3, 2)), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU(), nn.Conv2d(4, 6, 1, groups=2)
+    return nn.Sequential(*first, *middle, nn.Sequential(*last), nn.Flatten(), nn.Dropout(0.4), nn.Linear(24, 3))
+
+
+def chains():
+    grey = seeded(grey_cnn)
+    for posterior in (MCDropout(grey), MCDropConnect(grey, placement="all"), Flipout(grey, placement="all")):
+        yield posterior.sample(1, seed=2)[0], randn(3, 1, 11, 9)
+    yield seeded(inplace_cnn).eval(), randn(*PICTURES)
+    yield MCDropout(seeded(table_mlp)).sample(1)[0], randn(*TABLE)
+
+
+@pytest.mark.parametrize("psi", PSI)
+def test_a_chain_of_known_layers_gives_what_autograd_gives(psi, monkeypatch):
+    for network, x in chains():
+        found, wanted = logit_graph(network, x), LogitGraph(network, x)
+        assert isinstance(found, ChainGraph)
+        assert_close(found.logits, wanted.logits.detach(), **EXACT)
+        weights = randn(5, *wanted.logits.shape)
+        slow = torch.stack([saliency(wanted.terms(question), psi) for question in weights])
+        assert_close(wanted.saliencies(weights, psi), slow, **EXACT)
+        for rows in (1, 2 * len(x), 1000):
+            monkeypatch.setattr(saliencies, "rows_per_pass", lambda *_, rows=rows: rows)
+            assert_close(found.saliencies(weights, psi), slow, **EXACT)
+
+
+def test_the_way_back_of_a_chain_takes_no_more_rows_than_suit_the_device(monkeypatch):
+    met, whole = [], saliencies.over_channels
+    monkeypatch.setattr(saliencies, "over_channels", lambda g, *rest: met.append(len(g)) or whole(g, *rest))
+    monkeypatch.setattr(saliencies, "rows_per_pass", lambda *_: 7)
+    ChainGraph(seeded(late_cnn).eval(), randn(*PICTURES)).saliencies(randn(5, 3, 3), "raw")
+    assert set(met) == {6, 3}
+
+
+def test_what_is_no_chain_of_known_layers_keeps_its_graph():
+    hooked, inside = seeded(inplace_cnn).eval(), seeded(inplace_cnn).eval()
+    hooked.register_forward_hook(lambda *call: 2 * call[2])
+    inside[0].register_forward_hook(lambda *call: 2 * call[2])
+    smooth = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.GELU(), nn.Linear(4, 3))).eval()
+    batch_norm_first = seeded(lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 3))).eval()
+    drawn_anew = FixedNetwork(seeded(inplace_cnn), 3, resampled=True)
+    for network in (hooked, inside, FixedNetwork(hooked), smooth, batch_norm_first, drawn_anew, lambda x: 2 * x):
+        x = randn(2, 3) if not isinstance(network, nn.Module) else randn(*PICTURES)
+        assert isinstance(logit_graph(network, x), LogitGraph)
 
 
 # What every explainer promises

@@ -33,14 +33,15 @@ ORDER = (
     *("guided", "fixing", "sharing", "draws", "randomness", "posteriors", "laplace", "checkpoints", "recipes"),
     *("fitting", "fitting_together", "training", "vae", "uncertainty"),
     *("paths", "steps", "chains", "engine", "explainers", "superpixels", "lime"),
-    *("moments", "diagnosis", "distribution", "explaining", "analytic", "fullgrad", "ua_backprop"),
-    *("ua_rivals", "ua_replacement", "clue"),
+    *("moments", "diagnosis", "distribution", "explaining", "analytic", "saliencies", "fullgrad", "ua_backprop"),
+    *("ua_rivals", "ua_replacement", "clue", "mitigation"),
     *("metrics", "controls", "orderings", "blurring", "anomalies", "sanity", "stress", "agreement"),
     *("charts", "panels", "figures", "widgets"),
     # The lessons: nothing above imports them.
     *("predictions", "steadiness", "reporting", "timing", "resampling", "summaries", "centres", "recalibration"),
     *("tables", "contests", "classes", "targets", "houses", "grid", "verdicts", "raters", "pair_study", "human_study"),
-    "sources",
+    *("sources", "your_own", "pointing", "rivalry", "duels", "inside", "parts", "paired", "mitigating", "adding"),
+    *("page_look", "runs", "pages", "__main__"),
 )
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".ipynb", ".cfg", ".json", ".cff", ".csv", ""}
 
@@ -61,8 +62,8 @@ def test_the_tool_finds_nothing(command, tmp_path):
 def test_the_library_is_thin():
     lengths = {path.name: len(path.read_text().splitlines()) for path in (*LIBRARY, *LESSONS)}
     assert {name: length for name, length in lengths.items() if length > 300} == {}
-    assert sum(code_lines(path) for path in LIBRARY) < 6700
-    assert sum(code_lines(path) for path in LESSONS) < 2500
+    assert sum(code_lines(path) for path in LIBRARY) < 7000
+    assert sum(code_lines(path) for path in LESSONS) < 3600
 
 
 def code_lines(path: Path) -> int:

@@ -11,9 +11,20 @@ import pytest
 import torch
 from torch import nn
 
+from xuqlib import DeepEnsemble, ua_backprop
 from xuqlib.charts import dots
 from xuqlib.lessons import timing
-from xuqlib.lessons.timing import by_operation, flops, interleaved, peak_memory, peak_rates, race, summary
+from xuqlib.lessons.timing import (
+    by_operation,
+    duels,
+    flops,
+    interleaved,
+    peak_memory,
+    peak_rates,
+    race,
+    summary,
+    ua_backprop_one_by_one,
+)
 
 TIMES = pd.DataFrame(
     {
@@ -131,6 +142,26 @@ def test_a_candidate_that_does_a_share_of_the_work_is_charged_for_all_of_it(cloc
     assert found.loc["rival", "median"] == pytest.approx(20.0)
     assert found.loc["float32", "ratio"] == pytest.approx(5.0)
     assert "flops" not in found
+
+
+def test_duels_compare_two_at_a_time_within_one_race(clock):
+    ways = {"slow": moving(clock, 8.0), "middle": moving(clock, 4.0), "fast": moving(clock, 1.0)}
+    targets = {("fast", "slow"): 5.0, ("fast", "middle"): None, ("middle", "slow"): 3.0}
+    found = duels("all", ways, targets, num_rounds=2, draws=7)
+    assert clock[0] == 3 * (8 + 4 + 1)  # two rounds and one to warm up, whatever the number of duels
+    assert list(found["candidate"]) == ["fast", "fast", "middle"]
+    assert list(found["baseline"]) == ["slow", "middle", "slow"]
+    assert list(found["ratio"]) == list(found["ratio_low"]) == [8.0, 4.0, 2.0]
+    assert list(found["target"].fillna(-1)) == [5.0, -1.0, 3.0]
+    assert set(found["pair"]) == {"all"} and set(found["draws"]) == {7}
+
+
+def test_the_loop_over_draws_and_classes_gives_the_same_map():
+    build = lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)).double()  # noqa: E731
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws, x = DeepEnsemble([build().eval() for _ in range(2)]).sample(), torch.rand(4, 1, 5, 5).double()
+    assert torch.allclose(ua_backprop_one_by_one(draws, x), ua_backprop(draws, x), rtol=1e-10, atol=1e-14)
 
 
 def test_a_dense_layer_multiplies_and_adds_once_per_weight_and_row():

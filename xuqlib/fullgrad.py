@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from xuqlib.checks import check_choice, check_examples, check_fixed, check_logits, check_target
 from xuqlib.paths import Network, rows_per_pass
+from xuqlib.saliencies import PSI, ChainGraph, as_map, over_channels
+from xuqlib.steps import NotAChain
 
 
 def _layer_bias(input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> Tensor | None:
@@ -135,6 +137,23 @@ class LogitGraph:
 
     def terms(self, weights: Tensor) -> FullGradTerms:
         """Return the terms of sum_c weights[n, c] * logits[n, c] of each example n."""
+        slope, reached = self._slopes(weights)
+        return FullGradTerms(
+            input=self.x.detach() * slope,
+            maps=tuple(call.bias * slope for call, slope in reached if call.is_map),
+            dense=tuple(call.bias * slope for call, slope in reached if not call.is_map),
+        )
+
+    def saliencies(self, weights: Tensor, psi: str) -> Tensor:
+        """Return `saliency` of the terms of sum_c weights[k, n, c] * logits[n, c], for each question k: (K, N, ...)."""
+        found = []
+        for question in weights:
+            slope, reached = self._slopes(question)
+            parts = [(slope, call.bias.flatten()[None]) for call, slope in reached if call.is_map]
+            found.append(as_map(self.x.detach() * slope, [over_channels(*part, psi) for part in parts], psi))
+        return torch.stack(found)
+
+    def _slopes(self, weights: Tensor) -> tuple[Tensor, list[tuple[_Biased, Tensor]]]:
         inputs: list[Any] = [self.x, *(call.edge for call in self.biased)]
         slopes: tuple[Tensor | None, ...] = (None,)
         if self.logits.requires_grad:
@@ -147,12 +166,16 @@ class LogitGraph:
                 "network's output does not depend on x as far as autograd can see (a detach, no_grad or argmax in "
                 "forward?); return logits that are differentiable in x"
             )
-        reached = [(call, slope) for call, slope in zip(self.biased, slopes[1:], strict=True) if slope is not None]
-        return FullGradTerms(
-            input=self.x.detach() * slopes[0],
-            maps=tuple(call.bias * slope for call, slope in reached if call.is_map),
-            dense=tuple(call.bias * slope for call, slope in reached if not call.is_map),
-        )
+        found = zip(self.biased, slopes[1:], strict=True)
+        return slopes[0], [(call, slope) for call, slope in found if slope is not None]
+
+
+def logit_graph(network: Network, x: Tensor) -> ChainGraph | LogitGraph:
+    """Return the faster graph of the two that the network allows. They differ by rounding alone."""
+    try:
+        return ChainGraph(network, x)
+    except (NotAChain, RuntimeError):  # which the network itself will explain, if it is one
+        return LogitGraph(network, x)
 
 
 def fullgrad_terms(network: Network, x: Tensor, target: Any = None) -> FullGradTerms:
@@ -205,7 +228,7 @@ def fullgrad(
     for first in range(0, len(x), rows):
         graph = LogitGraph(network, x[first : first + rows])
         classes = check_target(target, len(x), graph.logits.shape[1])[first : first + rows]
-        found.append(saliency(graph.terms(graph.one_hot(classes)), psi))
+        found.append(graph.saliencies(graph.one_hot(classes)[None], psi)[0])
     maps = torch.cat(found)
     return maps if x.dim() == 2 else (maps[:, None] / x.shape[1]).expand_as(x).contiguous()
 
@@ -222,22 +245,7 @@ def saliency(terms: FullGradTerms, psi: str = "minmax") -> Tensor:
             then sums to the logit without its dense terms.
     """
     check_choice(psi, PSI, "psi")
-    if terms.input.dim() == 2:
-        return PSI[psi](terms.input)
-    height, width = terms.input.shape[2:]
-    found = PSI[psi](terms.input).sum(1)
-    for term in terms.maps:
-        rows = _stretching(term.shape[2], height, psi == "signed", term)
-        columns = _stretching(term.shape[3], width, psi == "signed", term)
-        found = found + rows.T @ PSI[psi](term).sum(1) @ columns
-    return found
-
-
-def _stretching(size: int, wanted: int, keep_sum: bool, like: Tensor) -> Tensor:
-    """Return the matrix (size, wanted) that stretches rows linearly; its rows sum to 1 if they keep the sum."""
-    cells = torch.eye(size, dtype=torch.float64)[None, None]
-    weights = F.interpolate(cells, size=(size, wanted), mode="bilinear", antialias=True)[0, 0]
-    return (weights / weights.sum(1, keepdim=True) if keep_sum else weights).to(like)
+    return as_map(terms.input, [PSI[psi](term).sum(1) for term in terms.maps], psi)
 
 
 def check_mappable(x: Any) -> None:
@@ -249,13 +257,3 @@ def check_mappable(x: Any) -> None:
     check_examples(x)
     if x.dim() not in (2, 4):
         raise ValueError(f"x has shape {tuple(x.shape)}; pass pictures (N, C, H, W) or a table (N, features)")
-
-
-def _minmax(term: Tensor) -> Tensor:
-    size = term.abs().flatten(1)
-    low, high = size.amin(1, keepdim=True), size.amax(1, keepdim=True)
-    span = torch.where(high > low, high - low, 1)  # the same everywhere: 0 / 1
-    return ((size - low) / span).view(term.shape)
-
-
-PSI: dict[str, Callable[[Tensor], Tensor]] = {"minmax": _minmax, "raw": torch.abs, "signed": torch.clone}

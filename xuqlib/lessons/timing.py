@@ -13,10 +13,14 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from xuqlib.draws import Draws
 from xuqlib.engine import computing_in
+from xuqlib.fullgrad import fullgrad
+from xuqlib.ua_backprop import logit_coefficients, probability_shares, spread_shares
 
 Candidates = Mapping[str, Callable[[], Any]]
 
@@ -102,6 +106,46 @@ def race(
         for column, a, b in zip(("mean_off", "std_off"), maps.get(name, ()), maps.get(wanted, ()), strict=False):
             found.loc[found["candidate"] == name, column] = float((a - b.to(a)).norm() / b.norm())
     return found
+
+
+def duels(
+    pair: str, candidates: Candidates, targets: Mapping[tuple[str, str], float | None], *, num_rounds: int, **sizes: int
+) -> pd.DataFrame:
+    """Race candidates once, and compare those two at a time that are named.
+
+    Args:
+        pair: name of the race.
+        candidates: as for `interleaved`.
+        targets: (candidate, baseline) and how many times as fast as the baseline the candidate should be; None where
+            there is no target.
+        **sizes: as for `race`.
+
+    Returns:
+        As `race` without flops and distances, a row for each target.
+    """
+    times = interleaved(candidates, num_rounds=num_rounds)
+    rows = []
+    for (name, baseline), target in targets.items():
+        found = summary(times, baseline)
+        rows.append(
+            found[found["candidate"] == name].assign(
+                baseline=baseline, target=float("nan") if target is None else target
+            )
+        )
+    together = pd.concat(rows, ignore_index=True)
+    return pd.DataFrame({"pair": pair, **sizes}, index=together.index).join(together)
+
+
+def ua_backprop_one_by_one(draws: Draws, x: Tensor) -> Tensor:
+    """`ua_backprop` as a loop over draws and classes, each with a forward pass of its own; maps (N, H, W)."""
+    with torch.no_grad():
+        logits = torch.stack([draw(x) for draw in draws])  # (S, N, C)
+    shares = torch.einsum("sni,snij->snj", probability_shares(logits), logit_coefficients(logits))
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for draw, share in zip(draws, shares, strict=True):
+        maps = [fullgrad(draw, x, label).sum(1) for label in range(logits.shape[-1])]
+        total = total + spread_shares(share, torch.stack(maps, 1))
+    return total
 
 
 def flops(function: Callable[[], Any]) -> int:

@@ -1,0 +1,286 @@
+"""Every setting from the same maps of logits against `ua_backprop` one at a time; scores and differences by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from core_networks import EXACT, randn
+from torch import nn
+from torch.testing import assert_close
+
+from xuqlib import Draws, Notebook, attribute_uncertainty, ua_backprop, uncertainties
+from xuqlib.blurring import auc_urr, uncertainty_curves
+from xuqlib.lessons import inside, parts
+from xuqlib.networks import mini_vgg
+from xuqlib.orderings import filled, pixel_order
+from xuqlib.ua_backprop import KINDS, SETTINGS, Setting
+from xuqlib.ua_rivals import fullgrad_of_prediction
+
+X = randn(4, 3, 8, 8).sigmoid()
+
+
+def small(seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return mini_vgg(image_size=8, widths=(4, 4, 4), hidden=8, num_classes=3).eval().double()
+
+
+DRAWS = Draws([small(seed) for seed in (1, 2, 3)])
+SOME = [
+    Setting("softmax", 0.1, "minmax", "softmax", 1.0),
+    Setting("softmax", 0.01, "raw", "sum", 1.0),
+    Setting("row-normalised", 0.1, "raw", "softmax", 0.3),
+    Setting("ratio", 0.1, "minmax", "sum", 1.0),
+    Setting("softmax", 0.02, "minmax", "softmax", 10.0),
+]
+
+
+class Line(nn.Module):
+    """Two classes, whose logits are +-a x for the first pixel x of the picture."""
+
+    def __init__(self, a):
+        super().__init__()
+        self.a, self.training = a, False
+
+    def forward(self, x):
+        z = self.a * x[:, 0, 0, 0]
+        return torch.stack([z, -z], 1)
+
+
+LINES = Draws([Line(3.0), Line(-1.0)])
+
+
+def one_pixel():
+    x = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
+    x[:, :, 0, 0] = torch.tensor([1.0, 0.5])[:, None]
+    return x
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_from_the_same_maps_is_that_of_ua_backprop(kind):
+    found = inside.variants(DRAWS, X, SOME, kind, block=3)
+    assert list(found) == SOME
+    for chosen, values in found.items():
+        given = chosen._asdict()
+        if chosen.coefficients == "ratio":
+            del given["tau1"]
+        if chosen.normalise == "sum":
+            del given["tau2"]
+        assert_close(values, ua_backprop(DRAWS, X, kind, **given), **EXACT)
+
+
+def test_the_score_is_the_area_under_the_fall_by_hand():
+    x = one_pixel()
+    marks = torch.zeros(2, 8, 8, dtype=torch.float64)
+    marks[:, 0, 0] = 1
+    frame = inside.scored(LINES, x, {"right": marks, "wrong": -marks}, num_steps=3).set_index(["map", "example"])
+    moved = torch.where(x > 0, filled(x, "blurred"), x)
+    u, left = uncertainties(LINES, x).epistemic, uncertainties(LINES, moved).epistemic
+    fall = (u - left) / u
+    assert (fall > 0.1).all()
+    # The pixel goes at the first of three steps, and stays away: half a step on the way up, two at the top.
+    np.testing.assert_allclose(frame.loc["right", "auc"], fall * 2.5 / 3)
+    np.testing.assert_allclose(frame.loc["wrong", "auc"], 0, atol=1e-12)
+    assert frame["kept"].tolist() == [1, 1, 1, 1]
+
+
+def test_the_score_says_how_often_the_answer_is_kept_and_watches_the_kind_that_is_asked_for():
+    x, order = X[:2], pixel_order(X[:2].sum(1))
+    maps = {"bright": x.sum(1)}
+    for kind in KINDS:
+        shares = [0, 0.025, 0.05]
+        curves = uncertainty_curves(DRAWS, x, order, kind, shares=shares)
+        frame = inside.scored(DRAWS, x, maps, kind, num_steps=2)
+        np.testing.assert_allclose(frame["auc"], auc_urr(curves, 0.05))
+    marks = torch.zeros(1, 8, 8, dtype=torch.float64)
+    marks[0, 0, 0] = 1
+    turned = one_pixel()[:1] * -1
+    turned[0, 0, 0, 1:3] = turned[0, 0, 1:3, :3] = 60.0  # so the blurred first pixel has the other sign
+    assert inside.scored(LINES, turned, {"": marks}, num_steps=3)["kept"].tolist() == [0]
+
+
+def test_a_sweep_has_a_row_for_each_setting_and_example():
+    frame = inside.sweep(DRAWS, X, SOME, num_steps=2)
+    assert list(frame) == [*Setting._fields, "example", "auc", "kept"]
+    assert len(frame) == len(SOME) * len(X)
+    maps = {"": inside.variants(DRAWS, X, SOME[2:3])[SOME[2]]}
+    np.testing.assert_allclose(frame["auc"][8:12], inside.scored(DRAWS, X, maps, num_steps=2)["auc"])
+    assert (frame["coefficients"][8:12] == "row-normalised").all()
+
+
+def test_the_best_setting_has_the_largest_mean_over_data_sets_however_many_examples_each_has():
+    rows = [("a", SOME[0], 0.9)] * 9 + [("b", SOME[0], 0.1)] + [("a", SOME[1], 0.6)] * 9 + [("b", SOME[1], 0.5)]
+    frame = pd.DataFrame([{"dataset": name, **chosen._asdict(), "auc": auc} for name, chosen, auc in rows])
+    assert parts.best(frame) == SOME[1]
+
+
+def test_own_shares_run_from_all_to_an_even_part():
+    chosen = SOME[0]
+    settings = [chosen._replace(tau1=1e-9), chosen._replace(tau1=inside.EVEN), SOME[3]]
+    own = inside.own_shares(DRAWS, X, settings)["own"].to_numpy().reshape(3, 4)
+    np.testing.assert_allclose(own, np.array([[1], [1 / 3], [1 / 2]]) + np.zeros(4), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_changed_maps_change_one_part_and_stay_complete(name):
+    maps, parts = inside.changed_maps(DRAWS, X, name, num_path=2, block=3), uncertainties(DRAWS, X)
+    other = "raw" if SETTINGS[name].psi == "minmax" else "minmax"
+    for (part, change), values in maps.items():
+        if part in ("", "coefficients", "logit map", "normalisation"):
+            assert_close(values.flatten(1).sum(1), parts.epistemic, **EXACT)
+        elif part == "kind":
+            assert_close(values.flatten(1).sum(1), getattr(parts, change.split()[0]), **EXACT)
+    expected = {
+        inside.UNCHANGED: {},
+        ("coefficients", "row-normalised"): {"coefficients": "row-normalised"},
+        ("coefficients", "ratio"): {"coefficients": "ratio"},
+        inside.EVENLY: {"tau1": inside.EVEN},
+        ("logit map", f"FullGrad, {other}"): {"psi": other},
+        ("logit map", "gradient x input"): {"explainer": "gradient_x_input"},
+        ("logit map", "integrated gradients"): {"explainer": "integrated_gradients", "num_steps": 2},
+    }
+    for key, changes in expected.items():
+        assert_close(maps[key], ua_backprop(DRAWS, X, setting=name, **changes), **EXACT)
+    assert_close(maps[inside.FULLGRAD], fullgrad_of_prediction(DRAWS, X, setting=name), **EXACT)
+    assert_close(maps[inside.SIGNED], attribute_uncertainty(DRAWS, X), **EXACT)
+    assert len(maps) == 16
+    same = [key for key, values in maps.items() if torch.allclose(values, maps[inside.UNCHANGED], rtol=1e-6, atol=0)]
+    # With a small tau1 and unsure draws, either softmax leaves each share with its own logit.
+    assert set(same) - {("coefficients", "row-normalised")} == {inside.UNCHANGED}
+
+
+def test_an_ablation_scores_every_map_and_says_what_it_looks_like():
+    frame = inside.ablation(DRAWS, X, num_steps=2, num_path=1)
+    assert len(frame) == 2 * 16 * 4
+    same = frame[frame["change"] == "unchanged"]
+    assert same["unchanged"].tolist() == pytest.approx([1] * 8)
+    assert frame.loc[frame["change"] == inside.FULLGRAD[1], "prediction"].tolist() == pytest.approx([1] * 8)
+    assert frame.loc[frame["change"] == "random", "unchanged"].abs().max() < 0.5
+    maps = {"": ua_backprop(DRAWS, X, setting="recommended")}
+    alone = inside.scored(DRAWS, X, maps, num_steps=2)
+    np.testing.assert_allclose(same.loc[same["setting"] == "recommended", "auc"], alone["auc"])
+
+
+def test_maps_of_each_kind_are_scored_by_each_uncertainty():
+    frame = inside.crossed(DRAWS, X, num_steps=2).set_index(["setting", "kind", "uncertainty"])["auc"]
+    assert len(frame) == 2 * 3 * 3 * 4
+    maps = {"": ua_backprop(DRAWS, X, "total", setting="paper")}
+    alone = inside.scored(DRAWS, X, maps, "aleatoric", num_steps=2)["auc"]
+    np.testing.assert_allclose(frame.loc["paper", "total", "aleatoric"], alone)
+
+
+def test_maps_of_few_draws_are_scored_by_the_uncertainty_over_all():
+    frame = inside.few_draws(DRAWS, X, counts=[2, 3], num_steps=2).set_index(["setting", "name", "draws"])["auc"]
+    for count in (2, 3):
+        maps = {"": ua_backprop(DRAWS[:count], X, setting="recommended")}
+        alone = inside.scored(DRAWS, X, maps, num_steps=2)["auc"]
+        np.testing.assert_allclose(frame.loc["recommended", "UA-Backprop", count], alone)
+    maps = {"": fullgrad_of_prediction(DRAWS, X)}
+    alone = inside.scored(DRAWS, X, maps, num_steps=2)["auc"]
+    np.testing.assert_allclose(frame.loc["paper", inside.FULLGRAD[1], 3], alone)
+
+
+def test_blocks_are_put_together_in_order():
+    tasks = {"a": (DRAWS, X), "b": (DRAWS, X[:1])}
+    frame = parts.over_blocks(inside.sweep, tasks, rows=3, settings=SOME[:2], num_steps=2)
+    whole = inside.sweep(DRAWS, X, SOME[:2], num_steps=2)
+    found = frame[frame["dataset"] == "a"].sort_values([*Setting._fields, "example"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        found.drop(columns="dataset"), whole.sort_values([*Setting._fields, "example"]).reset_index(drop=True)
+    )
+    assert frame.loc[frame["dataset"] == "b", "example"].tolist() == [0, 0]
+
+
+def test_differences_are_taken_on_the_same_example_and_setting():
+    rows = [("p", "unchanged", 0, 0.2), ("p", "unchanged", 1, 0.3), ("p", "other", 1, 0.9), ("p", "other", 0, 0.1)]
+    rows += [("q", "unchanged", 0, 0.5), ("q", "other", 0, 0.5), ("q", "unchanged", 1, np.nan), ("q", "other", 1, 1.0)]
+    frame = pd.DataFrame(rows, columns=["setting", "change", "example", "auc"])
+    found = parts.differences(frame, {"change": "unchanged"}).set_index(["setting", "change", "example"])["auc"]
+    assert found.to_dict() == pytest.approx({("p", "other", 1): 0.6, ("p", "other", 0): -0.1, ("q", "other", 0): 0})
+
+
+def test_unsure_pictures_are_above_the_median_of_those_that_were_scanned():
+    asked = {"num_scanned": 40, "dtype": "float64", "preset": "quick", "posterior": "laplace", "num_draws": 3}
+    draws, x = parts.unsure("digits", "validation", num_examples=20, **asked)
+    _, fewer = parts.unsure("digits", "validation", num_examples=5, **asked)
+    assert (len(draws), x.shape, x.dtype) == (3, (20, 1, 8, 8), torch.float64)
+    # Twenty of forty are above the median, so five are among them.
+    assert all(any(torch.equal(one, each) for each in x) for one in fewer)
+
+
+def swept():
+    """On two data sets the second pair is 0.1 better than the first, give or take 0.01."""
+    rows = []
+    for dataset in ("a", "b"):
+        for tau1, auc in {0.1: 0.2, 1e-5: 0.3}.items():
+            for example in range(6):
+                about = {"dataset": dataset, "example": example, "auc": auc + 0.01 * (example % 2) * (auc > 0.25)}
+                rows.append(about | SETTINGS["paper"]._replace(tau1=tau1)._asdict())
+    return pd.DataFrame(rows)
+
+
+def test_the_losses_are_taken_from_the_best_pair_of_each_data_set_and_drawn():
+    frame = swept()
+    frame.loc[(frame["dataset"] == "b") & (frame["tau1"] == 0.1), "auc"] = 0.9
+    figure, table = parts.loss_figure(frame, SETTINGS["paper"]._replace(tau1=0.1))
+    losses = table.set_index(["dataset", "tau1"])["loss"].to_dict()
+    assert losses == pytest.approx({("a", 0.1): -0.105, ("a", 1e-5): 0, ("b", 0.1): 0, ("b", 1e-5): -0.595})
+    texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert texts == [["0.000", "[-0.105]"], ["-0.595", "[0.000]"]]
+
+
+@pytest.mark.parametrize(("tau1", "verdict"), [(0.1, "fails"), (1e-5, "holds")])
+def test_frozen_temperatures_are_judged_against_the_best_of_the_sweep(tau1, verdict, monkeypatch):
+    study = Notebook("18", preset="quick", seed=0)
+    monkeypatch.setitem(parts.SETTINGS, "paper", SETTINGS["paper"]._replace(tau1=tau1))
+    parts.claim_frozen(study, swept(), "paper")
+    assert [claim["verdict"] for claim in study._claims] == [verdict]
+    assert study._claims[0]["n"] == 12
+
+
+def ablated(own, signed, ratio):
+    values = {inside.UNCHANGED: own, inside.SIGNED: signed, ("coefficients", "ratio"): ratio}
+    values |= {("coefficients", "row-normalised"): own} | dict.fromkeys(inside.CONTROLS, 0.4)
+    about = {"dataset": "toy", "setting": "paper", "prediction": 0.7}
+    rows = []
+    for (part, change), auc in values.items():
+        rows += [about | {"part": part, "change": change, "example": i, "auc": auc + 0.001 * i} for i in range(4)]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("values", "better", "other", "signed"),
+    [((0.6, 0.9, 0.7), "holds", "holds", "holds"), ((0.2, 0.1, 0.205), "fails", "fails", "fails")],
+)
+def test_parts_are_judged_against_controls_other_coefficients_and_signed_gradients(values, better, other, signed):
+    study = Notebook("18", preset="quick", seed=0)
+    own, signs, ratio = values
+    parts.claim_parts(study, ablated(own, signs, ratio))
+    verdicts = [claim["verdict"] for claim in study._claims]
+    assert verdicts == [*[better] * 5, other, signed, "holds"]
+    assert study._claims[5]["value"] == pytest.approx(ratio - own)
+    assert study._claims[7]["value"] == pytest.approx(0.2)
+
+
+def test_the_best_variant_is_what_signed_gradients_have_to_beat():
+    study = Notebook("18", preset="quick", seed=0)
+    parts.claim_parts(study, ablated(0.5, 0.55, 0.6))
+    assert study._claims[6]["verdict"] == "fails"
+    assert study._claims[6]["value"] == pytest.approx(-0.05)
+
+
+def test_the_most_draws_are_judged_against_the_fewest_and_drawn():
+    rows = []
+    for posterior, gain in {"a": 0.1, "b": -0.1}.items():
+        for name in ("UA-Backprop", inside.EVENLY[1], inside.FULLGRAD[1]):
+            for count in (2, 5) if name == "UA-Backprop" else (5,):
+                about = {"dataset": "toy", "posterior": posterior, "setting": "paper", "name": name, "draws": count}
+                rows += [about | {"example": i, "auc": 0.3 + gain * (count == 5)} for i in range(3)]
+    frame, study = pd.DataFrame(rows), Notebook("18", preset="quick", seed=0)
+    parts.claim_draws(study, frame)
+    assert [claim["verdict"] for claim in study._claims] == ["holds", "fails"]
+    figure, points = parts.draws_figure(frame)
+    assert [axes.get_title() for axes in figure.axes] == ["toy: a", "toy: b"]
+    assert len(points) == 8

@@ -255,7 +255,7 @@ def claim_completeness(study: Notebook, draws: Mapping[str, Draws], x: Mapping[s
         gap, of = torch.cat(found), ", ".join(draws)
         text = f"{str(number).removeprefix('torch.')}: every map sums to its uncertainty, within {bound:g} max(U, 1)"
         largest, unit = float(gap.max()), "of max(U, 1 nat)"
-        study.claim(text, largest <= bound, value=largest, unit=unit, n=len(gap), dataset=of, source=PAPER)
+        study.claim(text, largest <= bound, value=largest, unit=unit, n=len(gap), dataset=of, source=PAPER, claim="U1")
 
 
 def claim_patches(study: Notebook, scores: pd.DataFrame, *, seeds: int) -> None:
@@ -280,9 +280,9 @@ def claim_patches(study: Notebook, scores: pd.DataFrame, *, seeds: int) -> None:
                 "|x - blur|": rank.loc[patch, "|x - blur|", ALONE],
             }
             for name, rival in rivals.items():
-                source = PAPER if name in list(rivals)[:2] else "this study"
+                source, claim = (PAPER, "U4") if name in list(rivals)[:2] else ("this study", "")
                 text = f"{setting}: rank accuracy of the {kind} map on the {patch} patch is above that of {name}"
-                judge(study, text, own - rival, seeds=seeds, source=source)
+                judge(study, text, own - rival, seeds=seeds, source=source, claim=claim)
         sides = [rank.loc[patch, "epistemic", setting] for patch in ("unseen", "unseen: evidence")]
         text = (
             f"{setting}: the epistemic map has more of the unseen patch among its largest pixels than of the evidence"

@@ -20,6 +20,7 @@ from xuqlib.fitting_together import fit_together
 from xuqlib.fullgrad import fullgrad
 from xuqlib.laplace import Laplace
 from xuqlib.lime import lime, lime_fit
+from xuqlib.mitigation import attended, fit_attended, unit_maps
 from xuqlib.networks import lenet, mini_vgg, mlp, resnet18
 from xuqlib.posteriors import DeepEnsemble, Flipout, MCDropConnect, MCDropout, Posterior
 from xuqlib.recipes import Recipe
@@ -57,6 +58,7 @@ __all__ = [
     "UncertaintyOf",
     "VarianceSplit",
     "analytic_distribution",
+    "attended",
     "attribute_uncertainty",
     "brier_score",
     "clue",
@@ -66,6 +68,7 @@ __all__ = [
     "expected_calibration_error",
     "explain",
     "fit",
+    "fit_attended",
     "fit_together",
     "from_captum",
     "fullgrad",
@@ -90,5 +93,6 @@ __all__ = [
     "ua_backprop_linear",
     "ua_replacement",
     "uncertainties",
+    "unit_maps",
     "variance_split",
 ]

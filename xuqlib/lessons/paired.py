@@ -1,0 +1,111 @@
+"""One training against another of the same seed: paired gains, their intervals, their figure and their verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from xuqlib.panels import panels
+from xuqlib.study import Notebook
+
+INTERVAL = "95 % t-interval over seeds, paired"
+SCORES = ("accuracy", "nll", "ece", "epistemic")
+
+
+def over_seeds(run: Callable[..., pd.DataFrame], jobs: Sequence[tuple[Any, ...]], *, num_jobs: int = 1) -> pd.DataFrame:
+    """Call `run` with each job's arguments, in so many processes, and stack the frames in the order of the jobs."""
+    return pd.concat(Parallel(n_jobs=num_jobs)(delayed(run)(*job) for job in jobs), ignore_index=True)
+
+
+def gains(
+    frame: pd.DataFrame, *, by: Sequence[str], side: str, against: str, scores: Sequence[str] = SCORES
+) -> pd.DataFrame:
+    """How much better than a reference each row scores, seed by seed: above 0 is better, or surer.
+
+    Args:
+        frame: of `one_seed` or `more_pictures`.
+        by: columns that both sides have in common besides the seed.
+        side: column that tells them apart, such as "arm".
+        against: its value for the reference.
+        scores: columns; of all but accuracy less is better.
+
+    Returns:
+        Columns `by`, `side`, seed, score, gain.
+    """
+    keys = [*by, "seed"]
+    long = frame.melt([*keys, side], list(scores), "score", "value")
+    reference = long[long[side] == against].drop(columns=side).rename(columns={"value": "reference"})
+    both = long[long[side] != against].merge(reference, on=[*keys, "score"], how="left")
+    sign = np.where(both["score"] == "accuracy", 1.0, -1.0)
+    return both.assign(gain=sign * (both["value"] - both["reference"])).drop(columns=["value", "reference"])
+
+
+def t_interval(values: pd.Series) -> tuple[float, float, float]:
+    """Mean over seeds and its 95 % t-interval; the ends are NaN for a single seed.
+
+    Args:
+        values: one number per seed, or one paired difference.
+    """
+    mean = float(values.mean())
+    reach = float(values.sem() * stats.t.ppf(0.975, len(values) - 1)) if len(values) > 1 else float("nan")
+    return mean, mean - reach, mean + reach
+
+
+def mean_gains(frame: pd.DataFrame, by: Sequence[str], value: str = "gain") -> pd.DataFrame:
+    """`t_interval` of a column over the seeds of each group: columns `by`, `value`, low, high."""
+    groups = frame.groupby(list(by), sort=False)[value]
+    rows = [(*key, *t_interval(part)) for key, part in groups]
+    return pd.DataFrame(rows, columns=[*by, value, "low", "high"])
+
+
+def gain_panels(frame: pd.DataFrame, *, by: str, side: str, unit: str, title: str) -> tuple[Figure, pd.DataFrame]:
+    """Dots of the mean gain of each `side`, a panel for each value of `by`, and the frame that they show.
+
+    Args:
+        frame: of `gains`, one score.
+        by: column whose values make the panels.
+        side: column whose values stand below each other, in their order.
+        unit: of the gains.
+        title: the claim of the figure.
+
+    Returns:
+        The figure, whose lines are `t_interval`, cut where they would leave the frame, and the columns of `mean_gains`.
+    """
+    names = list(dict.fromkeys(frame[side]))
+    reach = 1.4 * frame.groupby([by, side])["gain"].mean().abs().groupby(by).max()
+
+    def draw(axes: Axes, part: pd.DataFrame) -> None:
+        limit = reach[part[by].iloc[0]] or 1.0
+        ends = part[["low", "high"]].clip(-2 * limit, 2 * limit)  # a far end would cost precision, not show
+        places = part[side].map(names.index)
+        axes.hlines(places, ends["low"], ends["high"], linewidth=2.5)
+        axes.plot(part["gain"], places, "o", markersize=9)
+        axes.axvline(0, color="black", linewidth=1.5)
+        axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlim=(-limit, limit))
+
+    points = mean_gains(frame, [by, side])
+    look: dict[str, Any] = {"share": "y", "columns": 2, "size": (5.8, 1.2 + 0.36 * len(names))}
+    return panels(points, draw, by=by, labels=(f"{unit} (line: {INTERVAL})", ""), title=title, **look), points
+
+
+def judge_seeds(study: Notebook, text: str, values: pd.Series, score: str, **facts: str) -> None:
+    """Claim that the mean gain over seeds is above 0, where its t-interval decides it.
+
+    Args:
+        study: the notebook that makes the claim.
+        text: the claim, in words that can be wrong.
+        values: one gain per seed.
+        score: tells the unit.
+        **facts: claim, dataset and source, as for `Notebook.claim`.
+    """
+    mean, low, high = t_interval(values)
+    about: dict[str, Any] = {"n": len(values), "seeds": len(values), **facts}
+    about |= {"unit": "nats" if score == "nll" else "", "interval": (low, high), "note": INTERVAL}
+    study.claim(text, True if low > 0 else False if high <= 0 else None, value=mean, **about)

@@ -4,6 +4,7 @@
     run_all.py --preset full --data FOLDER  real data
     run_all.py --only 00,04 -p seed=1       two notebooks with another seed; their results go to build/custom/
     run_all.py --retrain                    train anew and compare the scores with the published ones
+    run_all.py --site                       build/site: notebooks, figures and verdicts as pages; open its index.html
 
 A notebook runs again only when it, the library, its parameters, the published checkpoints or the versions of the
 packages have changed, or a file that it wrote has gone. A run may be interrupted at any moment: every file is written
@@ -22,16 +23,21 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from xuqlib import study
+from xuqlib.lessons import runs
+from xuqlib.lessons.pages import PLACEHOLDER, read_notebook
 
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # names a model that lives no longer than its kernel
+SITE = Path("build") / "site"
 STORED_LIMIT = 300_000  # bytes of a stored notebook
+HEARTBEAT = 30.0  # seconds without news after which a run tells what it is doing
+CHOOSER = re.compile(r"\bexplore\w*\(")  # a cell that shows a chooser of xuqlib.widgets
 COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -66,11 +72,6 @@ class Job:
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def read_notebook(path: Path) -> dict[str, Any]:
-    notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return notebook
 
 
 def tags(cell: Mapping[str, Any]) -> list[str]:
@@ -136,7 +137,7 @@ def environment_key(project: Path) -> str:
 def plan(args: argparse.Namespace) -> list[Job]:
     """The jobs of this run. Stops on the first notebook or parameter that is not known, before anything has run."""
     project, given = args.project, overrides([*args.parameter, *args.parameters])
-    branch = "retrained" if args.retrain else "custom" if given else ""
+    branch = "retrained" if args.retrain else "custom" if given else "stills" if args.site else ""
     build = project / "build" / branch
     figures = build / "figures" if branch else project / "figures"
     common = environment_key(project)
@@ -254,7 +255,7 @@ def cleaned(notebook: dict[str, Any]) -> dict[str, Any]:
                 if "execution_count" in output:
                     output["execution_count"] = kept["execution_count"]
                 if WIDGET in output.get("data", {}):
-                    output["data"] = {"text/plain": ["Run this notebook to use the widget that stands here."]}
+                    output["data"] = {"text/plain": [PLACEHOLDER]}
         cells.append(kept)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {**notebook, "cells": cells, "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}}
@@ -328,18 +329,38 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def announce(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> None:
+    """Say what will run and how long it may take."""
+    todo = [job for job in jobs if args.force or not is_whole(job)]
+    known = [runs.last_seconds(args.project, args.preset, job.name) for job in todo]
+    time_needed = f"about {runs.in_words(runs.expected(known, workers))} if they take as long as last time"
+    strangers = f"; {known.count(None)} have never run here" if None in known else ""
+    told = f"{time_needed}{strangers}" if todo else "nothing to do"
+    counted = f"{len(jobs)} notebook{'s' * (len(jobs) != 1)}, {len(jobs) - len(todo)} whole already, {len(todo)} to run"
+    print(f"{args.preset} preset, {workers} at a time: {counted}; {told}", flush=True)
+
+
 def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int:
-    """Run all jobs, tell of each as it ends, and return how many failed."""
-    failures, width = 0, max((len(job.name) for job in jobs), default=0)
+    """Run all jobs, tell of each as it ends and now and then what is running, and return how many failed."""
+    failures, width, start = 0, max((len(job.name) for job in jobs), default=0), time.monotonic()
+    for partial in {path for job in jobs for path in job.copies.glob("*.tmp*")}:  # of a run that was interrupted
+        partial.unlink()
     pool = ThreadPoolExecutor(workers)  # threads suffice: each notebook's kernel is a process of its own
     futures: dict[Future[tuple[str, float]], Job] = {pool.submit(run, job, force=args.force): job for job in jobs}
+    left = set(futures)
     try:
-        for done, future in enumerate(as_completed(futures), start=1):
-            job, (status, seconds) = futures[future], future.result()
-            problem = store(job) if args.store and status != "failed" else ""
-            failures += status == "failed" or bool(problem)
-            line = f"[{done}/{len(jobs)}] {job.name:{width}}  {status:6} {seconds:7.1f} s  {problem}"
-            print(line.rstrip(), flush=True)
+        while left:
+            ended, left = wait(left, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
+            for future in ended:
+                job, (status, seconds) = futures[future], future.result()
+                problem = store(job) if args.store and status != "failed" else ""
+                failures += status == "failed" or bool(problem)
+                done = len(jobs) - len(left)
+                print(f"[{done}/{len(jobs)}] {job.name:{width}}  {status:6} {seconds:7.1f} s  {problem}".rstrip())
+            if not ended:
+                running = ", ".join(futures[future].name for future in futures if future.running())
+                print(f"after {runs.in_words(time.monotonic() - start)}, running: {running}")
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted; the next run goes on from what is whole", file=sys.stderr, flush=True)
         os._exit(130)  # without waiting for the notebooks; their kernels end when this process has gone
@@ -347,11 +368,45 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int
     return failures
 
 
+def close(shown: str, copies: str, failures: int) -> None:
+    """Say where to look."""
+    print(f"figures and their numbers: {shown}")
+    print(f"notebooks with their outputs: {copies}")
+    if failures:
+        print(f"{failures} failed; why: {copies}/NN_name.error.txt, and how far they came: NN_name.failed.ipynb")
+    else:
+        print("to read it all in a browser: run_all.py --site")
+
+
+def make_site(args: argparse.Namespace, workers: int) -> int:
+    """Draw the notebooks' choosers, then build the site. Returns the number of notebooks that failed."""
+    from xuqlib.lessons.pages import build
+
+    sources = choose(args.project / "notebooks", None)
+    texts = {path: ["".join(cell["source"]) for cell in read_notebook(path)["cells"]] for path in sources}
+    drawn = [path.stem for path in sources if any(CHOOSER.search(text) for text in texts[path])]
+    copies, failures = args.project / "build" / "stills" / "quick", 0
+    args.site = args.site.resolve()
+    shown = os.path.relpath(args.site / "index.html")
+    if drawn:
+        args.only = ",".join(drawn)
+        jobs = plan(args)
+        set_environment(args, jobs, workers)
+        os.environ["XUQ_STILLS"] = "1"
+        announce(jobs, args, workers)
+        failures = run_jobs(jobs, args, workers)
+    build(args.project, args.site, copies)
+    size = sum(path.stat().st_size for path in args.site.rglob("*") if path.is_file())
+    print(f"site of {size / 1e6:.0f} MB; open {shown} in a browser")
+    return failures
+
+
 def listing(args: argparse.Namespace) -> None:
     for source in choose(args.project / "notebooks", args.only):
         changed = study.parameters(args.preset, source.stem[:2])
         values = {**known_parameters(source), **{name: repr(value) for name, value in changed.items()}}
-        print(f"{source.stem}  {', '.join(f'{name}={value}' for name, value in values.items())}")
+        took = runs.in_words(runs.last_seconds(args.project, args.preset, source.stem))
+        print(f"{source.stem}  {', '.join(f'{name}={value}' for name, value in values.items())}  (last took: {took})")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -364,7 +419,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--retrain", action="store_true", help="train anew into build/retrained and compare the scores")
     add("--data", type=Path, metavar="FOLDER", help="where the real data lies; sets XUQ_DATA")
     add("--store", action="store_true", help="write the outputs back into the stored notebooks (quick preset)")
-    add("--list", action="store_true", help="show the notebooks and their parameters, and run nothing")
+    add("--list", action="store_true", help="show the notebooks, parameters and last times, and run nothing")
+    add("--site", type=Path, nargs="?", const=SITE, metavar="FOLDER", help="build pages in FOLDER (build/site)")
     add("-p", "--parameter", action="append", default=[], metavar="name=value", help="set a parameter")
     add("parameters", nargs="*", metavar="name=value", help="the same, without -p")
     add("--project", type=Path, default=study.ROOT, help="folder that holds notebooks/, figures/ and build/")
@@ -374,6 +430,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--jobs is {args.jobs}; give 1 or more")
     if args.data is not None and not args.data.is_dir():
         parser.error(f"--data {args.data} is not a folder")
+    if args.site and (args.preset != "quick" or args.only or args.store or args.retrain or args.parameter):
+        parser.error("--site shows what is stored and published; leave out presets, -p, --only, --store and --retrain")
+    if args.site == SITE:
+        args.site = args.project / SITE
     if args.store and (args.preset != "quick" or args.retrain or args.parameter or args.parameters):
         parser.error("--store keeps the quick run as it is published; leave out other presets, -p and --retrain")
     return args
@@ -385,12 +445,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         listing(args)
         return 0
-    jobs = plan(args)
-    for left in jobs[0].copies.glob("*.tmp*"):  # of a run that was interrupted
-        left.unlink()
     workers = args.jobs or min(cores(), 3)  # each takes most of a gigabyte
+    if args.site:
+        return make_site(args, workers)
+    jobs = plan(args)
     set_environment(args, jobs, workers)
-    shown = os.path.relpath(jobs[0].figures)  # papermill changes the working directory while it runs
+    # papermill changes the working directory while it runs
+    shown, copies = os.path.relpath(jobs[0].figures), os.path.relpath(jobs[0].copies)
+    announce(jobs, args, workers)
     failures = run_jobs([job for job in jobs if job.number not in study.READS], args, workers)
     readers = [job for job in plan(args) if job.number in study.READS]  # planned anew: what they read has changed
     failures += run_jobs(readers, args, workers)
@@ -398,7 +460,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refresh_readme(args.project)
     if args.retrain:
         compare_retrained(jobs, args.project)
-    print(f"figures and their numbers: {shown}")
+    close(shown, copies, failures)
     return failures
 
 

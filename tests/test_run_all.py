@@ -364,3 +364,63 @@ def test_a_notebook_that_reads_results_runs_after_the_others(tmp_path, monkeypat
     monkeypatch.setattr(os, "environ", dict(os.environ))
     assert run_all.main(["--project", str(tmp_path), "--jobs", "2"]) == 0
     assert ran == ["51", "50"]
+
+
+def publish_seconds(project: Path, number: str, seconds: float) -> None:
+    index = {f"{number}_x": {"notebook": number, "seconds": seconds}}
+    run_all.study.replace_file(project / "figures" / "quick" / "index.json", json.dumps(index).encode())
+
+
+def test_a_run_says_what_it_will_do_how_long_it_takes_and_where_to_look(tmp_path, monkeypatch, capsys):
+    finished(tmp_path)
+    for name in ("51_known", "52_new"):
+        write(tmp_path, name, PUBLISH)
+    publish_seconds(tmp_path, "51", 240)
+    monkeypatch.setattr(run_all, "run", lambda job, force: ("ran", 1.0))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert run_all.main(["--project", str(tmp_path), "--jobs", "2"]) == 0
+    first, *_, figures, copies, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("quick preset, 2 at a time: 3 notebooks, 1 whole already, 2 to run; about 4 min")
+    assert first.endswith("; 1 have never run here")
+    assert figures.endswith("figures/quick") and copies.endswith("build/quick")
+    assert "--site" in last
+
+
+def test_a_run_with_nothing_to_do_says_so_and_a_failed_one_says_where_to_look(tmp_path, monkeypatch, capsys):
+    finished(tmp_path)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert run_all.main(["--project", str(tmp_path)]) == 0
+    assert "1 notebook, 1 whole already, 0 to run; nothing to do" in capsys.readouterr().out
+    monkeypatch.setattr(run_all, "run", lambda job, force: ("failed", 1.0))
+    assert run_all.main(["--project", str(tmp_path), "--force"]) == 1
+    out = capsys.readouterr().out
+    assert "0 whole already, 1 to run" in out
+    assert "1 failed; why: " in out and "NN_name.error.txt" in out
+
+
+def test_a_long_run_tells_now_and_then_what_is_running(tmp_path, monkeypatch, capsys):
+    write(tmp_path, "50_slow", PUBLISH)
+    monkeypatch.setattr(run_all, "HEARTBEAT", 0.02)
+    monkeypatch.setattr(run_all, "run", lambda job, force: (time.sleep(0.2), ("ran", 0.2))[1])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert run_all.main(["--project", str(tmp_path)]) == 0
+    assert "after 0 s, running: 50_slow" in capsys.readouterr().out
+
+
+def test_the_list_tells_how_long_each_took(tmp_path, capsys):
+    for name in ("50_first", "51_second"):
+        write(tmp_path, name)
+    (tmp_path / "figures" / "quick").mkdir(parents=True)
+    publish_seconds(tmp_path, "50", 300)
+    assert run_all.main(["--project", str(tmp_path), "--list"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("(last took: 5 min)")
+    assert second.endswith("(last took: unknown)")
+
+
+def test_the_site_refuses_other_choices(tmp_path, capsys):
+    write(tmp_path, "50_first")
+    for arguments in (["--only", "50"], ["--preset", "full"], ["--store"], ["-p", "seed=1"]):
+        with pytest.raises(SystemExit):
+            run_all.main(["--project", str(tmp_path), "--site", *arguments])
+        assert "--site shows what is stored and published" in capsys.readouterr().err

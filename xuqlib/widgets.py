@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
+import itertools
+import json
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets
 import pandas as pd
+import PIL.Image
+from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from xuqlib.charts import HUES, dots
@@ -14,6 +22,8 @@ from xuqlib.charts import HUES, dots
 Drawing = Callable[[pd.DataFrame, Mapping[str, object]], tuple[Figure, str]]
 BY_CLASS = ("posterior", "explainer", "statistic")
 RESULT = ("value", "low", "high", "n")
+MOST_STILLS = 400  # combinations that `stills` draws; about 10 kB each
+NO_RESULT = "<b>No such result: choose another combination.</b>"
 
 
 def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets.VBox:
@@ -21,6 +31,7 @@ def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets
 
     The children are one row of buttons per column, named after it and operated by mouse or by Tab and Enter; an
     `Image`; and an `HTML` line. Where no row has all chosen values, the line says so and the picture stays.
+    While $XUQ_STILLS is set, `stills` are shown above it, for pages without a kernel.
 
     Args:
         frame: results, one observation per row.
@@ -33,6 +44,8 @@ def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets
     if frame.empty or set(by) - set(frame):
         raise ValueError(f"the frame has {len(frame)} rows and columns {', '.join(map(str, frame))}; wanted {list(by)}")
     options = {column: list(dict.fromkeys(frame[column])) for column in by}
+    if os.environ.get("XUQ_STILLS"):
+        display(HTML(stills(frame, by, draw)))
     choosers = {
         # Not a Dropdown: JupyterLab keeps its arrow keys and letters for commands to the notebook.
         column: ipywidgets.ToggleButtons(
@@ -48,11 +61,9 @@ def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets
 
     def show(_: object = None) -> None:
         chosen = {column: choosers[column].value if column in choosers else options[column][0] for column in by}
-        rows = frame
-        for column, value in chosen.items():
-            rows = rows[rows[column] == value]
+        rows = _chosen(frame, chosen)
         if rows.empty:
-            line.value = "<b>No such result: choose another combination.</b>"
+            line.value = NO_RESULT
             return
         figure, sentence = draw(rows, chosen)
         picture.value, line.value = png(figure), sentence
@@ -61,6 +72,62 @@ def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets
         chooser.observe(show, names="value")
     show()
     return ipywidgets.VBox([*choosers.values(), picture, line])
+
+
+def stills(frame: pd.DataFrame, by: Sequence[str], draw: Drawing, *, most: int = MOST_STILLS) -> str:
+    """Draw what `explore` shows for every combination, as HTML that needs no kernel.
+
+    Of a chooser with too many combinations, the column with the most values keeps its first ones only, and a line says
+    how many are left. `pages` brings the few lines of script that switch between them.
+
+    Args:
+        frame, by, draw: as for `explore`.
+        most: combinations to draw at most.
+    """
+    options = {column: list(dict.fromkeys(frame[column])) for column in by}
+    full = math.prod(map(len, options.values()))
+    while math.prod(map(len, options.values())) > max(most, 1):
+        max(options.values(), key=len).pop()
+    shown: dict[str, list[str]] = {}
+    for places in itertools.product(*(range(len(values)) for values in options.values())):
+        chosen = {column: values[place] for (column, values), place in zip(options.items(), places, strict=True)}
+        rows = _chosen(frame, chosen)
+        figure, sentence = (None, NO_RESULT) if rows.empty else draw(rows, chosen)
+        shown[" ".join(map(str, places))] = [_small(png(figure)) if figure else "", sentence]
+    first = next(found for found in shown.values() if found[0])
+    left = "" if len(shown) == full else f"<p>{len(shown)} of {full} combinations; the notebook has all of them.</p>"
+    fields = "".join(_radios(column, values) for column, values in options.items())
+    data = json.dumps(shown).replace("</", "<\\/")  # or it would end the script
+    return (
+        f'<div class="chooser">{fields}{left}<img alt="Figure of the chosen results" src="{first[0]}">'
+        f'<p aria-live="polite">{first[1]}</p><script type="application/json">{data}</script></div>'
+    )
+
+
+def _chosen(frame: pd.DataFrame, chosen: Mapping[str, object]) -> pd.DataFrame:
+    """The rows that have all chosen values."""
+    for column, value in chosen.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def _radios(column: str, values: Sequence[object]) -> str:
+    """Radio buttons for the values of a column; none for a single value. The script gives each group its name."""
+    words = [html.escape(str(value).replace("_", " ")) for value in values]
+    buttons = "".join(
+        f'<label><input type="radio" value="{place}"{" checked" * (not place)}> {word}</label>'
+        for place, word in enumerate(words)
+    )
+    hidden = " hidden" if len(values) == 1 else ""
+    return f"<fieldset{hidden}><legend>{html.escape(column.replace('_', ' '))}</legend>{buttons}</fieldset>"
+
+
+def _small(picture: bytes) -> str:
+    """A PNG as a data address, with a palette: about a third of the bytes."""
+    buffer = io.BytesIO()
+    with PIL.Image.open(io.BytesIO(picture)) as image:
+        image.convert("RGB").quantize(96).save(buffer, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def png(figure: Figure) -> bytes:

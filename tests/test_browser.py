@@ -1,0 +1,277 @@
+"""What a reader sees: the static site from a folder, and notebooks 00 and 05 in JupyterLab, in a real browser.
+
+Chromium is looked for, then installed where that is possible. Without one these tests are skipped, and fail under CI.
+Pictures of what was seen are in build/screenshots.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_site import check_links
+
+from xuqlib.lessons import pages
+
+playwright = pytest.importorskip("playwright.sync_api") if not os.environ.get("CI") else None
+if playwright is None:
+    from playwright import sync_api as playwright  # missing under CI: an error
+
+ROOT = Path(__file__).resolve().parent.parent
+SCREENSHOTS = ROOT / "build" / "screenshots"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},  # else cells out of sight are not in the page
+}
+# What is tried here are cells and controls; that the numbers are right is nbval's part.
+SMALL = {
+    "00": {},
+    "05": {"per_class": 8, "per_class_lime": 4, "num_answers": 4, "num_answers_lime": 4, "num_draws": 4, "num_few": 2},
+}
+ERROR = "[data-mime-type='application/vnd.jupyter.error']"
+WHOLE = "() => [...document.querySelectorAll('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell')].every("
+WHOLE += r"cell => /\[\d+\]/.test(cell.querySelector('.jp-InputPrompt').textContent))"
+
+
+def find_chromium() -> str | None:
+    return os.environ.get("XUQ_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def install_chromium() -> str | None:
+    """Debian's package where we may install it, else playwright's own download."""
+    commands = [[sys.executable, "-m", "playwright", "install", "chromium"]]
+    if shutil.which("apt-get") and os.geteuid() == 0:
+        commands = [
+            ["apt-get", "update"],
+            ["apt-get", "install", "-y", "--no-install-recommends", "chromium"],
+            *commands,
+        ]
+    for command in commands:
+        subprocess.run(command, capture_output=True, check=False, timeout=300)
+        if found := find_chromium():
+            return found
+    return None
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    path = find_chromium() or install_chromium()
+    with playwright.sync_playwright() as tool:
+        own = Path(tool.chromium.executable_path)
+        if path is None and not own.exists():
+            reason = "no Chromium: install it, or set XUQ_CHROMIUM to a Chrome"
+            pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        started = tool.chromium.launch(executable_path=path or str(own), args=FLAGS)
+        yield started
+        started.close()
+
+
+class Visit:
+    """A page of its own, and every address outside this machine that it asked for."""
+
+    def __init__(self, browser, scheme: str = "light") -> None:
+        self.context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+        self.page = self.context.new_page()
+        self.outside: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self._note(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _note(self, url: str) -> None:
+        if not url.startswith(("file:", "data:", "blob:", "http://127.0.0.1:", "ws://127.0.0.1:")):
+            self.outside.append(url)
+
+    def shoot(self, name: str) -> None:
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=str(SCREENSHOTS / f"{name}.png"))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site of this project, with a chooser of made-up results in notebook 05: no kernel is run for it."""
+    from test_site import cell, stills
+
+    folder, source = tmp_path_factory.mktemp("site"), next((ROOT / "notebooks").glob("05_*.ipynb"))
+    copy = nbformat.read(source, 4)
+    for each in copy.cells:
+        if pages.PLACEHOLDER in json.dumps(each.get("outputs", [])):
+            each.outputs = cell("", stills()).outputs
+    (folder / "copies").mkdir()
+    nbformat.write(copy, folder / "copies" / source.name)
+    pages.build(ROOT, folder / "site", folder / "copies")
+    return folder / "site"
+
+
+def test_the_site_of_this_project_is_whole_and_small(site):
+    check_links(site)
+    assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) < 40e6
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_site_works_from_a_folder_in_light_and_dark(browser, site, scheme):
+    visit = Visit(browser, scheme)
+    page = visit.page
+    page.goto((site / "index.html").as_uri())
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    text = page.evaluate("getComputedStyle(document.body).color")
+    shade = [sum(map(int, colour[4:-1].split(", "))) for colour in (back, text)]
+    assert shade[0] > 600 > shade[1] if scheme == "light" else shade[0] < 200 < shade[1]
+    assert page.locator("table.verdicts tr").count() > 5
+    assert page.locator("table.verdicts .holds").first.is_visible()
+    visit.shoot(f"site_{scheme}")
+    page.locator("a.card").first.click()
+    assert page.locator("nav.turn a").count() >= 1
+    page.goto(next(site.glob("09_*.html")).as_uri())
+    formula = page.locator("math").first
+    box = formula.bounding_box()
+    assert box["width"] > 5 and box["height"] > 5
+    fraction = page.locator("mfrac").first
+    assert fraction.count() == 0 or fraction.bounding_box()["height"] > 10  # drawn as one, not as a line of text
+    formula.scroll_into_view_if_needed()
+    visit.shoot(f"formulas_{scheme}")
+    page.goto((site / "gallery.html").as_uri())
+    first = page.locator("figure img").first
+    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=first.element_handle())
+    visit.shoot(f"gallery_{scheme}")
+    assert (visit.outside, visit.errors) == ([], [])
+    visit.context.close()
+
+
+def test_a_chooser_of_the_site_is_operated_by_keyboard_without_a_kernel(browser, site):
+    visit = Visit(browser)
+    page = visit.page
+    page.goto(next(site.glob("05_*.html")).as_uri())
+    chooser = page.locator(".chooser")
+    line, picture = chooser.locator("[aria-live]"), chooser.locator("img")
+    assert line.inner_text() == "a: 1"
+    before = picture.get_attribute("src")
+    chooser.locator("fieldset").nth(1).locator("input").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert line.inner_text() == "a: 2"
+    assert picture.get_attribute("src") != before
+    page.keyboard.press("Shift+Tab")  # to the other group
+    page.keyboard.press("ArrowRight")
+    assert "No such result" in line.inner_text()
+    chooser.scroll_into_view_if_needed()
+    visit.shoot("site_chooser")
+    assert (visit.outside, visit.errors) == ([], [])
+    visit.context.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Iterator[str]:
+    """The address of a JupyterLab over copies of notebooks 00 and 05 without their outputs."""
+    home = tmp_path_factory.mktemp("lab")
+    for path in [*(ROOT / "notebooks").glob("00_*.ipynb"), *(ROOT / "notebooks").glob("05_*.ipynb")]:
+        notebook = nbformat.read(path, 4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source += "".join(f"\n{name} = {value}" for name, value in SMALL[path.stem[:2]].items())
+        nbformat.write(notebook, home / f"{path.stem[:2]}.ipynb")
+    for name, content in SETTINGS.items():
+        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+    places |= {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
+    environment = {**os.environ, **{name: str(home / folder) for name, folder in places.items()}}
+    environment.pop("MPLBACKEND", None)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}"]
+    command += ["--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", f"--ServerApp.root_dir={home}"]
+    with (home / "server.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for_server(f"http://127.0.0.1:{port}/api", server, home / "server.log")
+        yield f"http://127.0.0.1:{port}/lab/tree"
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def wait_for_server(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            assert server.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.3)
+
+
+def run_all_cells(browser, lab: str, number: str) -> Visit:
+    """Open a notebook and choose Run > Run All Cells."""
+    visit = Visit(browser)
+    page = visit.page
+    page.set_default_timeout(90_000)
+    page.goto(f"{lab}/{number}.ipynb?reset")
+    page.locator(".jp-NotebookPanel .jp-CodeCell").first.wait_for(state="attached")
+    page.get_by_text("| Idle").wait_for()  # earlier, a dialog would ask which kernel to take
+    page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
+    page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+    return visit
+
+
+def wait_until_whole(visit: Visit) -> None:
+    ended = f'() => document.querySelector("{ERROR}") || ({WHOLE})()'  # after an error the other cells never run
+    visit.page.wait_for_function(ended, timeout=180_000)
+    assert visit.page.locator(ERROR).all_inner_texts() == []
+
+
+def test_notebook_00_runs_in_jupyterlab_and_ends_in_its_claims(browser, lab):
+    visit = run_all_cells(browser, lab, "00")
+    wait_until_whole(visit)
+    assert visit.page.locator(".jp-OutputArea-output img").count() >= 3
+    tables = visit.page.locator(".jp-OutputArea-output table")
+    (claims,) = [table for table in tables.all() if "verdict" in (table.text_content() or "")]
+    claims.scroll_into_view_if_needed()
+    visit.shoot("jupyterlab_00")
+    assert visit.outside == []
+    visit.context.close()
+
+
+def test_every_control_of_notebook_05_answers_the_keyboard_in_jupyterlab(browser, lab):
+    visit = run_all_cells(browser, lab, "05")
+    wait_until_whole(visit)
+    move_every_control(visit)
+    visit.shoot("jupyterlab_05")
+    assert visit.outside == []
+    visit.context.close()
+
+
+def move_every_control(visit: Visit) -> None:
+    """Press the second button of each row with Tab and Enter: the sentence or the picture must change."""
+    page = visit.page
+    rows = page.locator(".widget-toggle-buttons")
+    rows.first.scroll_into_view_if_needed()
+    line, picture = page.locator(".widget-html-content").last, page.locator("img.widget-image").last
+    labels = rows.locator(".widget-label").all_inner_texts()
+    assert labels == ["posterior", "explainer", "statistic", "class"]
+    for place in range(len(labels)):
+        before = line.inner_text(), picture.get_attribute("src")
+        rows.nth(place).locator("button").first.focus()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.wait_for_function(
+            "([line, picture, text, address]) => line.innerText !== text || picture.src !== address",
+            arg=[line.element_handle(), picture.element_handle(), *before],
+        )

@@ -1,0 +1,268 @@
+"""The static site: whole, offline, and true to what is stored and published."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+import run_all
+from xuqlib import widgets
+from xuqlib.charts import Picture
+from xuqlib.lessons import pages
+from xuqlib.study import CLAIM_COLUMNS
+
+ROOT = Path(__file__).resolve().parent.parent
+FRAME = pd.DataFrame({"posterior": ["a", "a", "b"], "statistic": ["cv", "entropy", "cv"], "value": [1, 2, 3]})
+CHOOSER = pages.PLACEHOLDER
+SENTENCES = {"0 0": "a: 1", "0 1": "a: 2", "1 0": "b: 3", "1 1": widgets.NO_RESULT}
+
+
+def draw(rows, chosen):
+    figure = Picture(figsize=(1, 1))
+    figure.text(0, 0.5, str(rows["value"].iloc[0]))
+    return figure, f"{chosen['posterior']}: {rows['value'].iloc[0]}"
+
+
+def stills(**options) -> str:
+    return widgets.stills(FRAME, ["posterior", "statistic"], draw, **options)
+
+
+def shown(text: str) -> dict[str, list[str]]:
+    return json.loads(re.search(r"<script[^>]*>(.*?)</script>", text, re.DOTALL).group(1))
+
+
+def cell(source: str, *texts: str, plain: str = "VBox()"):
+    outputs = [nbformat.v4.new_output("display_data", {"text/html": text}) for text in texts]
+    outputs.append(nbformat.v4.new_output("display_data", {"text/plain": plain}))
+    return nbformat.v4.new_code_cell(source, outputs=outputs)
+
+
+def notebook(path: Path, title: str, *cells) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first = nbformat.v4.new_markdown_cell(f"# {title}\n\nIts mean is $\\bar p_i = \\frac{{1}}{{S}}$, `$5`.\n\n## More")
+    nbformat.write(nbformat.v4.new_notebook(cells=[first, *cells]), path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Two notebooks, one with a chooser; one figure, one table of claims."""
+    notebook(tmp_path / "notebooks" / "50_first.ipynb", "Why & how?", cell("1 + 1", plain="2"))
+    notebook(tmp_path / "notebooks" / "51_second.ipynb", "And then?", cell("explore(x)", plain=CHOOSER))
+    full = tmp_path / "figures" / "full"
+    full.mkdir(parents=True)
+    draw(FRAME, {"posterior": "a"})[0].savefig(full / "50_bars.png")
+    FRAME.to_csv(full / "50_bars.csv", index=False)
+    row = ("C1", "<b> moves", "cifar10", 0.5, 0.25, 0.75, "nats", 20, 1, "holds", "arXiv", "95 % over examples")
+    pd.DataFrame([row], columns=list(CLAIM_COLUMNS)).to_csv(full / "50_claims.csv", index=False)
+    recipe = {"notebook": "50", "dataset": "cifar10", "seed": 7}
+    files = {"50_bars": ("50_bars.csv", "50_bars.png"), "50_claims": ("50_claims.csv",)}
+    index = {stem: {**recipe, "files": dict.fromkeys(names, "digest")} for stem, names in files.items()}
+    (full / "index.json").write_text(json.dumps({**index, "50_lost": {**recipe, "files": {"50_lost.csv": "digest"}}}))
+    return tmp_path
+
+
+class Links(HTMLParser):
+    """Collects every address that a page asks a browser to fetch or offers to follow."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+        self.ids: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [(tag, value) for name, value in attrs if name in ("href", "src", "srcset", "action")]
+        self.ids |= {value for name, value in attrs if name == "id"}
+
+
+def check_links(folder: Path) -> None:
+    """Every address of every page is inside the page, or a file or an anchor of the site."""
+    found = {path: Links(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.html"))}
+    for path, links in found.items():
+        for tag, address in links.found:
+            name, _, anchor = address.partition("#")
+            if address.startswith("data:") or (tag == "a" and address.startswith(("http:", "https:"))):
+                continue
+            target = folder / name if name else path
+            assert target.is_file(), f"{path.name}: {address[:80]}"
+            assert not anchor or anchor in found[target].ids, f"{path.name}: {address[:80]}"
+        assert not re.search(r"@import|url\(", path.read_text(encoding="utf-8"))
+
+
+def test_every_link_leads_to_a_file_of_the_site_and_nothing_is_fetched_from_outside(project, tmp_path):
+    first = pages.build(project, tmp_path / "site")
+    assert first == tmp_path / "site" / "index.html"
+    names = {path.name for path in first.parent.iterdir()}
+    assert {"index.html", "gallery.html", "verdicts.html", "50_first.html", "51_second.html"} <= names
+    check_links(first.parent)
+
+
+def test_the_real_notebooks_translate_without_a_formula_left_over(tmp_path):
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        for each in pages.read_notebook(path)["cells"]:
+            if each["cell_type"] == "markdown":
+                text = pages.markdown("".join(each["source"]))
+                prose = re.sub(r"<code>.*?</code>|<math.*?</math>", "", text, flags=re.DOTALL)
+                assert not re.search(r"\$[^$]*\$|\\[a-z]+\{", prose), f"{path.name}: {prose[:400]}"
+                assert not re.search(r"<code>[^<`]*\\[a-z]", text), f"{path.name}: {text[:400]}"
+
+
+def test_formulas_become_mathml_and_code_with_a_dollar_stays_code():
+    text = pages.markdown(r"The mean $\frac{a}{b}$, and `$5 and $6`." + "\n\n$$x^2$$\n")
+    assert "<mfrac>" in text and 'display="inline"' in text
+    assert "<msup>" in text and 'display="block"' in text
+    assert "<code>$5 and $6</code>" in text
+
+
+@pytest.mark.parametrize("tex", ["<a>_", r"\unknown{<a>}"])
+def test_a_formula_that_cannot_be_translated_is_shown_as_code(tex):
+    assert pages.formula(tex) == f"<code>{html.escape(tex)}</code>"
+
+
+def test_a_page_has_its_title_its_neighbours_its_notebook_and_stored_outputs(project, tmp_path):
+    folder = pages.build(project, tmp_path / "site").parent
+    text = (folder / "51_second.html").read_text()
+    assert "<title>And then?</title>" in text
+    assert '<a href="50_first.html">← 50 Why &amp; how?</a>' in text
+    assert "→" not in text.split("<h1")[0]
+    assert (folder / "notebooks" / "51_second.ipynb").read_bytes() == (
+        project / "notebooks" / "51_second.ipynb"
+    ).read_bytes()
+    assert '<span class="mi">1</span>' in (folder / "50_first.html").read_text()  # highlighted
+    assert re.search(r"<pre>2</pre>|<pre>2\n</pre>", (folder / "50_first.html").read_text())
+
+
+def test_the_gallery_links_each_figure_to_its_page_its_numbers_and_its_recipe(project, tmp_path):
+    folder = pages.build(project, tmp_path / "site").parent
+    text = (folder / "gallery.html").read_text()
+    card = text.split('id="full-50_bars"')[1].split("</figure>")[0]
+    assert {address for _, address in Links(card).found} == {
+        "figures/full/50_bars.png",
+        "figures/full/50_bars.csv",
+        "50_first.html",
+    }
+    assert "&quot;seed&quot;: 7" in card
+    assert "50_lost" not in text  # its file has gone
+    assert (folder / "figures/full/50_bars.csv").read_bytes() == (project / "figures/full/50_bars.csv").read_bytes()
+    assert text.index('id="full-50_bars"') < text.index('id="full-50_claims"')  # tables come last
+
+
+def test_the_verdicts_show_value_interval_and_row_and_statements_are_escaped(project, tmp_path):
+    folder = pages.build(project, tmp_path / "site").parent
+    text = (folder / "verdicts.html").read_text()
+    assert '<div class="holds"><b>cifar10</b> 1 holds</div>' in text
+    claim = text.split("Every claim")[1]
+    for part in ("&lt;b&gt; moves", "0.5 nats", "0.25 to 0.75", 'href="figures/full/50_claims.csv">row 1<'):
+        assert part in claim
+    assert '<div class="holds">' in (folder / "index.html").read_text()
+
+
+def test_without_a_full_run_the_site_says_what_makes_one(project, tmp_path):
+    shutil.rmtree(project / "figures")
+    folder = pages.build(project, tmp_path / "site").parent
+    assert "run_all.py --preset full" in (folder / "verdicts.html").read_text()
+    assert "published nothing yet" in (folder / "gallery.html").read_text()
+    check_links(folder)
+
+
+def test_pictures_of_the_quick_preset_become_smaller_and_stay_the_same_size_in_pixels(project, tmp_path):
+    import PIL.Image
+
+    PIL.Image.effect_noise((200, 200), 50).convert("RGB").save(project / "figures" / "full" / "50_bars.png")
+    shutil.copytree(project / "figures" / "full", project / "figures" / "quick")
+    folder = pages.build(project, tmp_path / "site").parent
+    full, quick = (folder / "figures" / preset / "50_bars.png" for preset in ("full", "quick"))
+    assert full.read_bytes() == (project / "figures" / "full" / "50_bars.png").read_bytes()
+    assert quick.stat().st_size < full.stat().st_size
+    with PIL.Image.open(quick) as small, PIL.Image.open(full) as large:
+        assert small.size == large.size
+
+
+def test_stills_show_every_combination():
+    found = shown(stills())
+    assert {key: sentence for key, (_, sentence) in found.items()} == SENTENCES
+    assert found["1 1"][0] == ""
+    assert len({picture for picture, _ in found.values()}) == 4
+    assert all(picture.startswith("data:image/png;base64,") for key, (picture, _) in found.items() if key != "1 1")
+
+
+def test_too_many_combinations_are_cut_and_said_to_be():
+    assert "combinations" not in stills()
+    text = stills(most=2)
+    assert "2 of 4 combinations" in text
+    assert len(shown(text)) == 2
+
+
+def test_explore_shows_stills_only_when_asked(monkeypatch):
+    displayed = []
+    monkeypatch.setattr(widgets, "display", displayed.append)
+    widgets.explore(FRAME, ["posterior"], draw)
+    assert not displayed
+    monkeypatch.setenv("XUQ_STILLS", "1")
+    widgets.explore(FRAME, ["posterior"], draw)
+    assert 'class="chooser"' in displayed[0].data
+
+
+def test_a_widget_becomes_the_stills_of_the_executed_copy_and_all_else_stays_as_stored(project, tmp_path):
+    path = project / "notebooks" / "51_second.ipynb"
+    injected = nbformat.v4.new_code_cell("seed = 0", metadata={"tags": ["injected-parameters"]})
+    copies = tmp_path / "copies"
+    notebook(copies / path.name, "Another text?", injected, cell("explore(x)", stills()))
+    text = (pages.build(project, tmp_path / "site", copies).parent / path.name).with_suffix(".html").read_text()
+    assert {key: sentence for key, (_, sentence) in shown(text).items()} == SENTENCES
+    assert "And then?" in text and "Another text?" not in text
+    assert CHOOSER not in text
+
+
+def test_a_widget_without_stills_says_that_it_needs_a_kernel(project, tmp_path):
+    folder = pages.build(project, tmp_path / "site").parent
+    text = (folder / "51_second.html").read_text()
+    assert "need a kernel" in text
+    assert CHOOSER not in text
+
+
+def test_a_copy_of_another_version_is_refused(project):
+    stored = pages.read_notebook(project / "notebooks" / "51_second.ipynb")
+    other = pages.read_notebook(project / "notebooks" / "50_first.ipynb")
+    with pytest.raises(ValueError, match="another version"):
+        pages.with_choosers(stored, other)
+
+
+def test_run_all_builds_the_site_and_draws_only_what_has_a_chooser(project, tmp_path, monkeypatch, capsys):
+    for path in sorted((project / "notebooks").glob("*.ipynb")):
+        content = nbformat.read(path, 4)
+        content.cells.insert(1, nbformat.v4.new_code_cell("seed = 0\npreset = 'quick'"))
+        content.cells[1].metadata["tags"] = ["parameters"]
+        nbformat.write(content, path)
+    ran = []
+
+    def run(job, force):
+        ran.append((job.name, job.figures))
+        job.copies.mkdir(parents=True, exist_ok=True)
+        content = nbformat.read(job.source, 4)
+        content.cells[-1] = cell("explore(x)", stills())
+        nbformat.write(content, job.path(".ipynb"))
+        return "ran", 0.0
+
+    monkeypatch.setattr(run_all, "run", run)
+    monkeypatch.setattr(run_all.os, "environ", dict(run_all.os.environ))
+    assert run_all.main(["--project", str(project), "--site", str(tmp_path / "mine"), "--jobs", "1"]) == 0
+    assert ran == [("51_second", project / "build" / "stills" / "figures" / "quick")]
+    assert run_all.os.environ["XUQ_STILLS"] == "1"
+    assert 'class="chooser"' in (tmp_path / "mine" / "51_second.html").read_text()
+    assert re.search(r"site of \d+ MB; open .*index.html", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("arguments", "folder"), [([], "build/site"), (["there"], "there")])
+def test_the_site_goes_to_build_unless_told_otherwise(project, arguments, folder):
+    site = run_all.parse(["--project", str(project), "--site", *arguments]).site
+    assert site == (project / folder if not arguments else Path(folder))

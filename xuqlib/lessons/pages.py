@@ -1,0 +1,283 @@
+"""A static site: each notebook as a page, each figure with its numbers and recipe, each verdict with its row.
+
+Its pages work from a folder, without a network and without a kernel: formulas are MathML, pictures lie beside them.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import PIL.Image
+
+from xuqlib.lessons.page_look import SCRIPT, STYLE
+from xuqlib.lessons.verdicts import STATEMENTS, gather, tally
+from xuqlib.study import PRESETS, VERDICTS, replace_file
+
+# What a stored notebook shows where a widget stood; run_all.py writes it.
+PLACEHOLDER = "Run this notebook to use the widget that stands here."
+NO_KERNEL = "<p><em>Here the notebook has controls that need a kernel: run it to use them.</em></p>"
+NAVIGATION = (("index.html", "Notebooks"), ("gallery.html", "Gallery"), ("verdicts.html", "What held up"))
+
+
+def build(project: Path, folder: Path, executed: Path | None = None) -> Path:
+    """Build the site of a project.
+
+    Args:
+        project: holds notebooks/, figures/ and README.md. Stored notebooks are shown as they are stored.
+        folder: where the site goes. Files of the same name are replaced; nothing else in it is touched.
+        executed: folder of copies of the notebooks, run with $XUQ_STILLS set: the choosers' pictures are theirs.
+
+    Returns:
+        The first page, index.html.
+    """
+    notebooks = sorted((project / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    entries = published(project / "figures")
+    for place, path in enumerate(notebooks):
+        copy = executed / path.name if executed else path
+        before, after = notebooks[max(place - 1, 0) : place], notebooks[place + 1 : place + 2]
+        _write(folder, f"{path.stem}.html", notebook_page(path, copy if copy.exists() else path, [*before], [*after]))
+        shutil.copyfile(path, folder / "notebooks" / path.name)
+    for preset, stem in entries:
+        _copy_figure(project / "figures" / preset, folder / "figures" / preset, stem)
+    full = project / "figures" / "full"
+    claims = gather(full) if list(full.glob("*_claims.csv")) else None
+    pages = {path.stem[:2]: f"{path.stem}.html" for path in notebooks}
+    _write(folder, "gallery.html", gallery(entries, notebooks))
+    _write(folder, "verdicts.html", verdicts_page(claims, pages))
+    _write(folder, "index.html", front_page(project, notebooks, entries, claims))
+    return folder / "index.html"
+
+
+def _write(folder: Path, name: str, text: str) -> None:
+    replace_file(folder / name, text.encode())
+
+
+def _copy_figure(source: Path, target: Path, stem: str) -> None:
+    """Copy a CSV and its picture; pictures of the quick preset with a palette, for a third of the bytes."""
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / f"{stem}.csv", target / f"{stem}.csv")
+    picture = source / f"{stem}.png"
+    if picture.exists() and source.name == "full":
+        shutil.copyfile(picture, target / picture.name)
+    elif picture.exists():
+        with PIL.Image.open(picture) as image:
+            image.convert("RGB").quantize(256, PIL.Image.Quantize.FASTOCTREE).save(target / picture.name)
+
+
+def read_notebook(path: Path) -> dict[str, Any]:
+    """The notebook's JSON."""
+    notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return notebook
+
+
+def published(figures: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Recipes of all published results whose CSV is there, by preset and NN_slug; the full preset first."""
+    found = {}
+    for preset in reversed(list(PRESETS)):
+        index = figures / preset / "index.json"
+        recipes = json.loads(index.read_text()) if index.exists() else {}
+        found.update({(preset, stem): recipes[stem] for stem in recipes if (index.parent / f"{stem}.csv").exists()})
+    return found
+
+
+def title_of(notebook: Mapping[str, Any]) -> str:
+    """The question that a notebook's first cell asks."""
+    return "".join(notebook["cells"][0]["source"]).partition("\n")[0].lstrip("# ").strip()
+
+
+def formula(tex: str, display: str = "inline") -> str:
+    """A formula as MathML, which browsers draw without a script; one that cannot be translated stays code."""
+    from latex2mathml.converter import convert
+
+    try:
+        translated = str(convert(tex.strip(), display=display))
+    except Exception:  # it raises what it likes, and a page with one plain formula is better than none
+        translated = "\\"
+    # A command that it does not know stays there, with its backslash.
+    return f"<code>{html.escape(tex)}</code>" if "\\" in translated else translated
+
+
+@cache
+def _renderer() -> Any:
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Renderer(IPythonRenderer):
+        def inline_math(self, body: str) -> str:
+            return formula(body)
+
+        def block_math(self, body: str) -> str:
+            return formula(body, "block")
+
+    return MarkdownWithMath(renderer=Renderer(escape=False))
+
+
+def markdown(text: str) -> str:
+    """Markdown as HTML, formulas as MathML."""
+    return str(_renderer().render(text))
+
+
+@cache
+def _exporter() -> Any:
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.register_filter("markdown2html", markdown)
+    return exporter
+
+
+def with_choosers(stored: dict[str, Any], executed: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored notebook, and where a widget stood: the stills of the executed copy, or a line that says what to do.
+
+    Raises:
+        ValueError: the copy is of another version of the notebook.
+    """
+    code = [[cell for cell in of["cells"] if cell["cell_type"] == "code"] for of in (stored, executed)]
+    injected = [cell for cell in code[1] if "injected-parameters" not in cell["metadata"].get("tags", [])]
+    if [cell["source"] for cell in code[0]] != [cell["source"] for cell in injected]:
+        raise ValueError("the executed copy is of another version of this notebook; run it again")
+    for cell, ran in zip(code[0], injected, strict=True):
+        if PLACEHOLDER in json.dumps(cell["outputs"]):
+            texts = ["".join(output.get("data", {}).get("text/html", "")) for output in ran["outputs"]]
+            content = next((text for text in texts if 'class="chooser"' in text), NO_KERNEL)
+            shown = {"output_type": "display_data", "metadata": {}, "data": {"text/html": content}}
+            cell["outputs"] = [shown]
+    return stored
+
+
+def notebook_page(path: Path, executed: Path, before: Sequence[Path], after: Sequence[Path]) -> str:
+    """A stored notebook as a page.
+
+    Args:
+        path: the notebook.
+        executed: a copy run with $XUQ_STILLS set, or the notebook itself.
+        before, after: the notebook before and after it, if there is one.
+    """
+    import nbformat
+
+    notebook = with_choosers(read_notebook(path), read_notebook(executed))
+    body, _ = _exporter().from_notebook_node(nbformat.reads(json.dumps(notebook), as_version=4))
+    title = title_of(notebook)
+    body = body.replace("No description has been provided for this image", f"Figure of: {html.escape(title)}")
+    heads = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body)
+    contents = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in heads)
+    links = [f'<a href="{other.stem}.html">← {_title(other)}</a>' for other in before]
+    links += [f'<a href="{other.stem}.html">{_title(other)} →</a>' for other in after]
+    turn = f'<nav class="turn">{"".join(links)}</nav>'
+    own = f'<p class="own"><a href="notebooks/{path.name}" download>Notebook {path.stem[:2]}</a>'
+    own += f' · <a href="gallery.html#{path.stem[:2]}">its figures, numbers and recipes</a> · quick run</p>'
+    return page(title, f"{turn}{own}<details><summary>Contents</summary><ul>{contents}</ul></details>{body}{turn}")
+
+
+def _title(path: Path) -> str:
+    return f"{path.stem[:2]} {html.escape(title_of(read_notebook(path)))}"
+
+
+def page(title: str, body: str) -> str:
+    """A whole page: its look and its script are inside it, so that it can be sent alone."""
+    links = "".join(f'<a href="{address}">{text}</a>' for address, text in NAVIGATION)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}"
+        f'</style></head><body><nav class="top"><b>xuq</b>{links}</nav><main>{body}</main><script>{SCRIPT}</script>'
+        "</body></html>\n"
+    )
+
+
+def gallery(entries: Mapping[tuple[str, str], Mapping[str, Any]], notebooks: Sequence[Path]) -> str:
+    """All published figures by notebook, each with links to its notebook, its numbers and its recipe."""
+    parts = ["<h1>Every figure, with its numbers and its recipe</h1>"]
+    parts.append("<p>Full figures are of real data, quick ones of what is embedded. Click one to see it large.</p>")
+    for path in notebooks:
+        own = {key: recipe for key, recipe in entries.items() if key[1][:2] == path.stem[:2]}
+        ordered = sorted(own, key=lambda key: f"{key[1]}.png" not in own[key]["files"])  # tables come last
+        cards = "".join(_card(*key, own[key], path) for key in ordered)
+        parts.append(f'<h2 id="{path.stem[:2]}"><a href="{path.stem}.html">{_title(path)}</a></h2>')
+        parts.append(f'<div class="cards">{cards}</div>' if cards else "<p>It has published nothing yet.</p>")
+    return page("Gallery", "".join(parts))
+
+
+def _card(preset: str, stem: str, recipe: Mapping[str, Any], notebook: Path) -> str:
+    words, base = html.escape(stem[3:].replace("_", " ")), f"figures/{preset}/{stem}"
+    picture = f'<a href="{base}.png"><img loading="lazy" src="{base}.png" alt="{words}, {preset} run"></a>'
+    links = f'<a href="{notebook.stem}.html">notebook {stem[:2]}</a> · <a href="{base}.csv">numbers</a>'
+    details = html.escape(json.dumps(recipe, indent=1))
+    return (
+        f'<figure id="{preset}-{stem}">{picture if f"{stem}.png" in recipe["files"] else ""}<figcaption><b>{words}</b>'
+        f" ({preset}, {html.escape(str(recipe['dataset']))})<br>{links}<details><summary>recipe</summary>"
+        f"<pre>{details}</pre></details></figcaption></figure>"
+    )
+
+
+def verdict_table(claims: pd.DataFrame | None) -> str:
+    """The claims of `STATEMENTS` and how their rows fell on each data set."""
+    if claims is None:
+        return "<p>No full run has been published yet: <code>run_all.py --preset full</code> makes one.</p>"
+    counts = tally(claims)
+    rows = ["<tr><th>claim</th><th>what was found, on each data set (rows of each verdict)</th></tr>"]
+    for name, text in STATEMENTS.items():
+        found = "".join(_verdict(row) for row in counts[counts["claim"] == name].to_dict("records"))
+        rows.append(f"<tr><th>{html.escape(name)}: {html.escape(text)}</th><td>{found or 'not measured'}</td></tr>")
+    return f'<table class="verdicts">{"".join(rows)}</table>'
+
+
+def _verdict(row: Mapping[Any, Any]) -> str:
+    counted = ", ".join(f"{row[verdict]} {verdict}" for verdict in VERDICTS.values() if row[verdict])
+    known = f"{row['verdict']}: " if row["verdict"] == "mixed" else ""
+    return f'<div class="{row["verdict"]}"><b>{html.escape(str(row["dataset"]))}</b> {known}{counted}</div>'
+
+
+def verdicts_page(claims: pd.DataFrame | None, pages: Mapping[str, str]) -> str:
+    """The table of verdicts, then every claim with its value, interval, notebook and row of the CSV."""
+    parts = ["<h1>What held up?</h1><p>Counted are rows: one for each way to draw networks, each explainer, each"]
+    parts.append(f" definition. A claim is <i>mixed</i> where its rows differ.</p>{verdict_table(claims)}")
+    if claims is not None:
+        heads = ("claim", "statement", "data", "value", "interval", "verdict", "source", "from")
+        parts.append("<h2>Every claim</h2><div class='wide'><table class='claims'>")
+        parts.append(f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>")
+        parts += [_claim_row(row, pages) for row in claims.to_dict("records")]
+        parts.append("</table></div>")
+    return page("What held up?", "".join(parts))
+
+
+def _claim_row(row: Mapping[Any, Any], pages: Mapping[str, str]) -> str:
+    known = pd.notna(row["low"])
+    interval = f"{row['low']:.3g} to {row['high']:.3g}<br><small>{html.escape(row['note'])}</small>" if known else ""
+    value = f"{row['value']:.3g} {html.escape(row['unit'])}" if pd.notna(row["value"]) else ""
+    number = row["notebook"]
+    origin = f'<a href="{pages.get(number, "index.html")}">{number}</a>, '
+    origin += f'<a href="figures/full/{number}_claims.csv">row {row["row"]}</a>'
+    fields = [html.escape(str(row[name])) for name in ("claim", "statement", "dataset")]
+    plain = [*fields, value, interval]
+    cells = [*(f"<td>{text}</td>" for text in plain), f'<td class="{row["verdict"]}">{row["verdict"]}</td>']
+    cells += [f"<td>{text}</td>" for text in (html.escape(row["source"]), origin)]
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def front_page(
+    project: Path,
+    notebooks: Sequence[Path],
+    entries: Mapping[tuple[str, str], Mapping[str, Any]],
+    claims: pd.DataFrame | None,
+) -> str:
+    """What the README says before its first section, the notebooks with a picture each, and the verdicts."""
+    readme = project / "README.md"
+    opening = readme.read_text(encoding="utf-8").partition("\n## ")[0] if readme.exists() else "# The study"
+    cards = []
+    for path in notebooks:
+        own = [
+            key for key, recipe in entries.items() if key[1][:2] == path.stem[:2] and f"{key[1]}.png" in recipe["files"]
+        ]
+        image = f'<img loading="lazy" src="figures/{own[0][0]}/{own[0][1]}.png" alt="">' if own else ""
+        cards.append(f'<a class="card" href="{path.stem}.html">{image}<b>{_title(path)}</b></a>')
+    body = f'{markdown(opening)}<h2>The notebooks</h2><div class="cards">{"".join(cards)}</div>'
+    return page("xuq", f"{body}<h2>What held up?</h2>{verdict_table(claims)}")

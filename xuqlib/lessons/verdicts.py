@@ -26,12 +26,23 @@ PAPER_CLAIMS: Mapping[str, str] = {
     "C7": "which posterior is best depends on the data",
     "C8": "explanation uncertainty notices adversarial examples",
 }
-# The question that the paper's method invites: notebook 07.
+# Claims of arXiv 2304.04824, in the same way.
+SECOND_CLAIMS: Mapping[str, str] = {
+    "U1": "UA-Backprop's map adds up to the uncertainty",
+    "U2": "what it marks makes the prediction uncertain: blurred first, it lowers the uncertainty more than any rival",
+    "U3": "its largest window finds a pasted patch, better than chance and than any rival",
+    "U4": "the map of each kind of uncertainty finds that kind's patch, and the other kind's map does not as well",
+    "U5": "only the plain gradient takes less time",
+    "U6": "networks that look away from what it marks become better",
+}
+# The question that the first paper's method invites: notebook 07. Last, our own map: notebook 10.
 OWN_CLAIMS: Mapping[str, str] = {
     "coverage": "a posterior's 90 % intervals hold what another training run would explain, within 5 points",
     "mended": "one factor per explainer, fitted on a few networks, makes them do so",
+    "signed": "a signed, complete map of the uncertainty beats signed gradient x input, and keeps the answer as often",
 }
-STATEMENTS: Mapping[str, str] = {**PAPER_CLAIMS, **OWN_CLAIMS}
+STATEMENTS: Mapping[str, str] = {**PAPER_CLAIMS, **SECOND_CLAIMS, **OWN_CLAIMS}
+SEVERAL = "several"  # what a row on more than one data set counts for
 MARKS = ("<!-- verdicts: written by run_all.py -->", "<!-- end of verdicts -->")
 COLOURS = {"holds": HUES[2], "fails": HUES[4], "undecided": "#d9d9d9", "mixed": HUES[1]}
 
@@ -68,10 +79,11 @@ def tally(claims: pd.DataFrame) -> pd.DataFrame:
         claims: from `gather`.
 
     Returns:
-        One row per claim and dataset: holds, fails, undecided and rows (counts), and the verdict of them together: that
-        of all rows where they agree, else "mixed".
+        One row per claim and dataset ("several" where a row is about more than one): holds, fails, undecided and rows
+        (counts), and the verdict of them together: that of all rows where they agree, else "mixed".
     """
-    counts = pd.crosstab([claims["claim"], claims["dataset"]], claims["verdict"])
+    where = claims["dataset"].where(~claims["dataset"].str.contains(", "), SEVERAL)
+    counts = pd.crosstab([claims["claim"], where], claims["verdict"])
     counts = counts.reindex(columns=list(VERDICTS.values()), fill_value=0).reset_index().rename_axis(columns=None)
     counts["rows"] = counts[list(VERDICTS.values())].sum(axis=1)
     counts["verdict"] = "mixed"

@@ -248,6 +248,8 @@ def cleaned(notebook: dict[str, Any]) -> dict[str, Any]:
         if "injected-parameters" in tags(cell):
             continue
         kept = {**cell, "metadata": {"tags": tags(cell)} if tags(cell) else {}}
+        if "solution" in tags(cell):
+            kept["metadata"]["jupyter"] = {"source_hidden": True}  # folded, until the reader opens it
         if cell["cell_type"] == "code":
             kept["execution_count"] = 1 + sum(other["cell_type"] == "code" for other in cells)
             kept["outputs"] = [dict(output) for output in cell["outputs"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 import statistics
@@ -49,6 +50,13 @@ def text(cell: dict[str, Any]) -> str:
     return "".join(cell["source"])
 
 
+def solutions(path: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each solution with the cell before it, its question."""
+    every = read(path)["cells"]
+    pairs = itertools.pairwise(every)
+    return [(before, cell) for before, cell in pairs if "solution" in cell["metadata"].get("tags", [])]
+
+
 def code_lines(cell: dict[str, Any]) -> int:
     return len(text(cell).strip().splitlines())
 
@@ -80,9 +88,21 @@ def test_one_cell_holds_the_parameters_as_literals(path):
 
 @every
 def test_the_notebook_is_short_and_at_least_half_prose(path):
-    code, prose = cells(path, "code"), cells(path, "markdown")
-    assert 20 <= len(code) + len(prose) <= 35
+    code, prose, solved = cells(path, "code"), cells(path, "markdown"), solutions(path)
+    assert 20 <= len(code) + len(prose) - 2 * len(solved) <= 35  # an exercise is its question and its solution
     assert len(prose) >= len(code)
+
+
+@every
+def test_three_exercises_have_folded_solutions_that_check_themselves(path):
+    found = solutions(path)
+    assert len(found) == 3
+    for number, (question, solution) in enumerate(found, 1):
+        assert re.search(rf"^\*\*{number}\. .+\*\* ", text(question), re.MULTILINE)
+        assert solution["metadata"]["jupyter"] == {"source_hidden": True}
+        assert re.search(r"\bassert\b", text(solution))
+        assert re.search(r"print\(|display\(", text(solution)) or solution["outputs"]
+    assert "## Exercises" in text(found[0][0])
 
 
 @every
@@ -105,7 +125,7 @@ def test_outputs_are_stored_whole_and_without_errors(path):
 def test_nothing_is_stored_that_differs_between_machines(path):
     notebook = read(path)
     assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
-    assert all(set(cell["metadata"]) <= {"tags"} for cell in notebook["cells"])
+    assert all(set(cell["metadata"]) <= {"tags", "jupyter"} for cell in notebook["cells"])
     outputs = json.dumps([cell.get("outputs", []) for cell in notebook["cells"]])
     outputs = re.sub(r'"image/png": (\[[^]]*\]|"[^"]*")', '""', outputs)
     found = re.search(r"(?<![\w.~/])/(?:home|root|tmp|work|usr|opt|Users|mnt|workspace)/[\w.-]+|[A-Z]:\\\\", outputs)

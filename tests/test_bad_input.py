@@ -25,6 +25,7 @@ from xuqlib import (
     Recipe,
     UncertaintyOf,
     analytic_distribution,
+    attended,
     attribute_uncertainty,
     brier_score,
     clue,
@@ -34,6 +35,7 @@ from xuqlib import (
     expected_calibration_error,
     explain,
     fit,
+    fit_attended,
     fit_together,
     from_captum,
     fullgrad,
@@ -57,6 +59,7 @@ from xuqlib import (
     ua_backprop_linear,
     ua_replacement,
     uncertainties,
+    unit_maps,
     variance_split,
 )
 from xuqlib.fitting import augmented
@@ -355,6 +358,9 @@ UNCERTAINTY: list[Case] = [
     ("clue, counterfactuals", lambda: clue_counterfactuals(DRAWS, X, vae=NET), ValueError, "CLUE moves pictures"),
     ("delta clue, table", lambda: delta_clue(DRAWS, X, vae=NET, delta=1.0), ValueError, "CLUE moves pictures"),
     ("path integral, table", lambda: path_integral(DRAWS, X, vae=NET), ValueError, "CLUE moves pictures"),
+    ("unit maps, NaN", lambda: unit_maps(nan_in(X)), ValueError, "NaN"),
+    ("attended, not a unit map", lambda: attended(X, X * 0 + 2), ValueError, "[0, 1]"),
+    ("attended training", lambda: fit_attended([], X, X[:, 0]), ValueError, "no networks to train"),
     ("vae, sides", lambda: PictureVAE((1, 6, 6), latent=2), ValueError, "sides divisible by 4"),
     ("vae, data set", lambda: train_or_load_vae("diabetes"), ValueError, "dataset of an autoencoder 'diabetes'"),
     ("fullgrad, psi", lambda: fullgrad(NET, X, 0, psi="max"), ValueError, "psi 'max'; known"),

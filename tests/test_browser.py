@@ -22,6 +22,7 @@ import nbformat
 import pytest
 from test_site import check_links
 
+from xuqlib import widgets
 from xuqlib.lessons import pages
 
 playwright = pytest.importorskip("playwright.sync_api") if not os.environ.get("CI") else None
@@ -102,16 +103,19 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The site of this project, with a chooser of made-up results in notebook 05: no kernel is run for it."""
-    from test_site import cell, stills
+    """The site of this project, with choosers of made-up results in notebooks 00 and 05: no kernel is run for it."""
+    from test_site import FRAME, cell, draw, stills
 
-    folder, source = tmp_path_factory.mktemp("site"), next((ROOT / "notebooks").glob("05_*.ipynb"))
-    copy = nbformat.read(source, 4)
-    for each in copy.cells:
-        if pages.PLACEHOLDER in json.dumps(each.get("outputs", [])):
-            each.outputs = cell("", stills()).outputs
+    folder = tmp_path_factory.mktemp("site")
     (folder / "copies").mkdir()
-    nbformat.write(copy, folder / "copies" / source.name)
+    slider = widgets.stills(FRAME, ["posterior", "value"], draw, sliders=["value"])
+    for number, chooser in (("00", slider), ("05", stills())):
+        source = next((ROOT / "notebooks").glob(f"{number}_*.ipynb"))
+        copy = nbformat.read(source, 4)
+        for each in copy.cells:
+            if pages.PLACEHOLDER in json.dumps(each.get("outputs", [])):
+                each.outputs = cell("", chooser).outputs
+        nbformat.write(copy, folder / "copies" / source.name)
     pages.build(ROOT, folder / "site", folder / "copies")
     return folder / "site"
 
@@ -172,6 +176,29 @@ def test_a_chooser_of_the_site_is_operated_by_keyboard_without_a_kernel(browser,
     visit.context.close()
 
 
+def test_a_slider_of_the_site_is_operated_by_keyboard_without_a_kernel(browser, site):
+    visit = Visit(browser)
+    page = visit.page
+    page.goto(next(site.glob("00_*.html")).as_uri())
+    chooser = page.locator(".chooser")
+    line, picture, slider = (chooser.locator(name) for name in ("[aria-live]", "img", "input[type=range]"))
+    before = picture.get_attribute("src")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert line.inner_text() == "a: 2"
+    assert chooser.locator("output").inner_text() == slider.get_attribute("aria-valuetext") == "2"
+    assert picture.get_attribute("src") != before
+    page.keyboard.press("End")
+    assert "No such result" in line.inner_text()  # 3 is a result of b
+    chooser.locator("input[type=radio]").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert line.inner_text() == "b: 3"
+    chooser.scroll_into_view_if_needed()
+    visit.shoot("site_slider")
+    assert (visit.outside, visit.errors) == ([], [])
+    visit.context.close()
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[str]:
     """The address of a JupyterLab over copies of notebooks 00 and 05 without their outputs."""
@@ -194,6 +221,7 @@ def lab(tmp_path_factory) -> Iterator[str]:
     places = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
     places |= {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
     environment = {**os.environ, **{name: str(home / folder) for name, folder in places.items()}}
+    environment["XUQ_FIGURES"] = str(home / "figures")  # the project's are published
     environment.pop("MPLBACKEND", None)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}"]
     command += ["--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", f"--ServerApp.root_dir={home}"]
@@ -237,7 +265,7 @@ def wait_until_whole(visit: Visit) -> None:
     assert visit.page.locator(ERROR).all_inner_texts() == []
 
 
-def test_notebook_00_runs_in_jupyterlab_and_ends_in_its_claims(browser, lab):
+def test_notebook_00_runs_in_jupyterlab_ends_in_its_claims_and_its_slider_answers_the_keyboard(browser, lab):
     visit = run_all_cells(browser, lab, "00")
     wait_until_whole(visit)
     assert visit.page.locator(".jp-OutputArea-output img").count() >= 3
@@ -245,6 +273,8 @@ def test_notebook_00_runs_in_jupyterlab_and_ends_in_its_claims(browser, lab):
     (claims,) = [table for table in tables.all() if "verdict" in (table.text_content() or "")]
     claims.scroll_into_view_if_needed()
     visit.shoot("jupyterlab_00")
+    move_the_slider(visit)
+    visit.shoot("jupyterlab_00_slider")
     assert visit.outside == []
     visit.context.close()
 
@@ -256,6 +286,24 @@ def test_every_control_of_notebook_05_answers_the_keyboard_in_jupyterlab(browser
     visit.shoot("jupyterlab_05")
     assert visit.outside == []
     visit.context.close()
+
+
+def move_the_slider(visit: Visit) -> None:
+    """Press the right arrow key on the slider: the next draw and its sentence must appear."""
+    page = visit.page
+    slider, line = page.locator(".widget-slider"), page.locator(".widget-html-content").last
+    slider.scroll_into_view_if_needed()
+    assert slider.locator(".widget-label").inner_text() == "draw"
+    picture = page.locator("img.widget-image").last
+    for number in (1, 2):
+        page.wait_for_function(
+            "([line, start]) => line.innerText.startsWith(start)", arg=[line.element_handle(), f"Draw {number};"]
+        )
+        before = picture.get_attribute("src")
+        slider.locator(".noUi-handle").focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("([image, old]) => image.src !== old", arg=[picture.element_handle(), before])
+    assert slider.locator(".widget-readout").inner_text() == "3"
 
 
 def move_every_control(visit: Visit) -> None:

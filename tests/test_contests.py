@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipywidgets
 import pandas as pd
 import pytest
 import torch
@@ -136,3 +137,50 @@ def test_gains_are_drawn_with_their_mean_and_a_line_at_zero():
     figure, frame = contests.gain_dots(gains, y="case", hue="curve", label="gain", title="")
     assert frame["advantage"].tolist() == pytest.approx([0.2])
     assert figure.axes[0].lines[-1].get_xdata() == [0, 0]
+
+
+def deletion():
+    x, draws = pictures(1), two_networks()
+    orders = {"first": torch.arange(64)[None], "random": random_order(1, (8, 8))}
+    return x, draws, orders, contests.deletion_steps(draws, x, orders, TARGET[:1], num_steps=4)
+
+
+def test_the_steps_of_deletion_are_those_of_curves_with_the_share_in_words():
+    x, draws, orders, steps = deletion()
+    assert len(steps) == 2 * 2 * 5
+    part = steps.query("fill == 'blurred' and ordering == 'random'")
+    assert part["deleted"].tolist() == ["0%", "25%", "50%", "75%", "100%"]
+    expected = curves(draws, x, orders["random"], TARGET[:1], fill="blurred", num_steps=4)[0]
+    assert part["score"].tolist() == pytest.approx(expected.tolist())
+
+
+def test_a_look_shows_the_picture_that_is_left_and_the_point_on_its_own_curve():
+    x, _, orders, steps = deletion()
+    row = steps.query("fill == 'black' and ordering == 'first' and share == 0.25").iloc[0]
+    figure, sentence = contests.deletion_look(steps, x, orders, row, dataset="planted")
+    shown = torch.from_numpy(figure.axes[0].images[0].get_array().data).permute(2, 0, 1)
+    assert shown[:, :2].abs().max() == 0  # the first quarter of the pixels in order of reading
+    assert_close(shown[:, 2:], x[0, :, 2:])
+    *curves_of, point = figure.axes[1].lines
+    assert [line.get_color() for line in curves_of] == ["black", "0.7"]
+    assert curves_of[0].get_ydata()[1] == point.get_ydata()[0] == row["score"]
+    assert sentence == f"25% of the pixels deleted: probability of the class {row['score']:.2f}."
+
+
+def test_people_are_not_shown_however_few_pixels_are_deleted():
+    x, _, orders, steps = deletion()
+    figure, _ = contests.deletion_look(steps, x, orders, steps.iloc[0], dataset="fer_plus")
+    assert figure.axes[0].images[0].get_array().shape == (1, 1)
+
+
+def test_dragging_the_share_changes_picture_and_sentence_for_every_fill_and_order():
+    x, _, orders, steps = deletion()
+    *choosers, picture, line = contests.explore_deletion(steps, x, orders, dataset="planted").children
+    fill, ordering, share = choosers
+    assert isinstance(share, ipywidgets.SelectionSlider)
+    seen = []
+    for fill.value, ordering.value in (("black", "first"), ("black", "random"), ("blurred", "random")):
+        for share.value in ("25%", "50%"):
+            assert line.value.startswith(f"{share.value} of the pixels deleted")
+            seen.append(bytes(picture.value))
+    assert len(set(seen)) == 6

@@ -141,6 +141,17 @@ def test_a_page_has_its_title_its_neighbours_its_notebook_and_stored_outputs(pro
     assert re.search(r"<pre>2</pre>|<pre>2\n</pre>", (folder / "50_first.html").read_text())
 
 
+def test_a_solution_is_folded_with_its_output_and_no_other_cell_is(project, tmp_path):
+    solution = cell("answer = 6 * 7", plain="forty-two")
+    solution.metadata.update(tags=["solution", "nbval-ignore-output"], jupyter={"source_hidden": True})
+    path = notebook(project / "notebooks" / "50_first.ipynb", "Why?", cell("2 < 3", plain="before"), solution)
+    text = pages.notebook_page(path, path, [], [])
+    assert text.count("<summary>Solution</summary>") == 1
+    folded = text.split('<details class="solution"><summary>Solution</summary>')[1].split("</details>")[0]
+    assert ">answer<" in folded and "forty-two" in folded
+    assert "before" not in folded and "before" in text
+
+
 def test_the_gallery_links_each_figure_to_its_page_its_numbers_and_its_recipe(project, tmp_path):
     folder = pages.build(project, tmp_path / "site").parent
     text = (folder / "gallery.html").read_text()
@@ -193,6 +204,20 @@ def test_stills_show_every_combination():
     assert found["1 1"][0] == ""
     assert len({picture for picture, _ in found.values()}) == 4
     assert all(picture.startswith("data:image/png;base64,") for key, (picture, _) in found.items() if key != "1 1")
+
+
+def test_a_slider_is_a_range_whose_places_are_the_keys_and_whose_stops_are_the_values():
+    text = widgets.stills(FRAME, ["posterior", "value"], draw, sliders=["value"])
+    slider = re.search(r"<input type=\"range\"[^>]*>", text).group(0)
+    assert 'min="0" max="2" value="0" aria-label="value"' in slider
+    assert json.loads(html.unescape(re.search(r'data-stops="([^"]*)"', slider).group(1))) == ["1", "2", "3"]
+    assert "<output>1</output>" in text
+    assert text.count('type="radio"') == 2
+    assert {key: found for key, (_, found) in shown(text).items() if found != widgets.NO_RESULT} == {
+        "0 0": "a: 1",
+        "0 1": "a: 2",
+        "1 2": "b: 3",
+    }
 
 
 def test_too_many_combinations_are_cut_and_said_to_be():

@@ -111,7 +111,7 @@ def test_of_sharper_draws_the_map_keeps_the_uncertainty_and_the_gradient_goes_to
     p = 1 / (1 + np.exp(-2))
     assert value["uncertainty", 1] == pytest.approx(np.log(2) + p * np.log(p) + (1 - p) * np.log(1 - p))
     assert value["sum of input x gradient", 1] == pytest.approx(4 * p * (1 - p))
-    assert value["own share", 1] == pytest.approx(1 / (1 + np.exp(-2 * p * (1 - p) / 0.1)))
+    assert value["own share", 1] == pytest.approx(1 / (1 + np.exp(-2 * p * (1 - p) / sources.SETTINGS["paper"].tau1)))
 
 
 def test_patch_scores_look_at_the_patch_of_each_kind():

@@ -3,9 +3,10 @@ from __future__ import annotations
 import ipywidgets
 import pandas as pd
 import pytest
+import torch
 
 from xuqlib.charts import Picture
-from xuqlib.widgets import class_dots, explore, explore_classes
+from xuqlib.widgets import class_dots, draw_distances, draw_step, explore, explore_classes, explore_draws
 
 FRAME = pd.DataFrame(
     {"posterior": ["a", "a", "b"], "statistic": ["cv", "entropy", "cv"], "kind": "one", "value": [1, 2, 3]}
@@ -54,6 +55,72 @@ def test_choosers_are_operated_by_keyboard_and_labelled():
 def test_a_frame_without_rows_or_column_is_refused(frame, by):
     with pytest.raises(ValueError, match="wanted"):
         explore(frame, by, draw)
+
+
+def test_a_slider_is_labelled_and_steps_through_the_values_in_order_of_appearance():
+    frame = pd.DataFrame({"posterior": "a", "level": [3, 1, 2], "value": [30, 10, 20]})
+    choosers, picture, line = parts(explore(frame, ["posterior", "level"], draw, sliders=["level"]))
+    slider = choosers["level"]
+    assert isinstance(slider, ipywidgets.SelectionSlider)
+    assert line.value == "a: 30"
+    seen = []
+    for place in range(3):
+        slider.index = place
+        seen.append((line.value, picture.value))
+    assert [sentence for sentence, _ in seen] == ["a: 30", "a: 10", "a: 20"]
+    assert len({image for _, image in seen}) == 3
+
+
+def test_a_slider_beside_buttons_says_where_there_is_no_result():
+    choosers, _, line = parts(explore(FRAME, ["posterior", "value"], draw, sliders=("value",)))
+    assert isinstance(choosers["posterior"], ipywidgets.ToggleButtons)
+    choosers["value"].value = 3
+    assert "No such result" in line.value
+    choosers["posterior"].value = "b"
+    assert line.value == "b: 3"
+
+
+def test_a_slider_for_a_column_that_is_not_chosen_by_is_refused():
+    with pytest.raises(ValueError, match=r"sliders are \['value'\]"):
+        explore(FRAME, ["posterior"], draw, sliders=["value"])
+
+
+MAPS = torch.tensor([[3.0, 0.0], [0.0, 3.0], [3.0, 3.0]])[:, None]  # (draw, height, width); their mean is (2, 2)
+
+
+def test_the_distance_of_the_running_mean_is_that_of_a_small_case_by_hand():
+    frame = draw_distances(MAPS)
+    assert list(frame["draw"]) == [1, 2, 3]
+    # The means are (3, 0), (1.5, 1.5) and (2, 2); the last one has length sqrt(8).
+    assert list(frame["distance"]) == pytest.approx([(5 / 8) ** 0.5, 0.25, 0.0])
+    assert frame["distance"].iloc[-1] == 0
+
+
+def test_each_step_shows_the_draw_the_mean_so_far_and_the_mean_of_all_on_one_scale():
+    for k, so_far in ((1, [3.0, 0.0]), (2, [1.5, 1.5]), (3, [2.0, 2.0])):
+        figure, sentence = draw_step(MAPS, {"draw": k})
+        images = [axes.images[0] for axes in figure.axes[:3]]
+        shown = [image.get_array()[0].tolist() for image in images]
+        assert shown == [MAPS[k - 1, 0].tolist(), so_far, [2.0, 2.0]]
+        assert {image.get_clim() for image in images} == {(-3.0, 3.0)}
+        assert sentence.startswith(f"Draw {k}; the mean of the first {k} is ")
+        assert figure.axes[3].lines[1].get_xdata()[0] == k
+    assert "25.0%" in draw_step(MAPS, {"draw": 2})[1]
+
+
+def test_the_slider_over_draws_begins_at_the_first_and_shows_what_draw_step_draws():
+    choosers, picture, line = parts(explore_draws(MAPS))
+    assert line.value == draw_step(MAPS, {"draw": 1})[1]
+    before = picture.value
+    choosers["draw"].index = 2
+    assert line.value == draw_step(MAPS, {"draw": 3})[1]
+    assert picture.value != before
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (0, 2, 2)])
+def test_maps_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"wanted \(draw, height, width\)"):
+        explore_draws(torch.ones(shape))
 
 
 CLASSES = pd.DataFrame(

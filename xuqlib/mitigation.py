@@ -31,7 +31,12 @@ def unit_maps(maps: Tensor) -> Tensor:
 
     Returns:
         Maps without a unit, shaped alike; 0 everywhere where a map is flat, or nowhere positive.
+
+    Raises:
+        ValueError: a pixel is NaN or infinite.
     """
+    if not maps.isfinite().all():
+        raise ValueError(f"maps hold {int((~maps.isfinite()).sum())} NaN or infinite pixels; rescale finite maps")
     flat = maps.clamp(min=0).flatten(1)
     flat = flat - flat.amin(1, keepdim=True)
     top = flat.amax(1, keepdim=True)

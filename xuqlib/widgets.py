@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 import ipywidgets
 import pandas as pd
 import PIL.Image
+import torch
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from xuqlib.charts import HUES, dots
+from xuqlib.figures import map_grid
 
 Drawing = Callable[[pd.DataFrame, Mapping[str, object]], tuple[Figure, str]]
 BY_CLASS = ("posterior", "explainer", "statistic")
@@ -26,35 +28,32 @@ MOST_STILLS = 400  # combinations that `stills` draws; about 10 kB each
 NO_RESULT = "<b>No such result: choose another combination.</b>"
 
 
-def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets.VBox:
+def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing, *, sliders: Sequence[str] = ()) -> ipywidgets.VBox:
     """Choose a value of each column in `by`, and see the figure and the sentence of the rows that have them.
 
-    The children are one row of buttons per column, named after it and operated by mouse or by Tab and Enter; an
-    `Image`; and an `HTML` line. Where no row has all chosen values, the line says so and the picture stays.
+    The children are one chooser per column, named after it: a row of buttons, operated by mouse or by Tab and Enter,
+    or a slider, operated by mouse, or by Tab and the arrow keys; an `Image`; and an `HTML` line. Where no row has all
+    chosen values, the line says so and the picture stays.
     While $XUQ_STILLS is set, `stills` are shown above it, for pages without a kernel.
 
     Args:
         frame: results, one observation per row.
         by: columns to choose by; a column with one value gets no chooser.
         draw: (rows chosen, chosen values) to a figure and one sentence about it.
+        sliders: those of `by` that get a slider; its stops are the column's values, in order of appearance.
 
     Raises:
-        ValueError: the frame has no row, or no such column.
+        ValueError: the frame has no row, or no such column, or a slider is for a column that is not in `by`.
     """
     if frame.empty or set(by) - set(frame):
         raise ValueError(f"the frame has {len(frame)} rows and columns {', '.join(map(str, frame))}; wanted {list(by)}")
+    if set(sliders) - set(by):
+        raise ValueError(f"sliders are {list(sliders)} but the columns to choose by are {list(by)}; name some of these")
     options = {column: list(dict.fromkeys(frame[column])) for column in by}
     if os.environ.get("XUQ_STILLS"):
-        display(HTML(stills(frame, by, draw)))
+        display(HTML(stills(frame, by, draw, sliders=sliders)))
     choosers = {
-        # Not a Dropdown: JupyterLab keeps its arrow keys and letters for commands to the notebook.
-        column: ipywidgets.ToggleButtons(
-            options=[(str(value).replace("_", " "), value) for value in values],
-            description=column.replace("_", " "),
-            style={"description_width": "110px", "button_width": "auto"},
-        )
-        for column, values in options.items()
-        if len(values) > 1
+        column: _chooser(column, values, column in sliders) for column, values in options.items() if len(values) > 1
     }
     picture = ipywidgets.Image(format="png", layout={"width": "640px", "max_width": "100%", "align_self": "flex-start"})
     line = ipywidgets.HTML()
@@ -74,14 +73,37 @@ def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing) -> ipywidgets
     return ipywidgets.VBox([*choosers.values(), picture, line])
 
 
-def stills(frame: pd.DataFrame, by: Sequence[str], draw: Drawing, *, most: int = MOST_STILLS) -> str:
+def _chooser(
+    column: str, values: Sequence[object], slider: bool
+) -> ipywidgets.ToggleButtons | ipywidgets.SelectionSlider:
+    """Buttons or a slider for the values of a column, labelled with its name."""
+    named = [(str(value).replace("_", " "), value) for value in values]
+    label = {"description": column.replace("_", " ")}
+    if slider:
+        return ipywidgets.SelectionSlider(
+            options=named, **label, style={"description_width": "110px"}, layout={"width": "640px", "max_width": "100%"}
+        )
+    # Not a Dropdown: JupyterLab keeps its arrow keys and letters for commands to the notebook.
+    return ipywidgets.ToggleButtons(
+        options=named, **label, style={"description_width": "110px", "button_width": "auto"}
+    )
+
+
+def stills(
+    frame: pd.DataFrame,
+    by: Sequence[str],
+    draw: Drawing,
+    *,
+    sliders: Sequence[str] = (),
+    most: int = MOST_STILLS,
+) -> str:
     """Draw what `explore` shows for every combination, as HTML that needs no kernel.
 
     Of a chooser with too many combinations, the column with the most values keeps its first ones only, and a line says
     how many are left. `pages` brings the few lines of script that switch between them.
 
     Args:
-        frame, by, draw: as for `explore`.
+        frame, by, draw, sliders: as for `explore`.
         most: combinations to draw at most.
     """
     options = {column: list(dict.fromkeys(frame[column])) for column in by}
@@ -96,7 +118,10 @@ def stills(frame: pd.DataFrame, by: Sequence[str], draw: Drawing, *, most: int =
         shown[" ".join(map(str, places))] = [_small(png(figure)) if figure else "", sentence]
     first = next(found for found in shown.values() if found[0])
     left = "" if len(shown) == full else f"<p>{len(shown)} of {full} combinations; the notebook has all of them.</p>"
-    fields = "".join(_radios(column, values) for column, values in options.items())
+    fields = "".join(
+        (_range if column in sliders and len(values) > 1 else _radios)(column, values)
+        for column, values in options.items()
+    )
     data = json.dumps(shown).replace("</", "<\\/")  # or it would end the script
     return (
         f'<div class="chooser">{fields}{left}<img alt="Figure of the chosen results" src="{first[0]}">'
@@ -122,6 +147,14 @@ def _radios(column: str, values: Sequence[object]) -> str:
     return f"<fieldset{hidden}><legend>{html.escape(column.replace('_', ' '))}</legend>{buttons}</fieldset>"
 
 
+def _range(column: str, values: Sequence[object]) -> str:
+    """A slider over the places of a column's values; the script writes the value beside it."""
+    words = [str(value).replace("_", " ") for value in values]
+    name, stops = html.escape(column.replace("_", " ")), html.escape(json.dumps(words))
+    slider = f'<input type="range" min="0" max="{len(words) - 1}" value="0" aria-label="{name}" data-stops="{stops}">'
+    return f"<fieldset><legend>{name}</legend>{slider}<output>{html.escape(words[0])}</output></fieldset>"
+
+
 def _small(picture: bytes) -> str:
     """A PNG as a data address, with a palette: about a third of the bytes."""
     buffer = io.BytesIO()
@@ -135,6 +168,73 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()
+
+
+def explore_draws(maps: torch.Tensor) -> ipywidgets.VBox:
+    """Step through the draws behind a mean, by `draw_step`.
+
+    Args:
+        maps: one example's attributions, (draw, height, width).
+
+    Raises:
+        ValueError: the shape is another.
+    """
+    return explore(draw_distances(maps), ["draw"], lambda _, chosen: draw_step(maps, chosen), sliders=["draw"])
+
+
+def draw_distances(maps: torch.Tensor) -> pd.DataFrame:
+    """How far the mean of the first k draws is from the mean of all, relative to the size of that mean (L2 norms).
+
+    Args:
+        maps: one example's attributions, (draw, height, width).
+
+    Returns:
+        One row per draw k = 1 ... S: draw, distance; 0 at the last one, where both means are the same.
+
+    Raises:
+        ValueError: the shape is another.
+    """
+    if maps.ndim != 3 or not len(maps):
+        raise ValueError(f"maps have shape {tuple(maps.shape)}; wanted (draw, height, width), one draw at least")
+    flat = maps.detach().cpu().double().flatten(1)
+    number = torch.arange(1, len(flat) + 1)
+    running = flat.cumsum(0) / number[:, None]
+    distance = (running - running[-1]).norm(dim=1) / running[-1].norm()
+    return pd.DataFrame({"draw": number, "distance": distance})
+
+
+def draw_step(maps: torch.Tensor, chosen: Mapping[str, object]) -> tuple[Figure, str]:
+    """One draw's map, the mean of the draws up to it, the mean of all, and how far these two are apart.
+
+    Args:
+        maps: as for `explore_draws`.
+        chosen: draw, counted from 1.
+
+    Returns:
+        The figure, its three maps on one colour scale, which is the same for every draw; and a sentence.
+
+    Raises:
+        ValueError: the shape is another.
+    """
+    frame, k = draw_distances(maps), int(str(chosen["draw"]))
+    row: list[torch.Tensor | None] = [maps[k - 1], maps[:k].mean(0), maps.mean(0), None]
+    heads = (f"draw {k}", f"mean of {k}", f"mean of all {len(maps)}", "distance of\nthe two means")
+    figure = map_grid([row], kinds=["signed"] * 4, column_titles=heads, dataset="")
+    limit = float(maps.detach().abs().double().quantile(0.995)) or 1.0
+    for axes in figure.axes[:3]:
+        axes.images[0].set_clim(-limit, limit)
+        axes.set_xlabel(f"±{limit:.2g}", fontsize=12)
+    axes = figure.axes[3]
+    axes.plot(frame["draw"], frame["distance"], color=HUES[0], linewidth=2)
+    axes.plot(k, frame["distance"][k - 1], "o", color=HUES[4], markersize=11)
+    top = max(0.0, frame["distance"].max())
+    axes.set(xticks=[1, len(maps)], yticks=[0, top], yticklabels=["0", f"{top:.0%}"], box_aspect=1)
+    axes.set_xlabel("draws", fontsize=12)
+    figure.set_layout_engine("none")  # it would lay out each figure twice, and a slider should not wait
+    for place, axes in enumerate(figure.axes):
+        axes.set_position((0.01 + 0.24 * place + 0.05 * (place == 3), 0.1, 0.2, 0.7))
+    sentence = f"Draw {k}; the mean of the first {k} is {frame['distance'][k - 1]:.1%} away from the mean of all."
+    return figure, sentence
 
 
 def explore_classes(frame: pd.DataFrame) -> ipywidgets.VBox:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
+import ipywidgets
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
@@ -15,23 +17,23 @@ from xuqlib.charts import HUES, LINES, MARKERS, dots
 from xuqlib.controls import other_image
 from xuqlib.draws import Draws
 from xuqlib.explaining import Explainer, explain
+from xuqlib.figures import map_grid
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
-from xuqlib.orderings import FILL_OF, STATISTICS, auc, curves, importance, one_draw, pixel_order
+from xuqlib.orderings import FILL_OF, STATISTICS, auc, curves, importance, one_draw, perturbed, pixel_order
 from xuqlib.panels import panels
 from xuqlib.posteriors import Posterior
 from xuqlib.study import Notebook
 from xuqlib.training import train_or_load
+from xuqlib.widgets import explore
 
 UNMOVED = 0.05  # a curve whose highest and lowest point differ by less says nothing about any order
-
 Scores = Mapping[tuple[str, str], Tensor]  # (ordering, curve) to (N, K + 1)
 
 
 def trained(name: str, dataset: str, *, preset: str, seed: int = 0) -> Posterior:
     """Load a posterior by method; a name that ends in "_all" has every layer random. Options as `train_or_load`."""
-    placement = "all" if name.endswith("_all") else "last"
-    method = name.removesuffix("_all")
+    method, placement = name.removesuffix("_all"), "all" if name.endswith("_all") else "last"
     return train_or_load(method, dataset, preset=preset, seed=seed, placement=placement, progress=False)
 
 
@@ -128,8 +130,7 @@ def auc_table(scores: Mapping[str, Scores]) -> pd.DataFrame:
     rows = []
     for explainer, own in scores.items():
         for (name, kind), each in own.items():
-            columns = {"auc": auc(each), "range": each.amax(1) - each.amin(1)}
-            frame = pd.DataFrame({"example": range(len(each)), **columns})
+            frame = pd.DataFrame({"example": range(len(each)), "auc": auc(each), "range": each.amax(1) - each.amin(1)})
             rows.append(frame.assign(explainer=explainer, ordering=name, curve=kind))
     return pd.concat(rows, ignore_index=True)
 
@@ -251,3 +252,49 @@ def judge_weakest(study: Notebook, text: str, gains: pd.DataFrame, by: str = "po
     cases = gains.groupby(by, sort=False)["advantage"]
     name = (cases.mean() / cases.sem()).idxmin()
     judge(study, text, cases.get_group(name), of=f"{INTERVAL}; weakest: {name}", **facts)
+
+
+def deletion_steps(
+    draws: Draws | Sequence[nn.Module], x: Tensor, orders: Mapping[str, Tensor], target: Tensor, *, num_steps: int = 16
+) -> pd.DataFrame:
+    """Follow the deletion of one picture, black and blurred; arguments as for `score_orders`.
+
+    Returns:
+        Columns fill, ordering, deleted (share of the pixels, as text), share, and score, the probability of the class.
+    """
+    share, parts = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64), []
+    common = {"deleted": [f"{each:.0%}" for each in share], "share": share}
+    for fill, (name, order) in product(("black", "blurred"), orders.items()):
+        score = curves(draws, x, order, target, fill=fill, num_steps=num_steps)[0]
+        parts.append(pd.DataFrame({"fill": fill, "ordering": name, **common, "score": score}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def deletion_look(
+    steps: pd.DataFrame, x: Tensor, orders: Mapping[str, Tensor], row: pd.Series, *, dataset: str
+) -> tuple[Figure, str]:
+    """A picture without a share of its pixels, beside the curves of all orders; and a sentence.
+
+    Args:
+        steps, x, orders, dataset: of `deletion_steps`, its picture and orders; as for `map_grid`.
+        row: of steps, the state to show.
+    """
+    fill, order, share = row["fill"], row["ordering"], row["share"]
+    left, heads = perturbed(x, orders[order], share, fill=fill)[0], [f"{row['deleted']} {fill}", f"{order} order"]
+    figure = map_grid([[left, None]], kinds=["picture"] * 2, column_titles=heads, dataset=dataset)
+    for name, line in steps[steps["fill"] == fill].groupby("ordering", sort=False):
+        shade = "black" if name == order else "0.7"
+        figure.axes[1].plot(line["share"], line["score"], color=shade, zorder=2 + (name == order), linewidth=2)
+    figure.axes[1].plot(share, row["score"], "o", color=HUES[4], markersize=11, zorder=4, clip_on=False)
+    figure.axes[1].set(xticks=[0, 1], yticks=[0, 1], ylim=(0, 1), xlabel="share of pixels", ylabel="probability")
+    figure.set_size_inches(7.2, 3.6)
+    figure.set_layout_engine("none")  # it would lay out each figure twice, and a slider should not wait
+    for axes, place in zip(figure.axes, ((0.01, 0.05, 0.43, 0.84), (0.57, 0.19, 0.4, 0.68)), strict=True):
+        axes.set_position(place)
+    return figure, f"{row['deleted']} of the pixels deleted: probability of the class {row['score']:.2f}."
+
+
+def explore_deletion(steps: pd.DataFrame, x: Tensor, orders: Mapping[str, Tensor], *, dataset: str) -> ipywidgets.VBox:
+    """Choose fill and order, drag the share of deleted pixels, and see `deletion_look`; arguments as there."""
+    by, all_of = ["fill", "ordering", "deleted"], (steps, x, orders)
+    return explore(steps, by, lambda rows, _: deletion_look(*all_of, rows.iloc[0], dataset=dataset), sliders=by[2:])

@@ -55,24 +55,34 @@ math[display="block"] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; }
 .cards img { width: 100%; height: 11rem; object-fit: contain; }
 figcaption { font-size: .85em; }
 figcaption pre { font-size: 11px; max-height: 16rem; overflow: auto; }
+details.solution { border-left: 3px solid var(--line); padding-left: .8rem; margin: .6rem 0 1.2rem; }
+summary { cursor: pointer; }
 .chooser { border: 1px solid var(--line); border-radius: 6px; padding: .8rem; margin: 1rem 0; }
 .chooser fieldset { border: 0; margin: 0 0 .3rem; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
 .chooser fieldset[hidden] { display: none; }
 .chooser legend { float: left; min-width: 7rem; padding: 0; opacity: .75; }
+.chooser input[type="range"] { width: 20rem; max-width: 60%; }
 .chooser img { display: block; width: 640px; }
 """
 
-# Radio buttons of one group share a name, which must be this chooser's own.
+# Radio buttons of one group share a name, which must be this chooser's own. A slider's value is a place in its stops.
 SCRIPT = """
 document.querySelectorAll(".chooser").forEach((chooser, number) => {
   const shown = JSON.parse(chooser.querySelector("script").textContent);
   const groups = [...chooser.querySelectorAll("fieldset")];
   groups.forEach((group, place) => group.querySelectorAll("input").forEach((input, index) => {
     input.name = `chooser${number}-${place}`;
-    input.checked = index === 0;
+    if (input.type === "range") input.value = 0;
+    else input.checked = index === 0;
   }));
-  chooser.addEventListener("change", () => {
-    const key = groups.map((group) => group.querySelector("input:checked").value).join(" ");
+  chooser.addEventListener("input", () => {
+    const inputs = groups.map((group) => group.querySelector("input:checked, input[type=range]"));
+    inputs.filter((input) => input.type === "range").forEach((input) => {
+      const stop = JSON.parse(input.dataset.stops)[input.value];
+      input.nextElementSibling.textContent = stop;
+      input.setAttribute("aria-valuetext", stop);
+    });
+    const key = inputs.map((input) => input.value).join(" ");
     const [picture, sentence] = shown[key];
     if (picture) chooser.querySelector("img").src = picture;
     chooser.querySelector("[aria-live]").innerHTML = sentence;

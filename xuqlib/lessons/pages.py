@@ -24,6 +24,13 @@ from xuqlib.study import PRESETS, VERDICTS, replace_file
 # What a stored notebook shows where a widget stood; run_all.py writes it.
 PLACEHOLDER = "Run this notebook to use the widget that stands here."
 NO_KERNEL = "<p><em>Here the notebook has controls that need a kernel: run it to use them.</em></p>"
+# nbconvert's, and cells tagged "solution" folded, whatever they show.
+TEMPLATE = """{%- extends "basic/index.html.j2" -%}
+{%- block any_cell -%}
+{%- if "solution" in cell.metadata.get("tags", []) -%}
+<details class="solution"><summary>Solution</summary>{{ super() }}</details>
+{%- else -%}{{ super() }}{%- endif -%}
+{%- endblock any_cell -%}"""
 NAVIGATION = (("index.html", "Notebooks"), ("gallery.html", "Gallery"), ("verdicts.html", "What held up"))
 
 
@@ -129,7 +136,7 @@ def markdown(text: str) -> str:
 def _exporter() -> Any:
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(raw_template=TEMPLATE, exclude_input_prompt=True, exclude_output_prompt=True)
     exporter.register_filter("markdown2html", markdown)
     return exporter
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from xuqlib.draws import Draws
 from xuqlib.engine import computing_in
 from xuqlib.fullgrad import fullgrad
-from xuqlib.ua_backprop import logit_coefficients, probability_shares, spread_shares
+from xuqlib.ua_backprop import SETTINGS, logit_coefficients, probability_shares, spread_shares
 
 Candidates = Mapping[str, Callable[[], Any]]
 
@@ -140,11 +140,13 @@ def ua_backprop_one_by_one(draws: Draws, x: Tensor) -> Tensor:
     """`ua_backprop` as a loop over draws and classes, each with a forward pass of its own; maps (N, H, W)."""
     with torch.no_grad():
         logits = torch.stack([draw(x) for draw in draws])  # (S, N, C)
-    shares = torch.einsum("sni,snij->snj", probability_shares(logits), logit_coefficients(logits))
+    paper = SETTINGS["paper"]
+    handed_on = logit_coefficients(logits, tau1=paper.tau1)
+    shares = torch.einsum("sni,snij->snj", probability_shares(logits), handed_on)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for draw, share in zip(draws, shares, strict=True):
         maps = [fullgrad(draw, x, label).sum(1) for label in range(logits.shape[-1])]
-        total = total + spread_shares(share, torch.stack(maps, 1))
+        total = total + spread_shares(share, torch.stack(maps, 1), tau2=paper.tau2)
     return total
 
 

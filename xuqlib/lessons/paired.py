@@ -108,4 +108,5 @@ def judge_seeds(study: Notebook, text: str, values: pd.Series, score: str, **fac
     mean, low, high = t_interval(values)
     about: dict[str, Any] = {"n": len(values), "seeds": len(values), **facts}
     about |= {"unit": "nats" if score == "nll" else "", "interval": (low, high), "note": INTERVAL}
-    study.claim(text, True if low > 0 else False if high <= 0 else None, value=mean, **about)
+    decided = high > low  # gains that are all alike, in steps of one example, say nothing about other seeds
+    study.claim(text, True if decided and low > 0 else False if decided and high <= 0 else None, value=mean, **about)

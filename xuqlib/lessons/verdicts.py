@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 
 from xuqlib.charts import HUES, Picture, styled
+from xuqlib.data import DATASETS
 from xuqlib.study import CLAIM_COLUMNS, READS, ROOT, VERDICTS
 
 PUBLISHED = ROOT / "figures" / "full"
@@ -82,7 +83,8 @@ def tally(claims: pd.DataFrame) -> pd.DataFrame:
         One row per claim and dataset ("several" where a row is about more than one): holds, fails, undecided and rows
         (counts), and the verdict of them together: that of all rows where they agree, else "mixed".
     """
-    where = claims["dataset"].where(~claims["dataset"].str.contains(", "), SEVERAL)
+    names = claims["dataset"].str.split(", ")
+    where = claims["dataset"].mask(names.map(lambda each: len(set(each) & set(DATASETS)) > 1), SEVERAL)
     counts = pd.crosstab([claims["claim"], where], claims["verdict"])
     counts = counts.reindex(columns=list(VERDICTS.values()), fill_value=0).reset_index().rename_axis(columns=None)
     counts["rows"] = counts[list(VERDICTS.values())].sum(axis=1)

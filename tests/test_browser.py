@@ -45,7 +45,9 @@ SMALL = {
 }
 ERROR = "[data-mime-type='application/vnd.jupyter.error']"
 WHOLE = "() => [...document.querySelectorAll('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell')].every("
-WHOLE += r"cell => /\[\d+\]/.test(cell.querySelector('.jp-InputPrompt').textContent))"
+# A folded solution shows a placeholder instead of its prompt.
+WHOLE += "cell => cell.querySelector('.jp-Placeholder') || "
+WHOLE += r"/\[\d+\]/.test(cell.querySelector('.jp-InputPrompt').textContent))"
 
 
 def find_chromium() -> str | None:

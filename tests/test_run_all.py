@@ -102,7 +102,13 @@ def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path,
     write(tmp_path, "50_whole", PUBLISH)
     slow = f"import os, time, pathlib\nmarker = pathlib.Path({str(marker)!r})\nfirst = not marker.exists()\n"
     write(tmp_path, "51_slow", PUBLISH, slow + "marker.write_text(str(os.getpid()))\nif first: time.sleep(300)")
-    running = subprocess.Popen(command(tmp_path, "--jobs", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running = subprocess.Popen(
+        command(tmp_path, "--jobs", "1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # What runs in the background of a shell script inherits that an interrupt is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for(lambda: marker.exists() and marker.read_text())
     running.send_signal(blow)
     running.communicate(timeout=300)

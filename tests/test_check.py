@@ -85,6 +85,15 @@ def test_damaged_checkpoints_are_counted_and_named(tmp_path, monkeypatch):
     assert sorted(line.split()[1] for line in section.lines[1:]) == ["bare;", "cut;", "orphan;"]
 
 
+def test_checkpoints_in_a_folder_below_count_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "folders", lambda: [tmp_path])
+    (tmp_path / "your_own").mkdir()
+    checkpoints.save_checkpoint("below", {"w": torch.ones(3)}, {"recipe": {}}, tmp_path / "your_own")
+    assert command.check_checkpoints().damaged == 0
+    (tmp_path / "your_own" / "below.safetensors").write_bytes(b"cut")
+    assert command.check_checkpoints().damaged == 1
+
+
 def test_figures_are_compared_with_their_recipes(tmp_path):
     folder = tmp_path / "figures" / "quick"
     folder.mkdir(parents=True)

@@ -138,10 +138,10 @@ def check_checkpoints() -> Section:
     """Whether each trained network is what its manifest says."""
     lines, damaged = [], 0
     for folder in checkpoints.folders():
-        manifests = sorted(folder.glob("*.json"))
+        manifests = sorted(folder.rglob("*.json"))
         broken = [path.stem for path in manifests if not _is_whole(path)]
         known = {path.stem for path in manifests}
-        broken += [path.stem for path in sorted(folder.glob("*.safetensors")) if path.stem not in known]
+        broken += [path.stem for path in sorted(folder.rglob("*.safetensors")) if path.stem not in known]
         lines.append(f"{folder}: {len(manifests)} checkpoints, {len(broken)} damaged")
         lines += [
             f"DAMAGED: {name}; restore its .safetensors and .json, or delete both to train anew" for name in broken

@@ -335,9 +335,12 @@ def announce(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> Non
     """Say what will run and how long it may take."""
     todo = [job for job in jobs if args.force or not is_whole(job)]
     known = [runs.last_seconds(args.project, args.preset, job.name) for job in todo]
+    strangers = known.count(None)
     time_needed = f"about {runs.in_words(runs.expected(known, workers))} if they take as long as last time"
-    strangers = f"; {known.count(None)} have never run here" if None in known else ""
-    told = f"{time_needed}{strangers}" if todo else "nothing to do"
+    if strangers == len(todo):
+        time_needed = "how long is not known"
+    strange = f"; {strangers} {'has' if strangers == 1 else 'have'} never run here" if strangers else ""
+    told = f"{time_needed}{strange}" if todo else "nothing to do"
     counted = f"{len(jobs)} notebook{'s' * (len(jobs) != 1)}, {len(jobs) - len(todo)} whole already, {len(todo)} to run"
     print(f"{args.preset} preset, {workers} at a time: {counted}; {told}", flush=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -158,6 +160,19 @@ def test_curves_differ_in_colour_dash_and_marker_and_their_band_is_labelled():
     assert figure.axes[0].get_ylabel() == "gap\n(interval: 95 % over examples)"
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["8", "64"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["fixed", "drawn"]
+
+
+@pytest.mark.parametrize(("letters", "columns"), [(1, 3), (25, 2), (45, 1)])
+def test_a_legend_of_long_names_has_fewer_columns_and_stays_in_the_picture(letters, columns):
+    frame = pd.DataFrame(
+        {"x": [0.0, 1.0] * 6, "y": range(12), "who": [name * letters for name in "abcdef" for _ in "12"]}
+    )
+    figure = figures.curve(frame, x="x", y="y", hue="who")
+    (legend,) = figure.legends
+    figure.savefig(io.BytesIO())
+    places = {round(text.get_window_extent().x0) for text in legend.get_texts()}
+    assert len(places) == columns
+    assert legend.get_window_extent().x0 >= 0
 
 
 def test_bars_stand_side_by_side_with_their_own_intervals():

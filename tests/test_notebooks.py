@@ -35,6 +35,7 @@ PROMISED = {
     "17",
     "18",
 }
+LESSONS = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "xuqlib" / "lessons").glob("*.py")))
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -103,6 +104,28 @@ def test_three_exercises_have_folded_solutions_that_check_themselves(path):
         assert re.search(r"\bassert\b", text(solution))
         assert re.search(r"print\(|display\(", text(solution)) or solution["outputs"]
     assert "## Exercises" in text(found[0][0])
+
+
+@every
+def test_there_are_four_words_of_prose_for_each_line_of_code(path):
+    words = sum(len(text(cell).split()) for cell in cells(path, "markdown"))
+    assert words >= 4 * sum(code_lines(cell) for cell in cells(path, "code"))
+
+
+@every
+def test_no_result_is_typed_into_the_prose(path):
+    code = "".join(map(text, cells(path, "code"))) + LESSONS
+    for cell in cells(path, "markdown"):
+        prose = re.sub(r"arXiv \d{4}\.\d{4,5}|\d{4}\.\d{5}|`[^`]*`", "", text(cell))
+        typed = set(re.findall(r"\d+\.\d{2,}", prose))  # a bound stands in the code, too; a result stands in its output
+        assert {number for number in typed if number not in code} == set()
+
+
+@every
+def test_no_stored_table_is_cut_in_width(path):
+    outputs = [output for cell in cells(path, "code") for output in cell["outputs"]]
+    tables = ["".join(output.get("data", {}).get("text/html", "")) for output in outputs]
+    assert [cut for table in tables for cut in re.findall(r">([^<]+\.\.\.)</t[dh]>", table)] == []
 
 
 @every

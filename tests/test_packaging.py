@@ -40,7 +40,7 @@ def test_environment_yml_lists_exactly_what_pyproject_does():
     assert environment["name"] == PROJECT["project"]["name"]
     assert environment["channels"] == ["conda-forge", "nodefaults"]
     *plain, pip = environment["dependencies"]
-    assert pip["pip"] == DIRECT
+    assert pip["pip"] == [*DIRECT, *PROJECT["project"]["optional-dependencies"]["captum"], "-e ."]
     assert plain[1:] == ["pip"]
     name, _, python = plain[0].partition("=")
     assert name == "python"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -24,6 +27,18 @@ def test_the_snippet_runs_after_the_tour_and_shows_something(snippet, capsys):
 
 def test_the_tour_has_at_most_eight_lines():
     assert len([line for line in SNIPPETS[0].splitlines() if line.strip()]) <= 8
+
+
+def test_the_first_cell_for_colab_does_nothing_elsewhere(monkeypatch):
+    (cell,) = re.findall(r"```ipython\n(.*?)```", TEXT, re.DOTALL)
+    ran = []
+    shell = SimpleNamespace(system=ran.append, run_line_magic=lambda *words: ran.append(words))
+    code = compile(TransformerManager().transform_cell(cell), "README.md", "exec")
+    exec(code, {"get_ipython": lambda: shell})
+    assert ran == []
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    exec(code, {"get_ipython": lambda: shell})
+    assert "git clone" in ran[0] and ran[1:] == [("cd", "xuq")]
 
 
 def test_every_picture_and_file_that_is_named_exists():

@@ -387,9 +387,19 @@ def test_a_run_says_what_it_will_do_how_long_it_takes_and_where_to_look(tmp_path
     assert run_all.main(["--project", str(tmp_path), "--jobs", "2"]) == 0
     first, *_, figures, copies, last = capsys.readouterr().out.splitlines()
     assert first.startswith("quick preset, 2 at a time: 3 notebooks, 1 whole already, 2 to run; about 4 min")
-    assert first.endswith("; 1 have never run here")
+    assert first.endswith("; 1 has never run here")
     assert figures.endswith("figures/quick") and copies.endswith("build/quick")
     assert "--site" in last
+
+
+def test_where_nothing_has_run_yet_no_time_is_promised(tmp_path, monkeypatch, capsys):
+    for name in ("51_new", "52_new"):
+        write(tmp_path, name, PUBLISH)
+    monkeypatch.setattr(run_all, "run", lambda job, force: ("ran", 1.0))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert run_all.main(["--project", str(tmp_path), "--jobs", "2"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.endswith("2 to run; how long is not known; 2 have never run here")
 
 
 def test_a_run_with_nothing_to_do_says_so_and_a_failed_one_says_where_to_look(tmp_path, monkeypatch, capsys):

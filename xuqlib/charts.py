@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -113,9 +114,19 @@ def _chart(
     axes.set(xlabel=labels[0], ylabel=labels[1] + (f"\n(interval: {interval})" if interval else ""))
     axes.yaxis.label.set_fontsize(13 if interval else 15)  # two lines have to fit beside the axes
     if hue is not None:
-        figure.legend(loc="outside lower center", ncols=3)
+        _legend_below(figure)
     figure.suptitle(title)
     return figure
+
+
+def _legend_below(figure: Figure) -> None:
+    """One legend under the axes, in as many columns, up to three, as the figure is wide enough for."""
+    for columns in (3, 2, 1):
+        legend = figure.legend(loc="outside lower center", ncols=columns)
+        needed = legend.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width
+        if needed <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
 
 
 @styled

@@ -175,14 +175,17 @@ def update_index(folder: Path, entries: Mapping[str, Mapping[str, object] | None
 class Notebook:
     """A running notebook: its number, preset, seed and data, the results it publishes and the claims it makes.
 
-    Every notebook begins with `study = Notebook("04", preset=preset, seed=seed, dataset=dataset)`, shows and
-    publishes with `study.save(...)`, and ends with `study.claims()`.
+    Every notebook begins with `study = Notebook("04", preset=preset, seed=seed)`, shows and publishes with
+    `study.save(...)`, and ends with `study.claims()`. Pandas then shows words whole, and up to a hundred rows.
     """
 
     def __init__(
         self, number: str, *, preset: str, seed: int, dataset: str = "", dataset_digest: str = "", posterior: str = ""
     ) -> None:
+        import pandas as pd
+
         figures_folder(preset)  # an unknown preset stops here, before the work
+        pd.set_option("display.max_colwidth", None, "display.max_rows", 100)
         self.number, self.preset, self.seed = number, preset, seed
         self.dataset, self.dataset_digest, self.posterior = dataset, dataset_digest, posterior
         self._start = time.monotonic()
@@ -255,10 +258,7 @@ class Notebook:
         self._claims.append(dict(zip(CLAIM_COLUMNS, values, strict=True)))
 
     def claims(self) -> pd.DataFrame:
-        """Publish the claims as `NN_claims.csv`, one per row, and return the columns to read.
-
-        A failed claim reads like any other.
-        """
+        """Publish the claims as `NN_claims.csv`, failed ones like any others, and return the columns to read."""
         import pandas as pd
 
         if not self._claims:

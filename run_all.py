@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -186,10 +187,16 @@ def run(job: Job, *, force: bool) -> tuple[str, float]:
     job.copies.mkdir(parents=True, exist_ok=True)
     for suffix in (".failed.ipynb", ".error.txt"):
         job.path(suffix).unlink(missing_ok=True)
+    parts = job.path(f".{job.key[:16]}.parts")  # what a notebook of exactly this job has measured so far
+    for old in job.copies.glob(f"{job.name}.*.parts"):
+        if force or old != parts:
+            shutil.rmtree(old)
+    os.environ["XUQ_PARTS"] = str(parts)
     try:
         before = own_figures(job)
         execute(job)
         keep(job, before, start)
+        shutil.rmtree(parts, ignore_errors=True)
     except Exception as error:  # whatever happened to this notebook, the others go on
         told = "\n".join(getattr(error, "traceback", ())) or traceback.format_exc()
         told = COLOUR_CODES.sub("", told)

@@ -38,10 +38,10 @@ ORDER = (
     *("metrics", "controls", "orderings", "blurring", "anomalies", "sanity", "stress", "agreement"),
     *("charts", "panels", "figures", "widgets"),
     # The lessons: nothing above imports them.
-    *("predictions", "steadiness", "reporting", "timing", "resampling", "summaries", "centres", "recalibration"),
-    *("tables", "contests", "classes", "targets", "houses", "grid", "verdicts", "raters", "pair_study", "human_study"),
-    *("sources", "your_own", "pointing", "rivalry", "duels", "inside", "parts", "paired", "mitigating", "adding"),
-    *("page_look", "runs", "pages", "__main__"),
+    *("resuming", "predictions", "steadiness", "reporting", "timing", "resampling", "summaries", "centres"),
+    *("recalibration", "tables", "contests", "classes", "targets", "houses", "grid", "verdicts", "raters"),
+    *("pair_study", "human_study", "sources", "your_own", "pointing", "rivalry", "duels", "inside", "parts", "paired"),
+    *("mitigating", "adding", "page_look", "runs", "pages", "__main__"),
 )
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".ipynb", ".cfg", ".json", ".cff", ".csv", ""}
 

@@ -16,6 +16,7 @@ from xuqlib.estimates import BOOTSTRAP
 from xuqlib.explaining import Explainer
 from xuqlib.lessons.predictions import answers
 from xuqlib.lessons.resampling import class_correlation, class_gap, correlation
+from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import steadiness
 from xuqlib.lime import lime
 from xuqlib.study import Notebook
@@ -63,6 +64,7 @@ def hardness(draws: Draws, examples: Examples) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+@resumable
 def steadiness_of_classes(draws: Draws, examples: Examples, ways: Mapping[str, Way]) -> pd.DataFrame:
     """CVs of the first examples of each class, beside their hardness.
 

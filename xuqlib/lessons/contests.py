@@ -19,6 +19,7 @@ from xuqlib.draws import Draws
 from xuqlib.explaining import Explainer, explain
 from xuqlib.figures import map_grid
 from xuqlib.lessons.reporting import judge
+from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.orderings import FILL_OF, STATISTICS, auc, curves, importance, one_draw, perturbed, pixel_order
 from xuqlib.panels import panels
@@ -79,11 +80,11 @@ def score_orders(
     """
     return {
         (name, kind): curves(draws, x, order, target, kind=kind, **options)
-        for name, order in orders.items()
-        for kind in FILL_OF
+        for (name, order), kind in product(orders.items(), FILL_OF)
     }
 
 
+@resumable
 def contest(
     draws: Draws | Sequence[nn.Module],
     explainers: Mapping[str, tuple[Explainer, dict[str, Any], int]],
@@ -115,8 +116,7 @@ def contest(
         kept = {each: maps[each] for each in (maps if orderings is None else orderings)}
         for control, networks in (controls or {}).items():
             kept[control] = maps_of(networks, function, some, classes, **settings)["mean"]
-        orders = {each: pixel_order(values) for each, values in kept.items()}
-        own = score_orders(draws, some, orders, classes, **options)
+        own = score_orders(draws, some, {key: pixel_order(each) for key, each in kept.items()}, classes, **options)
         found[name] = own | {key: each[: len(some)] for key, each in common.items()}
     return found
 

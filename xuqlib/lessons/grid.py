@@ -26,6 +26,7 @@ from xuqlib.draws import Draws
 from xuqlib.explaining import explain
 from xuqlib.figures import SIGNED
 from xuqlib.lessons.predictions import answers
+from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import CVS, pool
 from xuqlib.lime import lime
 from xuqlib.orderings import auc, curves, importance, pixel_order, random_order
@@ -190,6 +191,7 @@ def runs(
                 yield dataset, name, number, train_or_load(method, dataset, **recipe)
 
 
+@resumable
 def measured(
     draws: Draws,
     test: Examples,
@@ -208,8 +210,7 @@ def measured(
         draws: as many as the largest of `counts`, in the numbers of `test.x`.
         test: examples; explainers get the first ones.
         explainers: by name: the function, how many examples it gets, and its options.
-        counts, num_scored, curve_steps: as for `explained`.
-        seed: of the random order.
+        counts, num_scored, curve_steps: as for `explained`; seed: of the random order.
 
     Returns:
         Frames by name: "predictions" (`predicted`); "explanations" (`explained`, with the column explainer); and, for

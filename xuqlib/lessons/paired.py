@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from xuqlib.lessons.resuming import side_by_side
 from xuqlib.panels import panels
 from xuqlib.study import Notebook
 
@@ -21,7 +22,7 @@ SCORES = ("accuracy", "nll", "ece", "epistemic")
 
 def over_seeds(run: Callable[..., pd.DataFrame], jobs: Sequence[tuple[Any, ...]], *, num_jobs: int = 1) -> pd.DataFrame:
     """Call `run` with each job's arguments, in so many processes, and stack the frames in the order of the jobs."""
-    return pd.concat(Parallel(n_jobs=num_jobs)(delayed(run)(*job) for job in jobs), ignore_index=True)
+    return pd.concat(side_by_side((delayed(run)(*job) for job in jobs), num_jobs), ignore_index=True)
 
 
 def gains(

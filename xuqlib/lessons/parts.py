@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import delayed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -19,6 +19,7 @@ from xuqlib.data import load
 from xuqlib.draws import Draws
 from xuqlib.lessons.inside import CONTROLS, EVENLY, FULLGRAD, SIGNED, UNCHANGED
 from xuqlib.lessons.reporting import judge
+from xuqlib.lessons.resuming import side_by_side
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.panels import panels
 from xuqlib.study import Notebook
@@ -91,9 +92,8 @@ def over_blocks(
         The tables below each other, with the column dataset; example counts through a data set.
     """
     lots = [(name, first) for name, (_, x) in tasks.items() for first in range(0, len(x), rows)]
-    frames = Parallel(n_jobs=num_jobs)(
-        delayed(measure)(tasks[name][0], tasks[name][1][first : first + rows], **options) for name, first in lots
-    )
+    jobs = (delayed(measure)(tasks[name][0], tasks[name][1][first : first + rows], **options) for name, first in lots)
+    frames = side_by_side(jobs, num_jobs)
     pairs = zip(lots, frames, strict=True)
     named = [frame.assign(dataset=name, example=frame["example"] + first) for (name, first), frame in pairs]
     return pd.concat(named, ignore_index=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import delayed
 from torch import Tensor, nn
 
 from xuqlib.anomalies import iou, paste, random_windows, window
@@ -19,6 +19,7 @@ from xuqlib.checks import check_choice
 from xuqlib.clue import clue, clue_counterfactuals, delta_clue, path_integral
 from xuqlib.data import load
 from xuqlib.draws import Draws
+from xuqlib.lessons.resuming import side_by_side
 from xuqlib.lessons.sources import ensemble
 from xuqlib.orderings import pixel_order
 from xuqlib.stress import fgsm
@@ -238,7 +239,7 @@ def gather(
         **options: passed on.
     """
     jobs = (delayed(measure)(case, name, **options) for case in each for name in names)
-    return pd.concat(Parallel(n_jobs=num_jobs)(jobs), ignore_index=True)
+    return pd.concat(side_by_side(jobs, num_jobs), ignore_index=True)
 
 
 def anomaly_scores(case: Case, name: str, *, size: int, seed: int = 0) -> pd.DataFrame:
@@ -268,7 +269,7 @@ def kind_maps(
     """Each map of each kind of uncertainty that it can explain, in several processes: (name, kind) to (N, H, W)."""
     keys = [(name, kind) for name in names for kind in kinds if kind == "epistemic" or name not in EPISTEMIC_ONLY]
     jobs = (delayed(case.makers[name])(case.draws, case.x, kind) for name, kind in keys)
-    return dict(zip(keys, Parallel(n_jobs=num_jobs)(jobs), strict=True))
+    return dict(zip(keys, side_by_side(jobs, num_jobs), strict=True))
 
 
 def _path(

@@ -17,6 +17,7 @@ from torch import Tensor
 from xuqlib.agreement import LEVELS, Forecast, agreement, forecast, image_blind, intervals, unit_maps
 from xuqlib.checks import check_choice
 from xuqlib.draws import Draws
+from xuqlib.lessons.resuming import resumable
 from xuqlib.posteriors import DeepEnsemble, MCDropConnect
 from xuqlib.training import train_or_load
 
@@ -157,6 +158,7 @@ def _fitted(values: Tensor, fit: Tensor | None, version: str) -> Repair:
     return recalibrate(expected, held_out, floors=version == "floors")
 
 
+@resumable
 def trial(
     families: Mapping[str, Sequence[Draws]],
     ensembles: Mapping[str, Draws],

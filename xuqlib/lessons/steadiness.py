@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import delayed
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
@@ -15,6 +15,7 @@ from xuqlib.distribution import ExplanationDistribution
 from xuqlib.draws import Draws
 from xuqlib.explainers import completeness_gap, integrated_gradients
 from xuqlib.explaining import Explainer, explain
+from xuqlib.lessons.resuming import side_by_side
 from xuqlib.posteriors import MCDropout
 from xuqlib.superpixels import superpixels
 
@@ -74,10 +75,8 @@ def steadiness(
     """
     starts = range(0, len(x), block)
     one = delayed(_steadiness_of_block)
-    frames = Parallel(n_jobs=num_jobs)(
-        one(draws, explainer, x[start : start + block], start, how, options) for start in starts
-    )
-    return pd.concat(frames, ignore_index=True)
+    jobs = (one(draws, explainer, x[start : start + block], start, how, options) for start in starts)
+    return pd.concat(side_by_side(jobs, num_jobs), ignore_index=True)
 
 
 def _steadiness_of_block(

@@ -19,6 +19,7 @@ from xuqlib.draws import Draws
 from xuqlib.explaining import Explainer, explain
 from xuqlib.lessons.classes import PAPER, Way, hardness
 from xuqlib.lessons.reporting import judge
+from xuqlib.lessons.resuming import resumable
 from xuqlib.metrics import alike, ssim
 from xuqlib.study import Notebook
 from xuqlib.uncertainty import logits_of
@@ -98,6 +99,7 @@ def by_target(
     return pd.concat(parts, ignore_index=True)
 
 
+@resumable
 def by_target_of(draws: Draws, examples: Examples, ways: Mapping[str, Way]) -> pd.DataFrame:
     """`by_target` for the first right and the first wrong answers, by several explainers.
 

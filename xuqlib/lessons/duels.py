@@ -101,7 +101,8 @@ def claim_kinds(study: Notebook, truth: pd.DataFrame, *, seeds: int) -> None:
         for patch in ("ambiguous", "rare", "unseen"):
             own, other = ("aleatoric", "epistemic") if patch == "ambiguous" else ("epistemic", "aleatoric")
             text = f"{name}: rank accuracy on the {patch} patch, the {own} map is above the {other} one"
-            judge(study, text, rank[name, patch, own] - rank[name, patch, other], seeds=seeds, claim=claim)
+            gain = rank[name, patch, own] - rank[name, patch, other]
+            judge(study, text, gain, dataset="planted", seeds=seeds, claim=claim)
 
 
 def claim_speed(study: Notebook, frame: pd.DataFrame) -> None:

@@ -69,6 +69,11 @@ class Job:
     def path(self, suffix: str) -> Path:
         return self.copies / f"{self.name}{suffix}"
 
+    @property
+    def parts(self) -> Path:
+        """What a notebook of exactly this job has measured so far; see `xuqlib.lessons.resuming`."""
+        return self.path(f".{self.key[:16]}.parts").resolve()
+
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
@@ -187,16 +192,14 @@ def run(job: Job, *, force: bool) -> tuple[str, float]:
     job.copies.mkdir(parents=True, exist_ok=True)
     for suffix in (".failed.ipynb", ".error.txt"):
         job.path(suffix).unlink(missing_ok=True)
-    parts = job.path(f".{job.key[:16]}.parts")  # what a notebook of exactly this job has measured so far
     for old in job.copies.glob(f"{job.name}.*.parts"):
-        if force or old != parts:
+        if force or old != job.parts:
             shutil.rmtree(old)
-    os.environ["XUQ_PARTS"] = str(parts)
     try:
         before = own_figures(job)
         execute(job)
         keep(job, before, start)
-        shutil.rmtree(parts, ignore_errors=True)
+        shutil.rmtree(job.parts, ignore_errors=True)
     except Exception as error:  # whatever happened to this notebook, the others go on
         told = "\n".join(getattr(error, "traceback", ())) or traceback.format_exc()
         told = COLOUR_CODES.sub("", told)
@@ -212,6 +215,8 @@ def execute(job: Job) -> None:
     """Run the notebook in a kernel of its own, into a temporary copy."""
     import papermill  # takes seconds, and a run that finds everything cached does without
 
+    # Notebooks run in threads of one process, which share its environment; this is set in one kernel alone.
+    set_parts = f"__import__('os').environ['XUQ_PARTS'] = {str(job.parts)!r}"
     papermill.execute_notebook(
         job.source,
         job.path(".tmp.ipynb"),
@@ -220,7 +225,8 @@ def execute(job: Job) -> None:
         language="python",
         cwd=job.source.parent,
         start_timeout=120,  # a kernel among several on a busy machine is slow to answer
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it warns that loopback is not encrypted
+        # Of lower levels one warns that loopback is not encrypted.
+        extra_arguments=["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={set_parts}"],
         progress_bar=False,
     )
 

@@ -84,6 +84,7 @@ def test_a_run_goes_on_within_its_notebook(kernel, tmp_path, monkeypatch, change
     broken = [True]
 
     def execute(job):
+        monkeypatch.setenv("XUQ_PARTS", str(job.parts))
         kernel()
         side_by_side((delayed(square)(each) for each in range(2)), 1)
         if broken.pop() if broken else False:

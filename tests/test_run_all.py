@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ folder = pathlib.Path(os.environ["XUQ_FIGURES"]) / preset
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "NN_table.csv").write_text(f"seed\\n{seed}\\n")
 print("threads", os.environ["OMP_NUM_THREADS"])
+print("parts", pathlib.Path(os.environ["XUQ_PARTS"]).name)
 """
 
 
@@ -78,6 +80,8 @@ def test_a_failing_notebook_leaves_its_traceback_the_others_go_on_and_only_what_
     assert ran.returncode == 0
     assert statuses(ran) == {"50_first": "cached", "51_broken": "ran"}
     assert not list(build.glob("51_broken.[ef]*"))
+    for name in ("50_first", "51_broken"):  # side by side, and yet each has a folder of its own
+        assert re.search(rf"parts {name}\.\w{{16}}\.parts", (build / f"{name}.ipynb").read_text())
 
 
 def gone(process: int) -> bool:

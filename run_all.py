@@ -413,6 +413,8 @@ def make_site(args: argparse.Namespace, workers: int) -> int:
         os.environ["XUQ_STILLS"] = "1"
         announce(jobs, args, workers)
         failures = run_jobs(jobs, args, workers)
+    if args.site == (args.project / SITE).resolve():  # a folder of the reader's own is only added to
+        shutil.rmtree(args.site, ignore_errors=True)
     build(args.project, args.site, copies)
     size = sum(path.stat().st_size for path in args.site.rglob("*") if path.is_file())
     print(f"site of {size / 1e6:.0f} MB; open {shown} in a browser")

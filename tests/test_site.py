@@ -157,7 +157,7 @@ def test_the_gallery_links_each_figure_to_its_page_its_numbers_and_its_recipe(pr
     text = (folder / "gallery.html").read_text()
     card = text.split('id="full-50_bars"')[1].split("</figure>")[0]
     assert {address for _, address in Links(card).found} == {
-        "figures/full/50_bars.png",
+        "figures/full/50_bars.webp",
         "figures/full/50_bars.csv",
         "50_first.html",
     }
@@ -185,17 +185,15 @@ def test_without_a_full_run_the_site_says_what_makes_one(project, tmp_path):
     check_links(folder)
 
 
-def test_pictures_of_the_quick_preset_become_smaller_and_stay_the_same_size_in_pixels(project, tmp_path):
+def test_pictures_become_smaller_and_keep_every_pixel(project, tmp_path):
     import PIL.Image
 
     PIL.Image.effect_noise((200, 200), 50).convert("RGB").save(project / "figures" / "full" / "50_bars.png")
-    shutil.copytree(project / "figures" / "full", project / "figures" / "quick")
     folder = pages.build(project, tmp_path / "site").parent
-    full, quick = (folder / "figures" / preset / "50_bars.png" for preset in ("full", "quick"))
-    assert full.read_bytes() == (project / "figures" / "full" / "50_bars.png").read_bytes()
-    assert quick.stat().st_size < full.stat().st_size
-    with PIL.Image.open(quick) as small, PIL.Image.open(full) as large:
-        assert small.size == large.size
+    published, shown = project / "figures" / "full" / "50_bars.png", folder / "figures" / "full" / "50_bars.webp"
+    assert shown.stat().st_size < published.stat().st_size
+    with PIL.Image.open(shown) as small, PIL.Image.open(published) as large:
+        assert small.convert("RGB").tobytes() == large.convert("RGB").tobytes()
 
 
 def test_stills_show_every_combination():
@@ -291,3 +289,13 @@ def test_run_all_builds_the_site_and_draws_only_what_has_a_chooser(project, tmp_
 def test_the_site_goes_to_build_unless_told_otherwise(project, arguments, folder):
     site = run_all.parse(["--project", str(project), "--site", *arguments]).site
     assert site == (project / folder if not arguments else Path(folder))
+
+
+def test_the_default_folder_is_emptied_first_and_any_other_only_added_to(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_all, "choose", lambda *_: [])  # nothing to draw
+    for folder, left in ((project / "build" / "site", False), (tmp_path / "mine", True)):
+        folder.mkdir(parents=True)
+        (folder / "old.txt").write_text("old")
+        assert run_all.main(["--project", str(project), "--site", str(folder)]) == 0
+        assert (folder / "index.html").exists()
+        assert (folder / "old.txt").exists() == left

@@ -67,6 +67,7 @@ def project(tmp_path):
     files = {"50_bars": ("50_bars.csv", "50_bars.png"), "50_claims": ("50_claims.csv",)}
     index = {stem: {**recipe, "files": dict.fromkeys(names, "digest")} for stem, names in files.items()}
     (full / "index.json").write_text(json.dumps({**index, "50_lost": {**recipe, "files": {"50_lost.csv": "digest"}}}))
+    (tmp_path / "README.md").write_text("# The question\n\n![A picture](figures/full/50_bars.png)\n\n## Start\n")
     return tmp_path
 
 
@@ -178,6 +179,7 @@ def test_the_verdicts_show_value_interval_and_row_and_statements_are_escaped(pro
 
 
 def test_without_a_full_run_the_site_says_what_makes_one(project, tmp_path):
+    (project / "README.md").unlink()  # its picture is a full one
     shutil.rmtree(project / "figures")
     folder = pages.build(project, tmp_path / "site").parent
     assert "run_all.py --preset full" in (folder / "verdicts.html").read_text()

@@ -277,6 +277,7 @@ def front_page(
     """What the README says before its first section, the notebooks with a picture each, and the verdicts."""
     readme = project / "README.md"
     opening = readme.read_text(encoding="utf-8").partition("\n## ")[0] if readme.exists() else "# The study"
+    opening = re.sub(r"(\]\(figures/.*?)\.png\)", r"\1.webp)", opening)
     cards = []
     for path in notebooks:
         own = [

@@ -51,6 +51,14 @@ def test_each_claim_and_data_set_has_one_field_in_the_figure(published):
     assert sorted(text.get_text() for text in axes.texts) == ["holds\n1/0/0", "mixed\n1/0/1", "mixed\n1/1/0"]
 
 
+def test_rows_about_several_data_sets_stand_last(published):
+    counts = (
+        tally(gather(published)).replace({"dataset": {"digits": "several"}}).sort_values("dataset", ascending=False)
+    )
+    axes = verdict_grid(counts, {"C2": "two"}).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["planted", "several"]
+
+
 def test_the_bars_of_a_notebook_add_up_to_its_claims(published):
     axes = verdict_bars(gather(published)).axes[0]
     widths = {box.get_label(): [bar.get_width() for bar in box] for box in axes.containers}

@@ -107,7 +107,7 @@ def verdict_grid(counts: pd.DataFrame, statements: Mapping[str, str] = STATEMENT
         statements: claims to show, from the top, and what they say.
         title: of the figure.
     """
-    datasets = list(dict.fromkeys(counts["dataset"]))
+    datasets = sorted(dict.fromkeys(counts["dataset"]), key=lambda name: name == SEVERAL)  # in their order, that last
     figure = Picture(figsize=(6.5 + 1.75 * len(datasets), 1.4 + 0.75 * len(statements)))
     axes = figure.subplots()
     for row in counts[counts["claim"].isin(list(statements))].to_dict("records"):

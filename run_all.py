@@ -134,10 +134,10 @@ def overrides(words: Sequence[str]) -> dict[str, object]:
 
 
 def environment_key(project: Path) -> str:
-    """Digest of the library, the published checkpoints' manifests, and the versions of the packages."""
-    files = sorted([*(project / "xuqlib").rglob("*.py"), *(project / "checkpoints").glob("*.json")])
+    """Digest of the library, the published checkpoints' manifests, the package versions and the chosen device."""
+    files = sorted([*(project / "xuqlib").rglob("*.py"), *(project / "checkpoints").rglob("*.json")])
     parts = [[file.name, digest(file)] for file in files]
-    return hashlib.sha256(json.dumps([parts, study.versions()]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([parts, study.versions(), os.environ.get("XUQ_DEVICE")]).encode()).hexdigest()
 
 
 def plan(args: argparse.Namespace) -> list[Job]:
@@ -225,7 +225,7 @@ def execute(job: Job) -> None:
         language="python",
         cwd=job.source.parent,
         start_timeout=120,  # a kernel among several on a busy machine is slow to answer
-        # Of lower levels one warns that loopback is not encrypted.
+        # At a lower level the kernel warns that loopback is not encrypted.
         extra_arguments=["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={set_parts}"],
         progress_bar=False,
     )

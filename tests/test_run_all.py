@@ -147,7 +147,9 @@ def test_a_finished_notebook_is_whole_and_its_outputs_do_not_matter(tmp_path):
     assert run_all.is_whole(plan(tmp_path)[0])
 
 
-@pytest.mark.parametrize("change", ["cell", "parameter", "manifest", "library", "version", "retrain", "preset"])
+@pytest.mark.parametrize(
+    "change", ["cell", "parameter", "manifest", "deep manifest", "library", "version", "device", "retrain", "preset"]
+)
 def test_whatever_a_result_depends_on_makes_it_run_again(tmp_path, monkeypatch, change):
     finished(tmp_path)
     arguments = {"parameter": ["-p", "seed=1"], "retrain": ["--retrain"], "preset": ["--preset", "full"]}.get(
@@ -155,10 +157,12 @@ def test_whatever_a_result_depends_on_makes_it_run_again(tmp_path, monkeypatch, 
     )
     if change == "cell":
         write(tmp_path, "50_first", PUBLISH + "\n1 + 1")
-    elif change in ("manifest", "library"):
-        path = tmp_path / {"manifest": "checkpoints/net.json", "library": "xuqlib/data.py"}[change]
-        path.parent.mkdir()
+    elif change in (places := {"manifest": "checkpoints", "deep manifest": "checkpoints/own", "library": "xuqlib"}):
+        path = tmp_path / places[change] / ("data.py" if change == "library" else "net.json")
+        path.parent.mkdir(parents=True)
         path.write_text("0")
+    elif change == "device":
+        monkeypatch.setenv("XUQ_DEVICE", "cuda:1")
     elif change == "version":
         monkeypatch.setattr(run_all.study, "versions", lambda: {"torch": "9"})
     before, (job,) = json.loads((tmp_path / "build/quick/50_first.json").read_text())["key"], plan(tmp_path, *arguments)

@@ -7,6 +7,7 @@ residual block) keeps an autograd graph of its own.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -53,16 +54,16 @@ class Setting:
         return torch.empty((rows, *shape), dtype=self.dtype, device=self.device, memory_format=layout)
 
 
-class Step:
+class Step(ABC):
     """One step of a chain: `forward` also returns what `backward` will need."""
 
+    @abstractmethod
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
         """Args: h, (rows, ...) or (S * rows, ...)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, g: Tensor, kept: Any) -> Tensor:
         """Args: g, the slope of the logits at the output; it may be overwritten."""
-        raise NotImplementedError
 
 
 class Convolution(Step):

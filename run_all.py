@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from xuqlib import study
+from xuqlib import presets
 from xuqlib.lessons import runs
 from xuqlib.lessons.pages import PLACEHOLDER, read_notebook
+from xuqlib.study import record as study
 
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # names a model that lives no longer than its kernel
@@ -149,7 +150,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
     common = environment_key(project)
     jobs = []
     for source in choose(project / "notebooks", args.only):
-        values = {**study.parameters(args.preset, source.stem[:2]), **given}
+        values = {**presets.parameters(args.preset, source.stem[:2]), **given}
         known = known_parameters(source)
         if unknown := sorted(set(values) - set(known)):
             stop(f"{source.name} has no parameter {', '.join(unknown)}; known are {', '.join(known)}")
@@ -161,7 +162,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
 
 def read_results(project: Path, number: str) -> list[list[str]]:
     """Published files that a notebook reads, its own aside, and their digests."""
-    pattern = study.READS.get(number, "")
+    pattern = presets.READS.get(number, "")
     found = sorted((project / "figures").glob(pattern)) if pattern else []
     return [[file.name, digest(file)] for file in found if not file.name.startswith(number)]
 
@@ -310,7 +311,7 @@ def compare_retrained(jobs: Sequence[Job], project: Path) -> None:
     for job in jobs:
         for retrained in sorted(job.figures.glob(f"{job.number}_*.csv")):
             published = project / "figures" / job.figures.name / retrained.name
-            if tolerances := study.TOLERANCES.get(retrained.stem):
+            if tolerances := presets.TOLERANCES.get(retrained.stem):
                 print(f"retrained {retrained.stem}  {compare(published, retrained, tolerances)}")
 
 
@@ -423,7 +424,7 @@ def make_site(args: argparse.Namespace, workers: int) -> int:
 
 def listing(args: argparse.Namespace) -> None:
     for source in choose(args.project / "notebooks", args.only):
-        changed = study.parameters(args.preset, source.stem[:2])
+        changed = presets.parameters(args.preset, source.stem[:2])
         values = {**known_parameters(source), **{name: repr(value) for name, value in changed.items()}}
         took = runs.in_words(runs.last_seconds(args.project, args.preset, source.stem))
         print(f"{source.stem}  {', '.join(f'{name}={value}' for name, value in values.items())}  (last took: {took})")
@@ -432,7 +433,7 @@ def listing(args: argparse.Namespace) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--preset", default="quick", choices=list(study.PRESETS))
+    add("--preset", default="quick", choices=list(presets.PRESETS))
     add("--only", metavar="00,04", help="numbers or names of notebooks; all without it")
     add("--jobs", type=int, help="notebooks at a time (3, or as many as there are cores); 1 gives one all the cores")
     add("--force", action="store_true", help="run also what is cached")
@@ -473,8 +474,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # papermill changes the working directory while it runs
     shown, copies = os.path.relpath(jobs[0].figures), os.path.relpath(jobs[0].copies)
     announce(jobs, args, workers)
-    failures = run_jobs([job for job in jobs if job.number not in study.READS], args, workers)
-    readers = [job for job in plan(args) if job.number in study.READS]  # planned anew: what they read has changed
+    failures = run_jobs([job for job in jobs if job.number not in presets.READS], args, workers)
+    readers = [job for job in plan(args) if job.number in presets.READS]  # planned anew: what they read has changed
     failures += run_jobs(readers, args, workers)
     if args.preset == "full" and jobs[0].figures == args.project / "figures" / "full":
         refresh_readme(args.project)

@@ -48,8 +48,8 @@ from xuqlib import (
     train_or_load,
 )
 from xuqlib.chains import Chain
-from xuqlib.draws import FixedNetwork
 from xuqlib.engine import Engine, computing_in
+from xuqlib.fixing import FixedNetwork
 from xuqlib.networks import weighted_layers
 from xuqlib.paths import NO_RELU
 from xuqlib.steps import Convolution

@@ -128,7 +128,7 @@ FEATURES = pd.DataFrame({"feature": ["rooms", "age"], "mean": [2.0, -1.0], "std"
 
 
 def test_feature_bars_show_the_mean_and_label_the_spread():
-    figure = figures.feature_bars(FEATURES, unit="100,000 dollars")
+    figure = charts.feature_bars(FEATURES, unit="100,000 dollars")
     axes = figure.axes[0]
     assert [bar.get_width() for bar in axes.patches] == [2.0, -1.0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rooms", "age"]
@@ -139,7 +139,7 @@ def test_feature_bars_show_the_mean_and_label_the_spread():
 
 def test_feature_bars_make_one_panel_for_each_hue():
     frame = pd.concat([FEATURES.assign(posterior=name) for name in ("flipout", "laplace")])
-    figure = figures.feature_bars(frame, hue="posterior")
+    figure = charts.feature_bars(frame, hue="posterior")
     assert [axes.get_title() for axes in figure.axes] == ["flipout", "laplace"]
 
 
@@ -149,7 +149,7 @@ LINES = pd.DataFrame(
 
 
 def test_curves_differ_in_colour_dash_and_marker_and_their_band_is_labelled():
-    figure = figures.curve(
+    figure = charts.curve(
         LINES, x="steps", y="gap", hue="masks", low="low", high="high", interval="95 % over examples", log="x"
     )
     first, second = figure.axes[0].lines
@@ -167,7 +167,7 @@ def test_a_legend_of_long_names_has_fewer_columns_and_stays_in_the_picture(lette
     frame = pd.DataFrame(
         {"x": [0.0, 1.0] * 6, "y": range(12), "who": [name * letters for name in "abcdef" for _ in "12"]}
     )
-    figure = figures.curve(frame, x="x", y="y", hue="who")
+    figure = charts.curve(frame, x="x", y="y", hue="who")
     (legend,) = figure.legends
     figure.savefig(io.BytesIO())
     places = {round(text.get_window_extent().x0) for text in legend.get_texts()}
@@ -176,14 +176,14 @@ def test_a_legend_of_long_names_has_fewer_columns_and_stays_in_the_picture(lette
 
 
 def test_bars_stand_side_by_side_with_their_own_intervals():
-    figure = figures.bars(LINES, x="steps", y="gap", hue="masks", low="low", high="high", interval="standard error")
+    figure = charts.bars(LINES, x="steps", y="gap", hue="masks", low="low", high="high", interval="standard error")
     left = [bar.get_x() for bar in figure.axes[0].patches]
     assert left == pytest.approx([-0.4, 0.6, 0.0, 1.0])
     low, high = figure.axes[0].collections[0].get_segments()[0][:, 1]
     assert (low, high) == (0.75, 1.5)
 
 
-@pytest.mark.parametrize("chart", [figures.curve, figures.bars])
+@pytest.mark.parametrize("chart", [charts.curve, charts.bars])
 def test_an_interval_without_a_label_or_with_one_end_is_refused(chart):
     with pytest.raises(ValueError, match="an interval needs a label"):
         chart(LINES, x="steps", y="gap", low="low", high="high")
@@ -193,7 +193,7 @@ def test_an_interval_without_a_label_or_with_one_end_is_refused(chart):
 
 def test_drawing_leaves_matplotlib_as_it_was():
     before = dict(mpl.rcParams)
-    figures.feature_bars(FEATURES)
+    charts.feature_bars(FEATURES)
     assert dict(mpl.rcParams) == before
 
 

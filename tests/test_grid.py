@@ -12,7 +12,8 @@ import torch
 import xuqlib as xuq
 from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.draws import Draws, FixedNetwork
+from xuqlib.draws import Draws
+from xuqlib.fixing import FixedNetwork
 from xuqlib.lessons.grid import (
     MEASURES,
     POSTERIORS,

@@ -13,7 +13,8 @@ from scipy.stats import norm
 from torch import nn
 
 from xuqlib import ExplanationDistribution, load
-from xuqlib.draws import Draws, FixedNetwork
+from xuqlib.draws import Draws
+from xuqlib.fixing import FixedNetwork
 from xuqlib.lessons.houses import cv_panels, explore_houses, house_bars, noise_bars, removal_panels, score_panels
 from xuqlib.lessons.tables import (
     agreement_table,

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xuqlib.lime import EXPLAINERS, lime, lime_fit, superpixels
+from xuqlib.lime import EXPLAINERS, lime, lime_fit
+from xuqlib.superpixels import superpixels
 
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, one well-conditioned system of at most 40 unknowns
 

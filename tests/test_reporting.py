@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from xuqlib.lessons.reporting import judge, pixel_frame
-from xuqlib.study import Notebook
+from xuqlib.study.record import Notebook
 
 
 def test_a_row_of_a_pixel_frame_is_the_same_pixel_of_every_map():

@@ -29,7 +29,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from xuqlib import DeepEnsemble, Draws, Flipout, MCDropConnect, MCDropout
-from xuqlib.draws import FixedNetwork, copy_with, shared_trunk
+from xuqlib.draws import copy_with, shared_trunk
+from xuqlib.fixing import FixedNetwork
 from xuqlib.networks import DropConnectLayer
 from xuqlib.sharing import Split, have_same_tensors, is_hooked, is_sure, layers_of, split
 

@@ -17,7 +17,7 @@ import run_all
 from xuqlib import widgets
 from xuqlib.charts import Picture
 from xuqlib.lessons import pages
-from xuqlib.study import CLAIM_COLUMNS
+from xuqlib.study.record import CLAIM_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAME = pd.DataFrame({"posterior": ["a", "a", "b"], "statistic": ["cv", "entropy", "cv"], "value": [1, 2, 3]})

@@ -12,8 +12,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from xuqlib import study
-from xuqlib.study import Notebook, csv_bytes, device, figures_folder, parameters, save, update_index, versions
+from xuqlib import presets
+from xuqlib.device import device
+from xuqlib.presets import parameters
+from xuqlib.study import record as study
+from xuqlib.study.record import Notebook, csv_bytes, figures_folder, save, update_index, versions
 
 RECIPE = {
     "notebook": "04",
@@ -39,7 +42,7 @@ def test_full_explains_real_data_with_at_least_the_promised_sizes():
 
 
 def test_every_first_notebook_has_full_parameters():
-    assert set(study.PRESETS["full"]) >= {"00", "01", "02", "03", "04", "08"}
+    assert set(presets.PRESETS["full"]) >= {"00", "01", "02", "03", "04", "08"}
 
 
 @pytest.mark.parametrize("ask", [lambda: parameters("big", "04"), lambda: figures_folder("big")])

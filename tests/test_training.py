@@ -29,8 +29,8 @@ from xuqlib import (
     training,
 )
 from xuqlib.checkpoints import CheckpointError
-from xuqlib.draws import seed_of
 from xuqlib.fitting import augmented, predict
+from xuqlib.fixing import seed_of
 from xuqlib.recipes import RECIPES, build, recipe_for
 from xuqlib.training import METHODS, train_or_load
 

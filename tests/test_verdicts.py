@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from xuqlib.lessons.verdicts import MARKS, gather, markdown_table, tally, verdict_bars, verdict_grid, with_table
-from xuqlib.study import CLAIM_COLUMNS, ROOT, Notebook
+from xuqlib.study.record import CLAIM_COLUMNS, ROOT, Notebook
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from xuqlib.mitigation import attended, fit_attended, unit_maps
 from xuqlib.networks import lenet, mini_vgg, mlp, resnet18
 from xuqlib.posteriors import DeepEnsemble, Flipout, MCDropConnect, MCDropout, Posterior
 from xuqlib.recipes import Recipe
-from xuqlib.study import Notebook
+from xuqlib.study.record import Notebook
 from xuqlib.training import train_or_load
 from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear
 from xuqlib.ua_replacement import ua_replacement

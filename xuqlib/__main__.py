@@ -16,9 +16,10 @@ from unittest import mock
 
 import torch
 
-from xuqlib import checkpoints, download, fer, readers, study
+from xuqlib import checkpoints, download, fer, presets, readers
 from xuqlib.data import DATASETS
 from xuqlib.lessons import runs
+from xuqlib.study import record as study
 
 EMBEDDED = ("planted", "digits", "diabetes")
 PARTS = {"fer_plus": ("train", "validation", "test"), "california_housing": ("all",)}
@@ -161,7 +162,7 @@ def _is_whole(manifest: Path) -> bool:
 def check_figures(project: Path = study.ROOT) -> Section:
     """Whether each published figure and table is what `index.json` says."""
     lines, damaged = [], 0
-    for preset in study.PRESETS:
+    for preset in presets.PRESETS:
         folder = project / "figures" / preset
         try:
             index = json.loads((folder / "index.json").read_text())
@@ -193,7 +194,7 @@ def check_notebooks(project: Path = study.ROOT) -> Section:
         except (ValueError, KeyError, TypeError):
             lines, damaged = [*lines, f"DAMAGED: {path.name} is not a notebook; restore it"], damaged + 1
             continue
-        told = [line for preset in study.PRESETS if (line := _last(project, preset, path.stem))]
+        told = [line for preset in presets.PRESETS if (line := _last(project, preset, path.stem))]
         lines.append(f"{path.stem}: {'; '.join(told) or 'never ran here'}")
     return Section("Notebooks", lines, damaged)
 

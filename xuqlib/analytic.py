@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_examples, check_target
-from xuqlib.draws import Draws, FixedNetwork, copy_with, detached_copy
+from xuqlib.device import device as default_device
+from xuqlib.draws import Draws, copy_with, detached_copy
 from xuqlib.engine import Engine
 from xuqlib.explainers import Explainer
+from xuqlib.fixing import FixedNetwork
 from xuqlib.laplace import Laplace
 from xuqlib.networks import DropConnectLayer, FlipoutLayer
 from xuqlib.posteriors import Flipout, MCDropConnect, Posterior
-from xuqlib.study import device as default_device
 
 _AT_ONCE = 64  # roots that are held as networks at a time
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xuqlib.checks import check_count, check_examples, check_number
-from xuqlib.draws import generator_of
+from xuqlib.fixing import generator_of
 from xuqlib.metrics import on_evidence
 
 MAX_TRIES = 1000

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number, check_target
-from xuqlib.draws import Draws, generator_of
+from xuqlib.draws import Draws
 from xuqlib.estimates import estimate
+from xuqlib.fixing import generator_of
 from xuqlib.orderings import filled, perturbed
 from xuqlib.paths import slope
 from xuqlib.ua_backprop import KINDS

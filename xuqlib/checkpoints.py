@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xuqlib.study import ROOT
+from xuqlib.study.record import ROOT
 
 
 class CheckpointError(RuntimeError):

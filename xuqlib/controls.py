@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_count
-from xuqlib.draws import copy_with, generator_of
+from xuqlib.draws import copy_with
+from xuqlib.fixing import generator_of
 from xuqlib.networks import weighted_layers
 
 

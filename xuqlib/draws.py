@@ -11,10 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_examples, check_logits
-from xuqlib.fixing import FixedNetwork as FixedNetwork
-from xuqlib.fixing import RandomNetworkError as RandomNetworkError
-from xuqlib.fixing import generator_of as generator_of
-from xuqlib.fixing import seed_of as seed_of
+from xuqlib.fixing import FixedNetwork
 from xuqlib.sharing import split
 
 

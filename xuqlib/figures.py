@@ -20,10 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from xuqlib.charts import Picture, styled
-from xuqlib.charts import bars as bars
-from xuqlib.charts import curve as curve
-from xuqlib.charts import feature_bars as feature_bars
-from xuqlib.study import save as save
 
 # Dark blue, neutral grey, bright yellow: lightness rises from end to end, so the sign survives in grey.
 SIGNED = LinearSegmentedColormap.from_list("xuq_signed", ["#0b2a6f", "#5b7fb5", "#b0b0b0", "#f5c242", "#fff3a0"])

@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 
 from xuqlib.checks import check_choice, check_count
 from xuqlib.data import Examples
-from xuqlib.draws import seed_of
+from xuqlib.device import device
+from xuqlib.fixing import seed_of
 from xuqlib.posteriors import DeepEnsemble, Flipout, Posterior
 from xuqlib.recipes import AUGMENTS, Recipe
-from xuqlib.study import device
 
 
 def fit(

@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 
 from xuqlib.checks import check_count
 from xuqlib.data import Examples
-from xuqlib.draws import generator_of
+from xuqlib.device import device
 from xuqlib.fitting import check_parts, loss_of, one_cycle, targets_of
+from xuqlib.fixing import generator_of
 from xuqlib.recipes import Recipe
-from xuqlib.study import device
 
 
 def fit_together(

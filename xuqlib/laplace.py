@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xuqlib.draws import Draws, FixedNetwork, copy_with, detached_copy, generator_of
+from xuqlib.draws import Draws, copy_with, detached_copy
+from xuqlib.fixing import FixedNetwork, generator_of
 from xuqlib.networks import weighted_layers
 from xuqlib.posteriors import Posterior, check_draws
 from xuqlib.randomness import check_network

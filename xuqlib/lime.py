@@ -26,8 +26,7 @@ from xuqlib.explainers import (
     smoothgrad,
 )
 from xuqlib.paths import Network, rows_per_pass
-from xuqlib.superpixels import check_segments, filled
-from xuqlib.superpixels import superpixels as superpixels
+from xuqlib.superpixels import check_segments, filled, superpixels
 
 _Perturb = Callable[[Tensor, Tensor], Tensor]
 _Parameters = ParamSpec("_Parameters")

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from xuqlib.baselines import make_baseline
 from xuqlib.checks import check_count, check_number, check_target
-from xuqlib.draws import Draws, generator_of
+from xuqlib.draws import Draws
 from xuqlib.fitting import one_cycle
+from xuqlib.fixing import generator_of
 from xuqlib.posteriors import DeepEnsemble
 from xuqlib.recipes import Recipe
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count, check_number
-from xuqlib.draws import Draws, FixedNetwork, copy_with, detached_copy, generator_of, seed_of
+from xuqlib.draws import Draws, copy_with, detached_copy
+from xuqlib.fixing import FixedNetwork, generator_of, seed_of
 from xuqlib.networks import DropConnectLayer, FlipoutLayer, Placement, Weighted, replace_layers, weighted_layers
 from xuqlib.randomness import check_dropout, check_network
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count
 from xuqlib.controls import other_image
-from xuqlib.draws import Draws, FixedNetwork, inner, seed_of
+from xuqlib.draws import Draws, inner
 from xuqlib.explaining import Explainer, explain
+from xuqlib.fixing import FixedNetwork, seed_of
 from xuqlib.metrics import alike, ssim
 
 ORDERS = ("cascading", "independent")

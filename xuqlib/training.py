@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from xuqlib.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.checks import check_choice, check_count
 from xuqlib.data import Examples, load
-from xuqlib.draws import seed_of
+from xuqlib.device import device
 from xuqlib.fitting import fit, predict
 from xuqlib.fitting_together import fit_together
+from xuqlib.fixing import seed_of
 from xuqlib.laplace import Laplace
 from xuqlib.posteriors import DeepEnsemble, Flipout, MCDropConnect, MCDropout, Posterior
 from xuqlib.recipes import Recipe, build, recipe_for
-from xuqlib.study import device, versions
+from xuqlib.study.record import versions
 
 Stored = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and manifest
 METHODS = ("deep_ensemble", "mc_dropout", "mc_dropconnect", "flipout", "laplace")

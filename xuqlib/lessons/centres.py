@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from xuqlib.lessons.steadiness import over_examples
-from xuqlib.study import Notebook
+from xuqlib.study.record import Notebook
 
 OVER_CENTRES = "±2 standard errors over examples, spanning all centres"
 

@@ -19,7 +19,7 @@ from xuqlib.lessons.resampling import class_correlation, class_gap, correlation
 from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import steadiness
 from xuqlib.lime import lime
-from xuqlib.study import Notebook
+from xuqlib.study.record import Notebook
 from xuqlib.uncertainty import logits_of
 
 CVS = ("cv_ratio", "cv_pooled", "cv_paper")

@@ -24,7 +24,7 @@ from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.orderings import FILL_OF, STATISTICS, auc, curves, importance, one_draw, perturbed, pixel_order
 from xuqlib.panels import panels
 from xuqlib.posteriors import Posterior
-from xuqlib.study import Notebook
+from xuqlib.study.record import Notebook
 from xuqlib.training import train_or_load
 from xuqlib.widgets import explore
 

@@ -13,7 +13,7 @@ from xuqlib.lessons.contests import judge_weakest
 from xuqlib.lessons.pointing import CONTROL_NAMES, GREEDY, NAMES, OURS, SETTINGS_OF
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.rivalry import FAMILIES, SIGNED
-from xuqlib.study import Notebook
+from xuqlib.study.record import Notebook
 
 PAPER = "arXiv 2304.04824, sec. 4"
 # Each of these is judged on every data set; of the others the row shows the data set where it is hardest to beat.

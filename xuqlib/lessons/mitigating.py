@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
 from xuqlib.data import Examples, load
-from xuqlib.draws import Draws, generator_of, seed_of
+from xuqlib.draws import Draws
+from xuqlib.fixing import generator_of, seed_of
 from xuqlib.lessons.paired import SCORES, gains, judge_seeds
 from xuqlib.mitigation import attended, fit_attended, unit_maps
 from xuqlib.posteriors import DeepEnsemble
 from xuqlib.recipes import Recipe, build
 from xuqlib.stress import corrupt
-from xuqlib.study import Notebook
+from xuqlib.study.record import Notebook
 from xuqlib.ua_backprop import ua_backprop
 from xuqlib.ua_replacement import ua_replacement
 from xuqlib.ua_rivals import RIVALS, fullgrad_of_prediction, random

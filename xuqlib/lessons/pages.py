@@ -19,7 +19,8 @@ import PIL.Image
 
 from xuqlib.lessons.page_look import SCRIPT, STYLE
 from xuqlib.lessons.verdicts import STATEMENTS, gather, tally
-from xuqlib.study import PRESETS, VERDICTS, replace_file
+from xuqlib.presets import PRESETS
+from xuqlib.study.record import VERDICTS, replace_file
 
 # What a stored notebook shows where a widget stood; run_all.py writes it.
 PLACEHOLDER = "Run this notebook to use the widget that stands here."

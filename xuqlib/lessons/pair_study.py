@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from xuqlib.checks import check_choice
-from xuqlib.study import csv_bytes, replace_file
+from xuqlib.study.record import csv_bytes, replace_file
 
 CHOICES, UNDONE = ("left", "right", "cannot say"), "undone"
 MARK = (0x78757150, 1)  # SQLite's application_id and user_version: what the file is, and the version of its tables

@@ -14,7 +14,7 @@ from scipy import stats
 
 from xuqlib.lessons.resuming import side_by_side
 from xuqlib.panels import panels
-from xuqlib.study import Notebook
+from xuqlib.study.record import Notebook
 
 INTERVAL = "95 % t-interval over seeds, paired"
 SCORES = ("accuracy", "nll", "ece", "epistemic")

@@ -22,7 +22,7 @@ from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.resuming import side_by_side
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.panels import panels
-from xuqlib.study import Notebook
+from xuqlib.study.record import Notebook
 from xuqlib.training import train_or_load
 from xuqlib.ua_backprop import SETTINGS, Setting
 

@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from xuqlib.lessons.steadiness import INTERVAL
-from xuqlib.study import Notebook
+from xuqlib.study.record import Notebook
 
 
 def pixel_frame(maps: Mapping[str, Tensor]) -> pd.DataFrame:

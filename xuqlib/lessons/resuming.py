@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from joblib import Parallel, delayed
 
-from xuqlib.study import replace_file
+from xuqlib.study.record import replace_file
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

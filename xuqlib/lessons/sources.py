@@ -17,7 +17,7 @@ from xuqlib.draws import Draws
 from xuqlib.lessons.reporting import judge
 from xuqlib.metrics import alike
 from xuqlib.planted import kinds
-from xuqlib.study import Notebook
+from xuqlib.study.record import Notebook
 from xuqlib.training import train_or_load
 from xuqlib.ua_backprop import KINDS, SETTINGS, class_maps, logit_coefficients, probability_shares, spread_shares
 from xuqlib.ua_rivals import attribute_uncertainty, distance_to_blur

@@ -21,7 +21,7 @@ from xuqlib.lessons.classes import PAPER, Way, hardness
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.resuming import resumable
 from xuqlib.metrics import alike, ssim
-from xuqlib.study import Notebook
+from xuqlib.study.record import Notebook
 from xuqlib.uncertainty import logits_of
 
 ASKED = ("predicted class", "true label", "own answer", "runner-up", "another picture")

@@ -13,7 +13,8 @@ from matplotlib.patches import Rectangle
 
 from xuqlib.charts import HUES, Picture, styled
 from xuqlib.data import DATASETS
-from xuqlib.study import CLAIM_COLUMNS, READS, ROOT, VERDICTS
+from xuqlib.presets import READS
+from xuqlib.study.record import CLAIM_COLUMNS, ROOT, VERDICTS
 
 PUBLISHED = ROOT / "figures" / "full"
 # Claims of arXiv 2403.17224 by the names that they have here; not quoted, but put so that they can fail.

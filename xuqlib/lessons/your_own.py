@@ -18,14 +18,16 @@ from xuqlib.blurring import auc_urr, highest_reduction, uncertainty_curves
 from xuqlib.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.checks import check_choice
 from xuqlib.data import Examples, load
-from xuqlib.draws import Draws, seed_of
+from xuqlib.device import device
+from xuqlib.draws import Draws
 from xuqlib.explainers import gradient, guided_backprop
 from xuqlib.fitting import augmented, one_cycle
+from xuqlib.fixing import seed_of
 from xuqlib.fullgrad import fullgrad_terms
 from xuqlib.lessons.reporting import judge
 from xuqlib.posteriors import MCDropConnect
 from xuqlib.recipes import Recipe
-from xuqlib.study import Notebook, device, versions
+from xuqlib.study.record import Notebook, versions
 from xuqlib.ua_backprop import SETTINGS, ua_backprop
 from xuqlib.uncertainty import scores_of, uncertainties
 

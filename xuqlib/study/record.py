@@ -20,14 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from xuqlib.presets import PRESETS as PRESETS
-from xuqlib.presets import READS as READS
-from xuqlib.presets import TOLERANCES as TOLERANCES
-from xuqlib.presets import parameters as parameters
+from xuqlib.device import device
+from xuqlib.presets import parameters
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
     from IPython.display import Image, Markdown
     from matplotlib.figure import Figure
 
@@ -39,23 +36,6 @@ CLAIM_COLUMNS = (
     *("n", "seeds", "verdict", "source", "note"),
 )
 SHOWN_COLUMNS = ("claim", "statement", "value", "low", "high", "unit", "verdict", "note")
-
-
-def device() -> torch.device:
-    """Where to compute: $XUQ_DEVICE if it is set, else the first CUDA device, else the CPU.
-
-    Apple's `mps` has no float64 and is not tested here, so it is used only when $XUQ_DEVICE asks for it.
-
-    Raises:
-        ValueError: $XUQ_DEVICE names no device.
-    """
-    import torch
-
-    wanted = os.environ.get("XUQ_DEVICE", "")
-    try:
-        return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"XUQ_DEVICE is {wanted!r}; set it to cpu, cuda, cuda:1 or mps, or unset it") from error
 
 
 def _device_name() -> str:

@@ -63,7 +63,7 @@ from xuqlib import (
     variance_split,
 )
 from xuqlib.fitting import augmented
-from xuqlib.networks import weighted_layers
+from xuqlib.posteriors.layers import weighted_layers
 from xuqlib.recipes import recipe_for
 from xuqlib.uncertainty import decompose, scores_of, standard_errors
 

@@ -31,8 +31,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from xuqlib import DeepEnsemble, Draws, Flipout, Laplace, MCDropConnect, MCDropout, Posterior, explain, gradient
-from xuqlib.draws import shared_trunk
-from xuqlib.fixing import FixedNetwork, RandomNetworkError, generator_of
+from xuqlib.posteriors.draws import shared_trunk
+from xuqlib.posteriors.fixing import FixedNetwork, RandomNetworkError, generator_of
 
 
 def fitted_laplace(network: nn.Module, shape: tuple[int, ...]) -> Laplace:

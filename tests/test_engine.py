@@ -49,9 +49,9 @@ from xuqlib import (
 )
 from xuqlib.chains import Chain
 from xuqlib.engine import Engine, computing_in
-from xuqlib.fixing import FixedNetwork
-from xuqlib.networks import weighted_layers
 from xuqlib.paths import NO_RELU
+from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.posteriors.layers import weighted_layers
 from xuqlib.steps import Convolution
 
 PROMISE = 1e-10  # largest error in float64, relative to the largest number of the map: what the engine promises

@@ -25,8 +25,8 @@ from torch.testing import assert_close
 
 from xuqlib import Flipout, MCDropConnect, MCDropout, explain, saliencies
 from xuqlib.explainers import gradient_x_input
-from xuqlib.fixing import FixedNetwork
 from xuqlib.fullgrad import FullGradTerms, LogitGraph, fullgrad, fullgrad_terms, logit_graph, saliency
+from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.saliencies import PSI, ChainGraph, over_channels
 
 BIASED = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)

@@ -12,8 +12,6 @@ import torch
 import xuqlib as xuq
 from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.draws import Draws
-from xuqlib.fixing import FixedNetwork
 from xuqlib.lessons.grid import (
     MEASURES,
     POSTERIORS,
@@ -30,6 +28,8 @@ from xuqlib.lessons.steadiness import pool, steadiness
 from xuqlib.lessons.summaries import resampled
 from xuqlib.networks import mini_vgg
 from xuqlib.orderings import importance, pixel_order, random_order
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.superpixels import superpixels
 
 TARGET = torch.tensor([0, 1, 2, 1, 0])

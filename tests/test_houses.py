@@ -13,8 +13,6 @@ from scipy.stats import norm
 from torch import nn
 
 from xuqlib import ExplanationDistribution, load
-from xuqlib.draws import Draws
-from xuqlib.fixing import FixedNetwork
 from xuqlib.lessons.houses import cv_panels, explore_houses, house_bars, noise_bars, removal_panels, score_panels
 from xuqlib.lessons.tables import (
     agreement_table,
@@ -30,6 +28,8 @@ from xuqlib.lessons.tables import (
     resampled,
     verdict,
 )
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.fixing import FixedNetwork
 
 
 def linear_draws(*weights, noise_variance=0.0):

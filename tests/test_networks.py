@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from xuqlib import lenet, mini_vgg, mlp, resnet18
-from xuqlib.fixing import generator_of
-from xuqlib.networks import DropConnectLayer, FlipoutLayer, replace_layers, weighted_layers
+from xuqlib.posteriors.fixing import generator_of
+from xuqlib.posteriors.layers import DropConnectLayer, FlipoutLayer, replace_layers, weighted_layers
 
 SIGMAS = 5  # of a standard error, allowed in tests of moments: a fair estimate is beyond it once in 1.7 million
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from xuqlib.data import Examples
-from xuqlib.draws import Draws
 from xuqlib.lessons.predictions import SCORES, answers, reliability, score_points, score_row, settling
+from xuqlib.posteriors.draws import Draws
 
 
 def logits_for(probs):

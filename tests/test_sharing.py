@@ -29,10 +29,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from xuqlib import DeepEnsemble, Draws, Flipout, MCDropConnect, MCDropout
-from xuqlib.draws import copy_with, shared_trunk
-from xuqlib.fixing import FixedNetwork
-from xuqlib.networks import DropConnectLayer
-from xuqlib.sharing import Split, have_same_tensors, is_hooked, is_sure, layers_of, split
+from xuqlib.posteriors.draws import copy_with, shared_trunk
+from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.posteriors.layers import DropConnectLayer
+from xuqlib.posteriors.shared import Split, have_same_tensors, is_hooked, is_sure, layers_of, split
 
 TABLE, PICTURES = (4, 5), (2, 3, 8, 8)
 

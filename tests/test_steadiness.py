@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from xuqlib import MCDropout, explain, gradient
-from xuqlib.fixing import FixedNetwork
 from xuqlib.lessons.steadiness import CVS, mask_walk, over_examples, pool, quotients, std_errors, steadiness
 from xuqlib.networks import mini_vgg
+from xuqlib.posteriors.fixing import FixedNetwork
 
 
 def two_networks():

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 
 from xuqlib import guided_backprop
 from xuqlib.chains import steps_of
-from xuqlib.fixing import FixedNetwork, unit_mask
 from xuqlib.guided import GuidedMode
+from xuqlib.posteriors.fixing import FixedNetwork, unit_mask
 from xuqlib.steps import Convolution, Dense, Dropout, Flatten, MaxPool, NotAChain, Other, Relu, Setting, Step
 
 CPU = torch.device("cpu")

@@ -30,7 +30,7 @@ from xuqlib import (
 )
 from xuqlib.checkpoints import CheckpointError
 from xuqlib.fitting import augmented, predict
-from xuqlib.fixing import seed_of
+from xuqlib.posteriors.fixing import seed_of
 from xuqlib.recipes import RECIPES, build, recipe_for
 from xuqlib.training import METHODS, train_or_load
 

@@ -4,7 +4,6 @@ from xuqlib.analytic import AnalyticDistribution, analytic_distribution
 from xuqlib.clue import clue, clue_counterfactuals, delta_clue, path_integral
 from xuqlib.data import DataError, Examples, load
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.draws import Draws
 from xuqlib.explainers import (
     completeness_gap,
     from_captum,
@@ -18,11 +17,15 @@ from xuqlib.explaining import VarianceSplit, explain, variance_split
 from xuqlib.fitting import fit
 from xuqlib.fitting_together import fit_together
 from xuqlib.fullgrad import fullgrad
-from xuqlib.laplace import Laplace
 from xuqlib.lime import lime, lime_fit
 from xuqlib.mitigation import attended, fit_attended, unit_maps
 from xuqlib.networks import lenet, mini_vgg, mlp, resnet18
-from xuqlib.posteriors import DeepEnsemble, Flipout, MCDropConnect, MCDropout, Posterior
+from xuqlib.posteriors.base import Posterior
+from xuqlib.posteriors.deep_ensemble import DeepEnsemble
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.laplace import Laplace
+from xuqlib.posteriors.mc_dropout import MCDropout
+from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
 from xuqlib.recipes import Recipe
 from xuqlib.study.record import Notebook
 from xuqlib.training import train_or_load

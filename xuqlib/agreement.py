@@ -16,8 +16,8 @@ import torch
 from scipy.stats import norm, t
 from torch import Tensor, nn
 
-from xuqlib.draws import Draws
 from xuqlib.explaining import explain
+from xuqlib.posteriors.draws import Draws
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 LARGEST = 0.2  # share of pixels that count as large

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_examples, check_target
 from xuqlib.device import device as default_device
-from xuqlib.draws import Draws, copy_with, detached_copy
 from xuqlib.engine import Engine
 from xuqlib.explainers import Explainer
-from xuqlib.fixing import FixedNetwork
-from xuqlib.laplace import Laplace
-from xuqlib.networks import DropConnectLayer, FlipoutLayer
-from xuqlib.posteriors import Flipout, MCDropConnect, Posterior
+from xuqlib.posteriors.base import Posterior
+from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
+from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.posteriors.laplace import Laplace
+from xuqlib.posteriors.layers import DropConnectLayer, FlipoutLayer
+from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
 
 _AT_ONCE = 64  # roots that are held as networks at a time
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number, check_target
-from xuqlib.draws import Draws
 from xuqlib.estimates import estimate
-from xuqlib.fixing import generator_of
 from xuqlib.orderings import filled, perturbed
 from xuqlib.paths import slope
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.fixing import generator_of
 from xuqlib.ua_backprop import KINDS
 from xuqlib.ua_rivals import UncertaintyOf
 from xuqlib.uncertainty import decompose, logits_of, uncertainties

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xuqlib.checks import check_logits, check_target
-from xuqlib.networks import DropConnectLayer, FlipoutLayer
-from xuqlib.sharing import Split, have_same_tensors, is_hooked, is_sure
+from xuqlib.posteriors.layers import DropConnectLayer, FlipoutLayer
+from xuqlib.posteriors.shared import Split, have_same_tensors, is_hooked, is_sure
 from xuqlib.steps import Convolution, Dense, Dropout, Flatten, MaxPool, NotAChain, Other, Relu, Setting, Step
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number
-from xuqlib.draws import Draws
-from xuqlib.fixing import generator_of
 from xuqlib.paths import rows_per_pass, slope
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.fixing import generator_of
 from xuqlib.ua_backprop import KINDS
 from xuqlib.ua_rivals import UncertaintyOf
 from xuqlib.uncertainty import logits_of, uncertainties

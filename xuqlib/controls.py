@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_count
-from xuqlib.draws import copy_with
-from xuqlib.fixing import generator_of
-from xuqlib.networks import weighted_layers
+from xuqlib.posteriors.draws import copy_with
+from xuqlib.posteriors.fixing import generator_of
+from xuqlib.posteriors.layers import weighted_layers
 
 
 def sobel(x: Tensor) -> Tensor:

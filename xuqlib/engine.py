@@ -23,10 +23,10 @@ from torch import Tensor
 
 from xuqlib.chains import Chain, Passed
 from xuqlib.checks import check_choice, check_fixed, check_target
-from xuqlib.draws import Draws, inner
 from xuqlib.guided import GuidedMode
 from xuqlib.paths import NO_RELU, Path, along_in, rows_per_pass
-from xuqlib.sharing import split
+from xuqlib.posteriors.draws import Draws, inner
+from xuqlib.posteriors.shared import split
 from xuqlib.steps import NotAChain, Setting
 
 PRECISIONS = ("float32", "tf32", "bfloat16")

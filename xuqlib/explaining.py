@@ -15,11 +15,11 @@ from xuqlib.baselines import make_baseline
 from xuqlib.checks import check_choice, check_count, check_examples, check_target
 from xuqlib.device import device as default_device
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.draws import Draws, inner
 from xuqlib.engine import PRECISIONS, Engine, computing_in
-from xuqlib.fixing import seed_of
 from xuqlib.moments import Moments
 from xuqlib.paths import Path, rows_per_pass
+from xuqlib.posteriors.draws import Draws, inner
+from xuqlib.posteriors.fixing import seed_of
 
 Explainer = Callable[..., Tensor]
 

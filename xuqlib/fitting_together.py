@@ -17,7 +17,7 @@ from xuqlib.checks import check_count
 from xuqlib.data import Examples
 from xuqlib.device import device
 from xuqlib.fitting import check_parts, loss_of, one_cycle, targets_of
-from xuqlib.fixing import generator_of
+from xuqlib.posteriors.fixing import generator_of
 from xuqlib.recipes import Recipe
 
 

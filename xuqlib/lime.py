@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_count, check_examples, check_fixed, check_logits, check_number, check_target
-from xuqlib.draws import Draws
 from xuqlib.engine import Engine
 from xuqlib.explainers import (
     Explainer,
@@ -26,6 +25,7 @@ from xuqlib.explainers import (
     smoothgrad,
 )
 from xuqlib.paths import Network, rows_per_pass
+from xuqlib.posteriors.draws import Draws
 from xuqlib.superpixels import check_segments, filled, superpixels
 
 _Perturb = Callable[[Tensor, Tensor], Tensor]

@@ -13,10 +13,10 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from xuqlib.checks import check_count, check_number
-from xuqlib.draws import Draws
 from xuqlib.estimates import Estimate, estimate, spearman
 from xuqlib.explaining import Explainer, explain
-from xuqlib.fixing import generator_of
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.fixing import generator_of
 from xuqlib.uncertainty import logits_of
 
 _Numbers = Sequence[float] | np.ndarray | pd.Series

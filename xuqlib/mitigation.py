@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from xuqlib.baselines import make_baseline
 from xuqlib.checks import check_count, check_number, check_target
-from xuqlib.draws import Draws
 from xuqlib.fitting import one_cycle
-from xuqlib.fixing import generator_of
-from xuqlib.posteriors import DeepEnsemble
+from xuqlib.posteriors.deep_ensemble import DeepEnsemble
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.fixing import generator_of
 from xuqlib.recipes import Recipe
 
 Attend = Callable[[Draws, Tensor], Tensor]  # networks and plain examples to attended examples

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from xuqlib.chains import steps_of
 from xuqlib.checks import check_logits
-from xuqlib.fixing import FixedNetwork
 from xuqlib.paths import Network, rows_per_pass
-from xuqlib.sharing import is_hooked, layers_of
+from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.posteriors.shared import is_hooked, layers_of
 from xuqlib.steps import Convolution, NotAChain, Other, Setting
 
 

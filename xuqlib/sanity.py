@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count
 from xuqlib.controls import other_image
-from xuqlib.draws import Draws, inner
 from xuqlib.explaining import Explainer, explain
-from xuqlib.fixing import FixedNetwork, seed_of
 from xuqlib.metrics import alike, ssim
+from xuqlib.posteriors.draws import Draws, inner
+from xuqlib.posteriors.fixing import FixedNetwork, seed_of
 
 ORDERS = ("cascading", "independent")
 OTHER_PICTURE = "another picture"

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_number, check_target
-from xuqlib.draws import Draws
 from xuqlib.estimates import estimate
 from xuqlib.explaining import Explainer, explain
-from xuqlib.fixing import generator_of
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.fixing import generator_of
 from xuqlib.uncertainty import decompose, logits_of
 
 CORRUPTIONS: dict[str, tuple[float, ...]] = {

@@ -17,9 +17,12 @@ from xuqlib.data import Examples, load
 from xuqlib.device import device
 from xuqlib.fitting import fit, predict
 from xuqlib.fitting_together import fit_together
-from xuqlib.fixing import seed_of
-from xuqlib.laplace import Laplace
-from xuqlib.posteriors import DeepEnsemble, Flipout, MCDropConnect, MCDropout, Posterior
+from xuqlib.posteriors.base import Posterior
+from xuqlib.posteriors.deep_ensemble import DeepEnsemble
+from xuqlib.posteriors.fixing import seed_of
+from xuqlib.posteriors.laplace import Laplace
+from xuqlib.posteriors.mc_dropout import MCDropout
+from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
 from xuqlib.recipes import Recipe, build, recipe_for
 from xuqlib.study.record import versions
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_fixed, check_logits, check_number
-from xuqlib.draws import Draws
 from xuqlib.explainers import Explainer
 from xuqlib.fullgrad import FullGradTerms, check_mappable, logit_graph, saliency
 from xuqlib.lime import EXPLAINERS
 from xuqlib.paths import Network, rows_per_pass
+from xuqlib.posteriors.draws import Draws
 from xuqlib.uncertainty import logits_of
 
 KINDS = ("total", "aleatoric", "epistemic")

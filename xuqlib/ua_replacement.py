@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from xuqlib.draws import Draws
 from xuqlib.explainers import gradient
 from xuqlib.paths import Network
+from xuqlib.posteriors.draws import Draws
 from xuqlib.ua_rivals import attribute_uncertainty
 from xuqlib.uncertainty import uncertainties
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from xuqlib.baselines import make_baseline
 from xuqlib.checks import check_choice, check_fixed
-from xuqlib.draws import Draws
 from xuqlib.explainers import Explainer
 from xuqlib.explaining import explain
-from xuqlib.fixing import generator_of
 from xuqlib.fullgrad import check_mappable, fullgrad
 from xuqlib.lime import EXPLAINERS
 from xuqlib.moments import folded
 from xuqlib.paths import rows_per_pass
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.fixing import generator_of
 from xuqlib.ua_backprop import (
     KINDS,
     SETTINGS,

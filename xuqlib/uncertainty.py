@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from xuqlib.checks import check_count, check_examples, check_number, check_target
 from xuqlib.data import Examples
-from xuqlib.draws import Draws
+from xuqlib.posteriors.draws import Draws
 
 
 @dataclass(frozen=True)

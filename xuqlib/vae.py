@@ -17,7 +17,7 @@ from xuqlib.checks import check_choice, check_count, check_examples
 from xuqlib.data import Examples, load
 from xuqlib.device import device
 from xuqlib.fitting import check_parts, one_cycle
-from xuqlib.fixing import generator_of, seed_of
+from xuqlib.posteriors.fixing import generator_of, seed_of
 from xuqlib.recipes import EMBEDDED, Recipe
 from xuqlib.study.record import versions
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from xuqlib.charts import HUES, LINES, MARKERS, dots
 from xuqlib.controls import other_image
-from xuqlib.draws import Draws
 from xuqlib.explaining import Explainer, explain
 from xuqlib.figures import map_grid
 from xuqlib.lessons.reporting import judge
@@ -23,7 +22,8 @@ from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.orderings import FILL_OF, STATISTICS, auc, curves, importance, one_draw, perturbed, pixel_order
 from xuqlib.panels import panels
-from xuqlib.posteriors import Posterior
+from xuqlib.posteriors.base import Posterior
+from xuqlib.posteriors.draws import Draws
 from xuqlib.study.record import Notebook
 from xuqlib.training import train_or_load
 from xuqlib.widgets import explore

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.draws import Draws
 from xuqlib.explaining import explain
 from xuqlib.figures import SIGNED
 from xuqlib.lessons.predictions import answers
@@ -31,7 +30,8 @@ from xuqlib.lessons.steadiness import CVS, pool
 from xuqlib.lime import lime
 from xuqlib.orderings import auc, curves, importance, pixel_order, random_order
 from xuqlib.panels import panels
-from xuqlib.posteriors import Posterior
+from xuqlib.posteriors.base import Posterior
+from xuqlib.posteriors.draws import Draws
 from xuqlib.superpixels import superpixels
 from xuqlib.training import train_or_load
 from xuqlib.uncertainty import decompose, logits_of

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from xuqlib.blurring import auc_urr, uncertainty_curves
-from xuqlib.draws import Draws
 from xuqlib.metrics import alike
 from xuqlib.orderings import pixel_order
+from xuqlib.posteriors.draws import Draws
 from xuqlib.ua_backprop import (
     COEFFICIENTS,
     KINDS,

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
 from xuqlib.data import Examples, load
-from xuqlib.draws import Draws
-from xuqlib.fixing import generator_of, seed_of
 from xuqlib.lessons.paired import SCORES, gains, judge_seeds
 from xuqlib.mitigation import attended, fit_attended, unit_maps
-from xuqlib.posteriors import DeepEnsemble
+from xuqlib.posteriors.deep_ensemble import DeepEnsemble
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.fixing import generator_of, seed_of
 from xuqlib.recipes import Recipe, build
 from xuqlib.stress import corrupt
 from xuqlib.study.record import Notebook

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xuqlib.checks import check_count
 from xuqlib.data import Examples
-from xuqlib.draws import Draws
+from xuqlib.posteriors.draws import Draws
 from xuqlib.uncertainty import decompose, logits_of, scores_of, standard_errors
 
 SCORES = ("accuracy", "r2", "nll", "brier", "ece")

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from xuqlib.agreement import LEVELS, Forecast, agreement, forecast, image_blind, intervals, unit_maps
 from xuqlib.checks import check_choice
-from xuqlib.draws import Draws
 from xuqlib.lessons.resuming import resumable
-from xuqlib.posteriors import DeepEnsemble, MCDropConnect
+from xuqlib.posteriors.deep_ensemble import DeepEnsemble
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.random_weights import MCDropConnect
 from xuqlib.training import train_or_load
 
 VERSIONS = ("as it is", "factor", "floors")

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.draws import Draws
 from xuqlib.explainers import completeness_gap, integrated_gradients
 from xuqlib.explaining import Explainer, explain
 from xuqlib.lessons.resuming import side_by_side
-from xuqlib.posteriors import MCDropout
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.mc_dropout import MCDropout
 from xuqlib.superpixels import superpixels
 
 INTERVAL = "±2 standard errors over examples"

@@ -15,12 +15,12 @@ from xuqlib.checks import check_target
 from xuqlib.controls import other_image, runner_up
 from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.draws import Draws
 from xuqlib.explaining import Explainer, explain
 from xuqlib.lessons.classes import PAPER, Way, hardness
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.resuming import resumable
 from xuqlib.metrics import alike, ssim
+from xuqlib.posteriors.draws import Draws
 from xuqlib.study.record import Notebook
 from xuqlib.uncertainty import logits_of
 

@@ -19,13 +19,13 @@ from xuqlib.checkpoints import find_checkpoint, folders, load_checkpoint, rounde
 from xuqlib.checks import check_choice
 from xuqlib.data import Examples, load
 from xuqlib.device import device
-from xuqlib.draws import Draws
 from xuqlib.explainers import gradient, guided_backprop
 from xuqlib.fitting import augmented, one_cycle
-from xuqlib.fixing import seed_of
 from xuqlib.fullgrad import fullgrad_terms
 from xuqlib.lessons.reporting import judge
-from xuqlib.posteriors import MCDropConnect
+from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.fixing import seed_of
+from xuqlib.posteriors.random_weights import MCDropConnect
 from xuqlib.recipes import Recipe
 from xuqlib.study.record import Notebook, versions
 from xuqlib.ua_backprop import SETTINGS, ua_backprop

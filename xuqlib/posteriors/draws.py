@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_examples, check_logits
-from xuqlib.fixing import FixedNetwork
-from xuqlib.sharing import split
+from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.posteriors.shared import split
 
 
 class Draws(Sequence[nn.Module]):

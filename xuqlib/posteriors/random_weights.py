@@ -3,104 +3,24 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_choice, check_count, check_number
-from xuqlib.draws import Draws, copy_with, detached_copy
-from xuqlib.fixing import FixedNetwork, generator_of, seed_of
-from xuqlib.networks import DropConnectLayer, FlipoutLayer, Placement, Weighted, replace_layers, weighted_layers
-from xuqlib.randomness import check_dropout, check_network
-
-
-class Posterior(ABC):
-    """A distribution over networks.
-
-    Attributes:
-        network: what is trained, an ordinary module; sampling leaves it as it is.
-        noise_variance: variance of the targets about one draw's answer, for regression; 0 until it is set.
-    """
-
-    name = "posterior"
-    network: nn.Module
-    noise_variance: float = 0.0
-
-    @abstractmethod
-    def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
-        """Draw fixed networks.
-
-        The same seed gives the same draws, and the first k of n draws are the k draws of that seed.
-
-        Raises:
-            ValueError: fewer than one draw, or a negative seed.
-        """
-
-    def _draws(self, networks: Sequence[nn.Module]) -> Draws:
-        return Draws(networks, posterior=self.name, noise_variance=self.noise_variance)
-
-
-class DeepEnsemble(Posterior):
-    """Networks trained independently; each is a draw. Source: Lakshminarayanan et al. 2017, arXiv 1612.01474."""
-
-    name = "deep_ensemble"
-
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        if isinstance(members, nn.Module) or not isinstance(members, Sequence):
-            raise TypeError(f"DeepEnsemble got a {type(members).__name__}; pass a list of networks, one per member")
-        if not members:
-            raise ValueError("DeepEnsemble got an empty list; pass at least one network")
-        for member in members:
-            check_network(member)
-        self.members = list(members)
-        self.network = self.members[0]
-
-    def sample(self, num_draws: int | None = None, *, seed: int = 0) -> Draws:
-        """Return the first `num_draws` members, all by default. There is nothing to draw, so `seed` changes nothing."""
-        num_draws = len(self.members) if num_draws is None else num_draws
-        check_draws(num_draws, seed)
-        if num_draws > len(self.members):
-            raise ValueError(f"asked for {num_draws} draws but the ensemble has {len(self.members)} members")
-        return self._draws([FixedNetwork(detached_copy(member)) for member in self.members[:num_draws]])
-
-
-class MCDropout(Posterior):
-    """Dropout kept on after training: a draw is one mask per dropout call, the same for every example.
-
-    Every dropout of the network is drawn: modules, `Dropout1d/2d/3d`, and `F.dropout` inside a forward. Dropout that
-    cannot be fixed is refused by name: `AlphaDropout`, and dropout inside attention and recurrent layers.
-
-    Raises:
-        ValueError: no dropout with 0 < p < 1 in the network, or dropout that cannot be fixed.
-
-    Source: Gal & Ghahramani 2016. arXiv 1506.02142.
-    """
-
-    name = "mc_dropout"
-
-    def __init__(self, network: nn.Module) -> None:
-        check_network(network)
-        check_dropout(network)
-        self.network = network
-
-    def sample(self, num_draws: int, *, seed: int = 0, masks: str = "fixed") -> Draws:
-        """Draw one set of masks per draw.
-
-        Args:
-            masks: "fixed", the definition of a draw; "resampled" gives networks whose masks change with every row and
-                every call. They are not fixed functions: use them only to show what that does to an explanation.
-        """
-        check_draws(num_draws, seed)
-        check_choice(masks, ("fixed", "resampled"), "masks")
-        network = detached_copy(self.network)
-        resampled = masks == "resampled"
-        return self._draws(
-            [FixedNetwork(network, seed_of(seed, draw), resampled=resampled) for draw in range(num_draws)]
-        )
+from xuqlib.checks import check_number
+from xuqlib.posteriors.base import Posterior, check_draws, check_network
+from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
+from xuqlib.posteriors.fixing import FixedNetwork, generator_of
+from xuqlib.posteriors.layers import (
+    DropConnectLayer,
+    FlipoutLayer,
+    Placement,
+    Weighted,
+    replace_layers,
+    weighted_layers,
+)
 
 
 class _WeightPosterior(Posterior):
@@ -197,9 +117,3 @@ class Flipout(_WeightPosterior):
         """Divergence of the Gaussian from its prior over all random layers, in nats."""
         layers = [cast(FlipoutLayer, self.network.get_submodule(name)) for name in self.layers]
         return torch.stack([layer.kl() for layer in layers]).sum()
-
-
-def check_draws(num_draws: int, seed: int) -> None:
-    """Refuse fewer than one draw, and a negative seed."""
-    check_count(num_draws, 1, "num_draws")
-    check_count(seed, 0, "seed")

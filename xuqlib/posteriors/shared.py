@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from xuqlib.fixing import FixedMasks, FixedNetwork
+from xuqlib.posteriors.fixing import FixedMasks, FixedNetwork
 
 
 class Split(NamedTuple):

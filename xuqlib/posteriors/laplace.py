@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xuqlib.draws import Draws, copy_with, detached_copy
-from xuqlib.fixing import FixedNetwork, generator_of
-from xuqlib.networks import weighted_layers
-from xuqlib.posteriors import Posterior, check_draws
-from xuqlib.randomness import check_network
+from xuqlib.posteriors.base import Posterior, check_draws, check_network
+from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
+from xuqlib.posteriors.fixing import FixedNetwork, generator_of
+from xuqlib.posteriors.layers import weighted_layers
 
 
 class Laplace(Posterior):

@@ -1,23 +1,50 @@
-"""What in a network is random, and whether it can be fixed."""
+"""MC-Dropout: dropout kept on after training, and what in a network can be dropped."""
 
 from __future__ import annotations
 
 import inspect
 
-import torch
 from torch import nn
 
+from xuqlib.checks import check_choice
+from xuqlib.posteriors.base import Posterior, check_draws, check_network
+from xuqlib.posteriors.draws import Draws, detached_copy
+from xuqlib.posteriors.fixing import FixedNetwork, seed_of
 
-def check_network(network: nn.Module) -> None:
-    """Refuse what is no network, or one whose operations cannot be seen.
+
+class MCDropout(Posterior):
+    """Dropout kept on after training: a draw is one mask per dropout call, the same for every example.
+
+    Every dropout of the network is drawn: modules, `Dropout1d/2d/3d`, and `F.dropout` inside a forward. Dropout that
+    cannot be fixed is refused by name: `AlphaDropout`, and dropout inside attention and recurrent layers.
 
     Raises:
-        TypeError: not an `nn.Module`, or a scripted one.
+        ValueError: no dropout with 0 < p < 1 in the network, or dropout that cannot be fixed.
+
+    Source: Gal & Ghahramani 2016. arXiv 1506.02142.
     """
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"got a {type(network).__name__}; pass a network (nn.Module)")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
-        raise TypeError("a scripted network hides its operations; pass the nn.Module that it was scripted from")
+
+    name = "mc_dropout"
+
+    def __init__(self, network: nn.Module) -> None:
+        check_network(network)
+        check_dropout(network)
+        self.network = network
+
+    def sample(self, num_draws: int, *, seed: int = 0, masks: str = "fixed") -> Draws:
+        """Draw one set of masks per draw.
+
+        Args:
+            masks: "fixed", the definition of a draw; "resampled" gives networks whose masks change with every row and
+                every call. They are not fixed functions: use them only to show what that does to an explanation.
+        """
+        check_draws(num_draws, seed)
+        check_choice(masks, ("fixed", "resampled"), "masks")
+        network = detached_copy(self.network)
+        resampled = masks == "resampled"
+        return self._draws(
+            [FixedNetwork(network, seed_of(seed, draw), resampled=resampled) for draw in range(num_draws)]
+        )
 
 
 def check_dropout(network: nn.Module) -> None:

@@ -21,9 +21,9 @@ from xuqlib import (
     gradient_x_input,
     guided_backprop,
     integrated_gradients,
-    lime,
     smoothgrad,
 )
+from xuqlib.explainers import lime
 
 
 def plain_mlp() -> nn.Sequential:

@@ -38,13 +38,11 @@ from xuqlib import (
     fit_attended,
     fit_together,
     from_captum,
-    fullgrad,
     gradient,
     gradient_x_input,
     guided_backprop,
     integrated_gradients,
     lenet,
-    lime,
     load,
     mini_vgg,
     mlp,
@@ -62,6 +60,7 @@ from xuqlib import (
     unit_maps,
     variance_split,
 )
+from xuqlib.explainers import fullgrad, lime
 from xuqlib.fitting import augmented
 from xuqlib.posteriors.layers import weighted_layers
 from xuqlib.recipes import recipe_for

@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from xuqlib import Notebook, explain, gradient, integrated_gradients, lime, load, train_or_load
+from xuqlib import Notebook, explain, gradient, integrated_gradients, load, train_or_load
 from xuqlib.estimates import Estimate
+from xuqlib.explainers import lime
 from xuqlib.lessons.classes import (
     Way,
     beside_entropy,

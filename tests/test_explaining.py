@@ -32,12 +32,12 @@ from xuqlib import (
     gradient_x_input,
     guided_backprop,
     integrated_gradients,
-    lime,
     mlp,
     smoothgrad,
     variance_split,
 )
 from xuqlib.distribution import CV_KINDS
+from xuqlib.explainers import lime
 
 EXPLAINERS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "gradient": (gradient, {}),

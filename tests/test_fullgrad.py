@@ -23,11 +23,12 @@ from torch import nn, tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from xuqlib import Flipout, MCDropConnect, MCDropout, explain, saliencies
-from xuqlib.explainers import gradient_x_input
-from xuqlib.fullgrad import FullGradTerms, LogitGraph, fullgrad, fullgrad_terms, logit_graph, saliency
+from xuqlib import Flipout, MCDropConnect, MCDropout, explain
+from xuqlib.explainers import layer_maps as saliencies
+from xuqlib.explainers.fullgrad import FullGradTerms, LogitGraph, fullgrad, fullgrad_terms, logit_graph, saliency
+from xuqlib.explainers.gradients import gradient_x_input
+from xuqlib.explainers.layer_maps import PSI, ChainGraph, over_channels
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.saliencies import PSI, ChainGraph, over_channels
 
 BIASED = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 

@@ -12,6 +12,7 @@ import torch
 import xuqlib as xuq
 from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
+from xuqlib.explainers.superpixels import superpixels
 from xuqlib.lessons.grid import (
     MEASURES,
     POSTERIORS,
@@ -30,7 +31,6 @@ from xuqlib.networks import mini_vgg
 from xuqlib.orderings import importance, pixel_order, random_order
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.superpixels import superpixels
 
 TARGET = torch.tensor([0, 1, 2, 1, 0])
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from xuqlib.explainers import gradient, guided_backprop
+from xuqlib.explainers.gradients import gradient, guided_backprop
 from xuqlib.guided import GuidedMode
 
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, a few hundred sums

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xuqlib.lime import EXPLAINERS, lime, lime_fit
-from xuqlib.superpixels import superpixels
+from xuqlib.explainers import EXPLAINERS
+from xuqlib.explainers.lime import lime, lime_fit
+from xuqlib.explainers.superpixels import superpixels
 
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, one well-conditioned system of at most 40 unknowns
 

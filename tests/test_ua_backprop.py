@@ -27,7 +27,7 @@ from torch import nn, tensor
 from torch.testing import assert_close
 
 from xuqlib import DeepEnsemble, Draws, MCDropout, integrated_gradients, uncertainties
-from xuqlib.fullgrad import fullgrad_terms
+from xuqlib.explainers.fullgrad import fullgrad_terms
 from xuqlib.ua_backprop import (
     COEFFICIENTS,
     KINDS,

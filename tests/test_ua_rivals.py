@@ -27,17 +27,16 @@ from xuqlib import (
     Draws,
     MCDropout,
     explain,
-    fullgrad,
     gradient,
     gradient_x_input,
     integrated_gradients,
-    lime,
     smoothgrad,
     ua_backprop,
     uncertainties,
 )
 from xuqlib.checks import check_fixed
-from xuqlib.fullgrad import fullgrad_terms
+from xuqlib.explainers import fullgrad, lime
+from xuqlib.explainers.fullgrad import fullgrad_terms
 from xuqlib.ua_backprop import probability_shares
 from xuqlib.ua_rivals import (
     CONTROLS,

@@ -4,20 +4,20 @@ from xuqlib.analytic import AnalyticDistribution, analytic_distribution
 from xuqlib.clue import clue, clue_counterfactuals, delta_clue, path_integral
 from xuqlib.data import DataError, Examples, load
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.explainers import (
+from xuqlib.explainers.adapters import from_captum
+from xuqlib.explainers.fullgrad import fullgrad
+from xuqlib.explainers.gradients import (
     completeness_gap,
-    from_captum,
     gradient,
     gradient_x_input,
     guided_backprop,
     integrated_gradients,
     smoothgrad,
 )
+from xuqlib.explainers.lime import lime, lime_fit
 from xuqlib.explaining import VarianceSplit, explain, variance_split
 from xuqlib.fitting import fit
 from xuqlib.fitting_together import fit_together
-from xuqlib.fullgrad import fullgrad
-from xuqlib.lime import lime, lime_fit
 from xuqlib.mitigation import attended, fit_attended, unit_maps
 from xuqlib.networks import lenet, mini_vgg, mlp, resnet18
 from xuqlib.posteriors.base import Posterior

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from xuqlib.baselines import make_baseline
 from xuqlib.checks import check_choice, check_count, check_examples, check_target
 from xuqlib.device import device as default_device
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.engine import PRECISIONS, Engine, computing_in
+from xuqlib.explainers.baselines import make_baseline
 from xuqlib.moments import Moments
 from xuqlib.paths import Path, rows_per_pass
 from xuqlib.posteriors.draws import Draws, inner

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from xuqlib.checks import check_count, check_number
 from xuqlib.estimates import Estimate, estimate, spearman
-from xuqlib.explaining import Explainer, explain
+from xuqlib.explainers.gradients import Explainer
+from xuqlib.explaining import explain
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.uncertainty import logits_of

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xuqlib.baselines import make_baseline
 from xuqlib.checks import check_count, check_number, check_target
+from xuqlib.explainers.baselines import make_baseline
 from xuqlib.fitting import one_cycle
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.draws import Draws

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from xuqlib.baselines import make_baseline
 from xuqlib.checks import check_choice, check_count, check_examples, check_number, check_target
 from xuqlib.distribution import ExplanationDistribution
+from xuqlib.explainers.baselines import make_baseline
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.uncertainty import logits_of

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_number, check_target
 from xuqlib.estimates import estimate
-from xuqlib.explaining import Explainer, explain
+from xuqlib.explainers.gradients import Explainer
+from xuqlib.explaining import explain
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.uncertainty import decompose, logits_of

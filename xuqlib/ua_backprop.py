@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_fixed, check_logits, check_number
-from xuqlib.explainers import Explainer
-from xuqlib.fullgrad import FullGradTerms, check_mappable, logit_graph, saliency
-from xuqlib.lime import EXPLAINERS
+from xuqlib.explainers import EXPLAINERS
+from xuqlib.explainers.fullgrad import FullGradTerms, check_mappable, logit_graph, saliency
+from xuqlib.explainers.gradients import Explainer
 from xuqlib.paths import Network, rows_per_pass
 from xuqlib.posteriors.draws import Draws
 from xuqlib.uncertainty import logits_of
@@ -73,7 +73,7 @@ def ua_backprop(
         coefficients, tau1: from probabilities to logits, see `logit_coefficients`.
         psi: what becomes of an explanation's terms before they are added, see `class_maps`.
         normalise, tau2: from the map of a logit to weights that sum to 1, see `spread_shares`.
-        explainer: of each logit: "fullgrad", a name in `xuqlib.lime.EXPLAINERS`, or a function like those.
+        explainer: of each logit: "fullgrad", a name in `xuqlib.explainers.EXPLAINERS`, or a function like those.
         chunk: examples in one pass; chosen by device and size of x if None.
         **options: passed on to the explainer, such as num_steps; "fullgrad" has none.
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from xuqlib.explainers import gradient
+from xuqlib.explainers.gradients import gradient
 from xuqlib.paths import Network
 from xuqlib.posteriors.draws import Draws
 from xuqlib.ua_rivals import attribute_uncertainty

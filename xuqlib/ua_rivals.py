@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xuqlib.baselines import make_baseline
 from xuqlib.checks import check_choice, check_fixed
-from xuqlib.explainers import Explainer
+from xuqlib.explainers import EXPLAINERS
+from xuqlib.explainers.baselines import make_baseline
+from xuqlib.explainers.fullgrad import check_mappable, fullgrad
+from xuqlib.explainers.gradients import Explainer
 from xuqlib.explaining import explain
-from xuqlib.fullgrad import check_mappable, fullgrad
-from xuqlib.lime import EXPLAINERS
 from xuqlib.moments import folded
 from xuqlib.paths import rows_per_pass
 from xuqlib.posteriors.draws import Draws
@@ -83,7 +83,7 @@ def attribute_uncertainty(
 
     Args:
         draws, x, kind: as for `ua_backprop`.
-        explainer: a name in `xuqlib.lime.EXPLAINERS`; "fullgrad", which keeps the signs of its terms unless `psi` says
+        explainer: a name in `xuqlib.explainers.EXPLAINERS`; "fullgrad", which keeps the signs of its terms unless `psi` says
             otherwise; or a function (network, x, target) like those.
         absolute: add up absolute values over channels, instead of the values.
         chunk: rows (examples, or examples times steps) in one pass through all draws; chosen by device, size of x and

@@ -22,17 +22,17 @@ from torch.nn import functional as F
 
 from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
+from xuqlib.explainers.lime import lime
+from xuqlib.explainers.superpixels import superpixels
 from xuqlib.explaining import explain
 from xuqlib.figures import SIGNED
 from xuqlib.lessons.predictions import answers
 from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import CVS, pool
-from xuqlib.lime import lime
 from xuqlib.orderings import auc, curves, importance, pixel_order, random_order
 from xuqlib.panels import panels
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws
-from xuqlib.superpixels import superpixels
 from xuqlib.training import train_or_load
 from xuqlib.uncertainty import decompose, logits_of
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.explainers import completeness_gap, integrated_gradients
-from xuqlib.explaining import Explainer, explain
+from xuqlib.explainers.gradients import Explainer, completeness_gap, integrated_gradients
+from xuqlib.explainers.superpixels import superpixels
+from xuqlib.explaining import explain
 from xuqlib.lessons.resuming import side_by_side
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.mc_dropout import MCDropout
-from xuqlib.superpixels import superpixels
 
 INTERVAL = "±2 standard errors over examples"
 CVS = ("cv_ratio", "cv_pooled", "cv_signed", "cv_paper", "cv_paper_unscaled")

@@ -19,9 +19,9 @@ from xuqlib.checkpoints import find_checkpoint, folders, load_checkpoint, rounde
 from xuqlib.checks import check_choice
 from xuqlib.data import Examples, load
 from xuqlib.device import device
-from xuqlib.explainers import gradient, guided_backprop
+from xuqlib.explainers.fullgrad import fullgrad_terms
+from xuqlib.explainers.gradients import gradient, guided_backprop
 from xuqlib.fitting import augmented, one_cycle
-from xuqlib.fullgrad import fullgrad_terms
 from xuqlib.lessons.reporting import judge
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import seed_of

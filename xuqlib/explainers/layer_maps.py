@@ -38,7 +38,7 @@ def over_channels(slope: Tensor, biases: Tensor, psi: str) -> Tensor:
     Args:
         slope: d logit / d feature, (N, C, h, w).
         biases: (B, C); each row makes a term.
-        psi: see `xuqlib.fullgrad.saliency`.
+        psi: see `xuqlib.explainers.fullgrad.saliency`.
 
     Returns:
         (N, h, w).

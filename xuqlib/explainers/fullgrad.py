@@ -16,8 +16,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from xuqlib.checks import check_choice, check_examples, check_fixed, check_logits, check_target
+from xuqlib.explainers.layer_maps import PSI, ChainGraph, as_map, over_channels
 from xuqlib.paths import Network, rows_per_pass
-from xuqlib.saliencies import PSI, ChainGraph, as_map, over_channels
 from xuqlib.steps import NotAChain
 
 

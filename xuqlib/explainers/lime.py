@@ -16,17 +16,9 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_count, check_examples, check_fixed, check_logits, check_number, check_target
 from xuqlib.engine import Engine
-from xuqlib.explainers import (
-    Explainer,
-    gradient,
-    gradient_x_input,
-    guided_backprop,
-    integrated_gradients,
-    smoothgrad,
-)
+from xuqlib.explainers.superpixels import check_segments, filled, superpixels
 from xuqlib.paths import Network, rows_per_pass
 from xuqlib.posteriors.draws import Draws
-from xuqlib.superpixels import check_segments, filled, superpixels
 
 _Perturb = Callable[[Tensor, Tensor], Tensor]
 _Parameters = ParamSpec("_Parameters")
@@ -274,13 +266,3 @@ def _perturbed_logits(networks: list[Network], perturb: _Perturb, x: Tensor, tar
 def _logits(networks: list[Network], x: Tensor) -> Tensor:
     # A network may work in place on what it is given, so each gets its own copy.
     return torch.stack([check_logits(network(x.clone()), len(x)) for network in networks])
-
-
-EXPLAINERS: dict[str, Explainer] = {
-    "gradient": gradient,
-    "gradient_x_input": gradient_x_input,
-    "guided_backprop": guided_backprop,
-    "integrated_gradients": integrated_gradients,
-    "smoothgrad": smoothgrad,
-    "lime": lime,
-}

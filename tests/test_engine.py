@@ -36,7 +36,6 @@ from xuqlib import (
     Laplace,
     MCDropConnect,
     MCDropout,
-    engine,
     explain,
     explaining,
     gradient,
@@ -47,12 +46,13 @@ from xuqlib import (
     smoothgrad,
     train_or_load,
 )
-from xuqlib.chains import Chain
-from xuqlib.engine import Engine, computing_in
+from xuqlib.fast import engine
+from xuqlib.fast.chain import Chain
+from xuqlib.fast.engine import Engine, computing_in
+from xuqlib.fast.layers import Convolution
 from xuqlib.paths import NO_RELU
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.layers import weighted_layers
-from xuqlib.steps import Convolution
 
 PROMISE = 1e-10  # largest error in float64, relative to the largest number of the map: what the engine promises
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from xuqlib import guided_backprop
-from xuqlib.chains import steps_of
+from xuqlib.fast.chain import steps_of
+from xuqlib.fast.layers import Convolution, Dense, Dropout, Flatten, MaxPool, NotAChain, Other, Relu, Setting, Step
 from xuqlib.guided import GuidedMode
 from xuqlib.posteriors.fixing import FixedNetwork, unit_mask
-from xuqlib.steps import Convolution, Dense, Dropout, Flatten, MaxPool, NotAChain, Other, Relu, Setting, Step
 
 CPU = torch.device("cpu")
 EXACTLY, ROUNDED = Setting(torch.float64, CPU), Setting(torch.float32, CPU)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_examples, check_target
 from xuqlib.device import device as default_device
-from xuqlib.engine import Engine
 from xuqlib.explainers.gradients import Explainer
+from xuqlib.fast.engine import Engine
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from xuqlib.checks import check_choice, check_count, check_examples, check_target
 from xuqlib.device import device as default_device
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.engine import PRECISIONS, Engine, computing_in
 from xuqlib.explainers.baselines import make_baseline
+from xuqlib.fast.engine import PRECISIONS, Engine, computing_in
 from xuqlib.moments import Moments
 from xuqlib.paths import Path, rows_per_pass
 from xuqlib.posteriors.draws import Draws, inner

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_count, check_examples, check_fixed, check_logits, check_number, check_target
-from xuqlib.engine import Engine
 from xuqlib.explainers.gradients import (
     Explainer,
     gradient,
@@ -22,6 +21,7 @@ from xuqlib.explainers.gradients import (
 )
 from xuqlib.explainers.lime import lime
 from xuqlib.explainers.superpixels import check_segments, filled, superpixels
+from xuqlib.fast.engine import Engine
 from xuqlib.paths import Network, rows_per_pass
 from xuqlib.posteriors.draws import Draws
 

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xuqlib.chains import steps_of
 from xuqlib.checks import check_logits
+from xuqlib.fast.chain import steps_of
+from xuqlib.fast.layers import Convolution, NotAChain, Other, Setting
 from xuqlib.paths import Network, rows_per_pass
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.shared import is_hooked, layers_of
-from xuqlib.steps import Convolution, NotAChain, Other, Setting
 
 
 def _minmax(term: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_count, check_examples, check_fixed, check_logits, check_number, check_target
-from xuqlib.engine import Engine
 from xuqlib.explainers.superpixels import check_segments, filled, superpixels
+from xuqlib.fast.engine import Engine
 from xuqlib.paths import Network, rows_per_pass
 from xuqlib.posteriors.draws import Draws
 

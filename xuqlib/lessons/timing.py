@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from xuqlib.engine import computing_in
 from xuqlib.explainers.fullgrad import fullgrad
+from xuqlib.fast.engine import computing_in
 from xuqlib.posteriors.draws import Draws
 from xuqlib.ua_backprop import SETTINGS, logit_coefficients, probability_shares, spread_shares
 

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xuqlib.chains import Chain, Passed
 from xuqlib.checks import check_choice, check_fixed, check_target
+from xuqlib.fast.chain import Chain, Passed
+from xuqlib.fast.layers import NotAChain, Setting
 from xuqlib.guided import GuidedMode
 from xuqlib.paths import NO_RELU, Path, along_in, rows_per_pass
 from xuqlib.posteriors.draws import Draws, inner
 from xuqlib.posteriors.shared import split
-from xuqlib.steps import NotAChain, Setting
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xuqlib.checks import check_logits, check_target
+from xuqlib.fast.layers import Convolution, Dense, Dropout, Flatten, MaxPool, NotAChain, Other, Relu, Setting, Step
 from xuqlib.posteriors.layers import DropConnectLayer, FlipoutLayer
 from xuqlib.posteriors.shared import Split, have_same_tensors, is_hooked, is_sure
-from xuqlib.steps import Convolution, Dense, Dropout, Flatten, MaxPool, NotAChain, Other, Relu, Setting, Step
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _BY_HAND = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, *_DROPOUTS)

@@ -25,8 +25,8 @@ from xuqlib.blurring import (
     uncertain,
     uncertainty_curves,
 )
+from xuqlib.metrics.deletion import filled, pixel_order, random_order
 from xuqlib.networks import mini_vgg
-from xuqlib.orderings import filled, pixel_order, random_order
 
 LOG2 = math.log(2)
 KINDS = ["total", "aleatoric", "epistemic"]

@@ -11,7 +11,6 @@ import torch
 from scipy.stats import spearmanr
 
 from xuqlib import Notebook, explain, gradient, integrated_gradients, load, train_or_load
-from xuqlib.estimates import Estimate
 from xuqlib.explainers import lime
 from xuqlib.lessons.classes import (
     Way,
@@ -26,7 +25,8 @@ from xuqlib.lessons.classes import (
 )
 from xuqlib.lessons.resampling import class_correlation, class_gap, class_means, correlation
 from xuqlib.lessons.targets import ASKED, by_target, by_target_of, claim_targets, explain_own
-from xuqlib.metrics import alike, ssim
+from xuqlib.metrics.intervals import Estimate
+from xuqlib.metrics.similarity import alike, ssim
 from xuqlib.posteriors.draws import Draws
 
 TWO = pd.DataFrame({"class": ["b", "b", "b", "a", "a"], "value": [1.0, 2.0, 6.0, 10.0, 14.0]})

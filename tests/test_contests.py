@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import xuqlib as xuq
 from xuqlib.lessons import contests
-from xuqlib.orderings import curves, pixel_order, random_order
+from xuqlib.metrics.deletion import curves, pixel_order, random_order
 
 TARGET = torch.tensor([0, 1, 2, 0, 1])
 

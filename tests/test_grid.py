@@ -27,8 +27,8 @@ from xuqlib.lessons.grid import (
 )
 from xuqlib.lessons.steadiness import pool, steadiness
 from xuqlib.lessons.summaries import resampled
+from xuqlib.metrics.deletion import importance, pixel_order, random_order
 from xuqlib.networks import mini_vgg
-from xuqlib.orderings import importance, pixel_order, random_order
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import FixedNetwork
 

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from xuqlib import Draws, Notebook, attribute_uncertainty, ua_backprop, uncertainties
 from xuqlib.blurring import auc_urr, uncertainty_curves
 from xuqlib.lessons import inside, parts
+from xuqlib.metrics.deletion import filled, pixel_order
 from xuqlib.networks import mini_vgg
-from xuqlib.orderings import filled, pixel_order
 from xuqlib.ua_backprop import KINDS, SETTINGS, Setting
 from xuqlib.ua_rivals import fullgrad_of_prediction
 

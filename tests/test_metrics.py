@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from xuqlib import DeepEnsemble, explain, gradient
 from xuqlib.figures import example_maps
-from xuqlib.metrics import (
+from xuqlib.metrics.similarity import (
     alike,
     on_evidence,
     properties,

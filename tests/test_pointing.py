@@ -16,8 +16,8 @@ from xuqlib.blurring import greedy_order
 from xuqlib.clue import Counterfactuals
 from xuqlib.lessons import duels, pointing, rivalry
 from xuqlib.lessons.pointing import GREEDY, OURS, SETTINGS_OF
+from xuqlib.metrics.deletion import filled, pixel_order
 from xuqlib.networks import mini_vgg
-from xuqlib.orderings import filled, pixel_order
 from xuqlib.ua_rivals import CONTROLS, RIVALS
 from xuqlib.vae import PictureVAE
 

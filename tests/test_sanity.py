@@ -11,7 +11,7 @@ from core_networks import FunctionalRelu, randn, seeded
 from torch import nn
 
 from xuqlib import DeepEnsemble, Flipout, MCDropConnect, MCDropout, gradient, guided_backprop
-from xuqlib.metrics import alike
+from xuqlib.metrics.similarity import alike
 from xuqlib.networks import mini_vgg
 from xuqlib.posteriors.draws import inner
 from xuqlib.sanity import OTHER_PICTURE, cascade, independent, passes, randomised, sanity_checks

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xuqlib.checks import check_count, check_examples, check_number
-from xuqlib.metrics import on_evidence
+from xuqlib.metrics.similarity import on_evidence
 from xuqlib.posteriors.fixing import generator_of
 
 MAX_TRIES = 1000

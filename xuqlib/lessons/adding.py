@@ -11,7 +11,7 @@ from torch import Tensor
 from xuqlib.checks import check_choice
 from xuqlib.lessons.mitigating import PAPER, Plan, measured, ua_maps
 from xuqlib.lessons.paired import SCORES, gains, judge_seeds
-from xuqlib.metrics import sparseness
+from xuqlib.metrics.similarity import sparseness
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.study.record import Notebook

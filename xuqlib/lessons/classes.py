@@ -11,13 +11,13 @@ import pandas as pd
 import torch
 
 from xuqlib.data import Examples
-from xuqlib.estimates import BOOTSTRAP
 from xuqlib.explainers.gradients import Explainer
 from xuqlib.explainers.lime import lime
 from xuqlib.lessons.predictions import answers
 from xuqlib.lessons.resampling import class_correlation, class_gap, correlation
 from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import steadiness
+from xuqlib.metrics.intervals import BOOTSTRAP
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.record import Notebook
 from xuqlib.uncertainty import logits_of

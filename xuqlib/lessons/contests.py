@@ -21,7 +21,7 @@ from xuqlib.figures import map_grid
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
-from xuqlib.orderings import FILL_OF, STATISTICS, auc, curves, importance, one_draw, perturbed, pixel_order
+from xuqlib.metrics.deletion import FILL_OF, STATISTICS, auc, curves, importance, one_draw, perturbed, pixel_order
 from xuqlib.panels import panels
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xuqlib.estimates import BOOTSTRAP, estimate
 from xuqlib.lessons.contests import judge_weakest
 from xuqlib.lessons.pointing import CONTROL_NAMES, GREEDY, NAMES, OURS, SETTINGS_OF
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.rivalry import FAMILIES, SIGNED
+from xuqlib.metrics.intervals import BOOTSTRAP, estimate
 from xuqlib.study.record import Notebook
 
 PAPER = "arXiv 2304.04824, sec. 4"

@@ -29,7 +29,7 @@ from xuqlib.figures import SIGNED
 from xuqlib.lessons.predictions import answers
 from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import CVS, pool
-from xuqlib.orderings import auc, curves, importance, pixel_order, random_order
+from xuqlib.metrics.deletion import auc, curves, importance, pixel_order, random_order
 from xuqlib.panels import panels
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws

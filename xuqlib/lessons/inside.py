@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from xuqlib.blurring import auc_urr, uncertainty_curves
-from xuqlib.metrics import alike
-from xuqlib.orderings import pixel_order
+from xuqlib.metrics.deletion import pixel_order
+from xuqlib.metrics.similarity import alike
 from xuqlib.posteriors.draws import Draws
 from xuqlib.ua_backprop import (
     COEFFICIENTS,

@@ -20,7 +20,7 @@ from xuqlib.clue import clue, clue_counterfactuals, delta_clue, path_integral
 from xuqlib.data import load
 from xuqlib.lessons.resuming import side_by_side
 from xuqlib.lessons.sources import ensemble
-from xuqlib.orderings import pixel_order
+from xuqlib.metrics.deletion import pixel_order
 from xuqlib.posteriors.draws import Draws
 from xuqlib.stress import fgsm
 from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from xuqlib.checks import check_count
-from xuqlib.estimates import Estimate, estimate, spearman
+from xuqlib.metrics.intervals import Estimate, estimate, spearman
 
 
 def class_means(

@@ -14,7 +14,7 @@ from xuqlib.anomalies import chance, mass_accuracy, rank_accuracy
 from xuqlib.checks import check_choice
 from xuqlib.data import Examples, load
 from xuqlib.lessons.reporting import judge
-from xuqlib.metrics import alike
+from xuqlib.metrics.similarity import alike
 from xuqlib.planted import kinds
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.record import Notebook

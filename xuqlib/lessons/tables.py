@@ -16,7 +16,7 @@ from xuqlib.checks import check_count, check_number
 from xuqlib.controls import other_image
 from xuqlib.data import Examples, FeatureScale, TargetScale
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.metrics import alike
+from xuqlib.metrics.similarity import alike
 from xuqlib.posteriors.draws import Draws
 from xuqlib.uncertainty import decompose, logits_of
 

@@ -20,7 +20,7 @@ from xuqlib.explaining import explain
 from xuqlib.lessons.classes import PAPER, Way, hardness
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.resuming import resumable
-from xuqlib.metrics import alike, ssim
+from xuqlib.metrics.similarity import alike, ssim
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.record import Notebook
 from xuqlib.uncertainty import logits_of

@@ -37,7 +37,6 @@ from xuqlib import (
     MCDropConnect,
     MCDropout,
     explain,
-    explaining,
     gradient,
     gradient_x_input,
     guided_backprop,
@@ -46,11 +45,12 @@ from xuqlib import (
     smoothgrad,
     train_or_load,
 )
+from xuqlib import explain as explaining
 from xuqlib.fast import engine
 from xuqlib.fast.chain import Chain
 from xuqlib.fast.engine import Engine, computing_in
 from xuqlib.fast.layers import Convolution
-from xuqlib.paths import NO_RELU
+from xuqlib.path import NO_RELU
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.layers import weighted_layers
 

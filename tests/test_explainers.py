@@ -20,7 +20,7 @@ from xuqlib.explainers import EXPLAINERS
 from xuqlib.explainers.adapters import from_captum
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.gradients import completeness_gap, gradient, gradient_x_input, integrated_gradients, smoothgrad
-from xuqlib.paths import rows_per_pass
+from xuqlib.path import rows_per_pass
 
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, a few hundred sums
 FEW: dict[str, dict[str, Any]] = {

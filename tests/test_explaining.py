@@ -26,7 +26,6 @@ from xuqlib import (
     Flipout,
     MCDropout,
     explain,
-    explaining,
     from_captum,
     gradient,
     gradient_x_input,
@@ -36,6 +35,7 @@ from xuqlib import (
     smoothgrad,
     variance_split,
 )
+from xuqlib import explain as explaining
 from xuqlib.distribution import CV_KINDS
 from xuqlib.explainers import lime
 

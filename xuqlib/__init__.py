@@ -4,6 +4,7 @@ from xuqlib.analytic import AnalyticDistribution, analytic_distribution
 from xuqlib.clue import clue, clue_counterfactuals, delta_clue, path_integral
 from xuqlib.data import DataError, Examples, load
 from xuqlib.distribution import ExplanationDistribution
+from xuqlib.explain import VarianceSplit, explain, variance_split
 from xuqlib.explainers.adapters import from_captum
 from xuqlib.explainers.fullgrad import fullgrad
 from xuqlib.explainers.gradients import (
@@ -15,7 +16,6 @@ from xuqlib.explainers.gradients import (
     smoothgrad,
 )
 from xuqlib.explainers.lime import lime, lime_fit
-from xuqlib.explaining import VarianceSplit, explain, variance_split
 from xuqlib.fitting import fit
 from xuqlib.fitting_together import fit_together
 from xuqlib.mitigation import attended, fit_attended, unit_maps

@@ -16,7 +16,7 @@ import torch
 from scipy.stats import norm, t
 from torch import Tensor, nn
 
-from xuqlib.explaining import explain
+from xuqlib.explain import explain
 from xuqlib.posteriors.draws import Draws
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)

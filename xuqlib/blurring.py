@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number, check_target
 from xuqlib.metrics.deletion import filled, perturbed
 from xuqlib.metrics.intervals import estimate
-from xuqlib.paths import slope
+from xuqlib.path import slope
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.ua_backprop import KINDS

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number
-from xuqlib.paths import rows_per_pass, slope
+from xuqlib.path import rows_per_pass, slope
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.ua_backprop import KINDS

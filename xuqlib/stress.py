@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_number, check_target
+from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
-from xuqlib.explaining import explain
 from xuqlib.metrics.intervals import estimate
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of

@@ -17,7 +17,7 @@ from xuqlib.checks import check_choice, check_fixed, check_logits, check_number
 from xuqlib.explainers import EXPLAINERS
 from xuqlib.explainers.fullgrad import FullGradTerms, check_mappable, logit_graph, saliency
 from xuqlib.explainers.gradients import Explainer
-from xuqlib.paths import Network, rows_per_pass
+from xuqlib.path import Network, rows_per_pass
 from xuqlib.posteriors.draws import Draws
 from xuqlib.uncertainty import logits_of
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from xuqlib.explainers.gradients import gradient
-from xuqlib.paths import Network
+from xuqlib.path import Network
 from xuqlib.posteriors.draws import Draws
 from xuqlib.ua_rivals import attribute_uncertainty
 from xuqlib.uncertainty import uncertainties

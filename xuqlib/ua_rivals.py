@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_fixed
+from xuqlib.explain import explain
 from xuqlib.explainers import EXPLAINERS
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.fullgrad import check_mappable, fullgrad
 from xuqlib.explainers.gradients import Explainer
-from xuqlib.explaining import explain
 from xuqlib.moments import folded
-from xuqlib.paths import rows_per_pass
+from xuqlib.path import rows_per_pass
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.ua_backprop import (

@@ -22,7 +22,7 @@ from xuqlib.explainers.gradients import (
 from xuqlib.explainers.lime import lime
 from xuqlib.explainers.superpixels import check_segments, filled, superpixels
 from xuqlib.fast.engine import Engine
-from xuqlib.paths import Network, rows_per_pass
+from xuqlib.path import Network, rows_per_pass
 from xuqlib.posteriors.draws import Draws
 
 EXPLAINERS: dict[str, Explainer] = {

@@ -18,7 +18,7 @@ from xuqlib.checks import (
     check_target,
 )
 from xuqlib.explainers.gradients import Explainer
-from xuqlib.paths import Network
+from xuqlib.path import Network
 
 
 def from_captum(method: type | str, **init_options: Any) -> Explainer:

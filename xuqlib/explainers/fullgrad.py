@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from xuqlib.checks import check_choice, check_examples, check_fixed, check_logits, check_target
 from xuqlib.explainers.layer_maps import PSI, ChainGraph, as_map, over_channels
 from xuqlib.fast.layers import NotAChain
-from xuqlib.paths import Network, rows_per_pass
+from xuqlib.path import Network, rows_per_pass
 
 
 def _layer_bias(input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> Tensor | None:

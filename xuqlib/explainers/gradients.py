@@ -20,7 +20,7 @@ from xuqlib.checks import (
     check_number,
 )
 from xuqlib.explainers.baselines import make_baseline
-from xuqlib.paths import Network, Path, along, rows_per_pass, select_logits
+from xuqlib.path import Network, Path, along, rows_per_pass, select_logits
 
 Explainer = Callable[..., Tensor]
 

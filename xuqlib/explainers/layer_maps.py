@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from xuqlib.checks import check_logits
 from xuqlib.fast.chain import steps_of
 from xuqlib.fast.layers import Convolution, NotAChain, Other, Setting
-from xuqlib.paths import Network, rows_per_pass
+from xuqlib.path import Network, rows_per_pass
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.shared import is_hooked, layers_of
 

@@ -25,7 +25,7 @@ from xuqlib.checks import check_choice, check_fixed, check_target
 from xuqlib.fast.chain import Chain, Passed
 from xuqlib.fast.layers import NotAChain, Setting
 from xuqlib.guided import GuidedMode
-from xuqlib.paths import NO_RELU, Path, along_in, rows_per_pass
+from xuqlib.path import NO_RELU, Path, along_in, rows_per_pass
 from xuqlib.posteriors.draws import Draws, inner
 from xuqlib.posteriors.shared import split
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xuqlib.guided import GuidedMode
-from xuqlib.paths import NO_GRADIENT
+from xuqlib.path import NO_GRADIENT
 from xuqlib.posteriors.fixing import FixedNetwork, unit_mask
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from xuqlib.charts import HUES, LINES, MARKERS, dots
 from xuqlib.controls import other_image
+from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
-from xuqlib.explaining import explain
 from xuqlib.figures import map_grid
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.resuming import resumable

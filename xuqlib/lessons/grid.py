@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
+from xuqlib.explain import explain
 from xuqlib.explainers.lime import lime
 from xuqlib.explainers.superpixels import superpixels
-from xuqlib.explaining import explain
 from xuqlib.figures import SIGNED
 from xuqlib.lessons.predictions import answers
 from xuqlib.lessons.resuming import resumable

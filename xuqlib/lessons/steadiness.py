@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
 from xuqlib.distribution import ExplanationDistribution
+from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer, completeness_gap, integrated_gradients
 from xuqlib.explainers.superpixels import superpixels
-from xuqlib.explaining import explain
 from xuqlib.lessons.resuming import side_by_side
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.mc_dropout import MCDropout

@@ -15,8 +15,8 @@ from xuqlib.checks import check_target
 from xuqlib.controls import other_image, runner_up
 from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
+from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
-from xuqlib.explaining import explain
 from xuqlib.lessons.classes import PAPER, Way, hardness
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.resuming import resumable

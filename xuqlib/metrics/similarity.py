@@ -13,8 +13,8 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from xuqlib.checks import check_count, check_number
+from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
-from xuqlib.explaining import explain
 from xuqlib.metrics.intervals import Estimate, estimate, spearman
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of

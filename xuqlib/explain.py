@@ -17,7 +17,7 @@ from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.fast.engine import PRECISIONS, Engine, computing_in
 from xuqlib.moments import Moments
-from xuqlib.paths import Path, rows_per_pass
+from xuqlib.path import Path, rows_per_pass
 from xuqlib.posteriors.draws import Draws, inner
 from xuqlib.posteriors.fixing import seed_of
 

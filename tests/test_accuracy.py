@@ -18,8 +18,8 @@ import torch
 
 from xuqlib import DataError, Draws, Examples, Laplace, load, train_or_load, train_or_load_vae
 from xuqlib.checkpoints import find_checkpoint
-from xuqlib.planted import kinds
 from xuqlib.recipes import EMBEDDED, RECIPES
+from xuqlib.study.data.planted import kinds
 from xuqlib.uncertainty import logits_of
 from xuqlib.vae import vae_scores
 

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torchvision import datasets as tv
 
-from xuqlib import data as data_module
-from xuqlib import download, fer, readers
-from xuqlib.data import DATASETS, Examples, load
-from xuqlib.download import DataError
+from xuqlib.study.data import download, fer, readers
+from xuqlib.study.data import loading as data_module
+from xuqlib.study.data.download import DataError
+from xuqlib.study.data.loading import DATASETS, Examples, load
 
 EMBEDDED = ("planted", "digits", "diabetes")
 LOCAL = os.environ.get("XUQ_DATA")

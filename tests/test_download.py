@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xuqlib import download, readers
-from xuqlib.data import load
-from xuqlib.download import DataError, File, Layout, fetch, locate
+from xuqlib.study.data import download, readers
+from xuqlib.study.data.download import DataError, File, Layout, fetch, locate
+from xuqlib.study.data.loading import load
 
 BODY = bytes(range(256)) * 9000  # more than two chunks
 SHA = hashlib.sha256(BODY).hexdigest()

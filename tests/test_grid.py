@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import xuqlib as xuq
-from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explainers.superpixels import superpixels
 from xuqlib.lessons.grid import (
@@ -31,6 +30,7 @@ from xuqlib.metrics.deletion import importance, pixel_order, random_order
 from xuqlib.networks import mini_vgg
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.study.data.loading import Examples
 
 TARGET = torch.tensor([0, 1, 2, 1, 0])
 

@@ -13,10 +13,10 @@ import PIL.Image
 import pytest
 import torch
 
-from xuqlib.data import Examples
 from xuqlib.lessons.human_study import page, pairs_of
 from xuqlib.lessons.pair_study import Pair, PairStudy
 from xuqlib.lessons.raters import krippendorff_alpha, results
+from xuqlib.study.data.loading import Examples
 
 
 def some_pairs(count=10):

@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from xuqlib.data import load
-from xuqlib.planted import CLASS_NAMES, PARTS, PATCH, RARE, SIZE, UNSEEN, Planted, generate, kinds, shape
+from xuqlib.study.data.loading import load
+from xuqlib.study.data.planted import CLASS_NAMES, PARTS, PATCH, RARE, SIZE, UNSEEN, Planted, generate, kinds, shape
 
 COMMON = len(CLASS_NAMES) - 1
 

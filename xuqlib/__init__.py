@@ -2,7 +2,6 @@
 
 from xuqlib.analytic import AnalyticDistribution, analytic_distribution
 from xuqlib.clue import clue, clue_counterfactuals, delta_clue, path_integral
-from xuqlib.data import DataError, Examples, load
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explain import VarianceSplit, explain, variance_split
 from xuqlib.explainers.adapters import from_captum
@@ -27,6 +26,7 @@ from xuqlib.posteriors.laplace import Laplace
 from xuqlib.posteriors.mc_dropout import MCDropout
 from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
 from xuqlib.recipes import Recipe
+from xuqlib.study.data.loading import DataError, Examples, load
 from xuqlib.study.record import Notebook
 from xuqlib.training import train_or_load
 from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear

@@ -16,10 +16,11 @@ from unittest import mock
 
 import torch
 
-from xuqlib import checkpoints, download, fer, presets, readers
-from xuqlib.data import DATASETS
+from xuqlib import checkpoints, presets
 from xuqlib.lessons import runs
 from xuqlib.study import record as study
+from xuqlib.study.data import download, fer, readers
+from xuqlib.study.data.loading import DATASETS
 
 EMBEDDED = ("planted", "digits", "diabetes")
 PARTS = {"fer_plus": ("train", "validation", "test"), "california_housing": ("all",)}

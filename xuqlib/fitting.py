@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from xuqlib.checks import check_choice, check_count
-from xuqlib.data import Examples
 from xuqlib.device import device
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.fixing import seed_of
 from xuqlib.posteriors.random_weights import Flipout
 from xuqlib.recipes import AUGMENTS, Recipe
+from xuqlib.study.data.loading import Examples
 
 
 def fit(

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from xuqlib.checks import check_count
-from xuqlib.data import Examples
 from xuqlib.device import device
 from xuqlib.fitting import check_parts, loss_of, one_cycle, targets_of
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.recipes import Recipe
+from xuqlib.study.data.loading import Examples
 
 
 def fit_together(

@@ -9,7 +9,7 @@ from torch import nn
 
 from xuqlib import networks
 from xuqlib.checks import check_choice, check_count, check_number
-from xuqlib.data import Examples
+from xuqlib.study.data.loading import Examples
 
 AUGMENTS = ("none", "shift", "shift+flip")
 

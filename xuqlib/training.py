@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from xuqlib.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.checks import check_choice, check_count
-from xuqlib.data import Examples, load
 from xuqlib.device import device
 from xuqlib.fitting import fit, predict
 from xuqlib.fitting_together import fit_together
@@ -24,6 +23,7 @@ from xuqlib.posteriors.laplace import Laplace
 from xuqlib.posteriors.mc_dropout import MCDropout
 from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
 from xuqlib.recipes import Recipe, build, recipe_for
+from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.record import versions
 
 Stored = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and manifest

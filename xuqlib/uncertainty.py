@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xuqlib.checks import check_count, check_examples, check_number, check_target
-from xuqlib.data import Examples
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.data.loading import Examples
 
 
 @dataclass(frozen=True)

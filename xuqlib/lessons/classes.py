@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from xuqlib.data import Examples
 from xuqlib.explainers.gradients import Explainer
 from xuqlib.explainers.lime import lime
 from xuqlib.lessons.predictions import answers
@@ -19,6 +18,7 @@ from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import steadiness
 from xuqlib.metrics.intervals import BOOTSTRAP
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.data.loading import Examples
 from xuqlib.study.record import Notebook
 from xuqlib.uncertainty import logits_of
 

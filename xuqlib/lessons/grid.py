@@ -20,7 +20,6 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torch.nn import functional as F
 
-from xuqlib.data import Examples
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explain import explain
 from xuqlib.explainers.lime import lime
@@ -33,6 +32,7 @@ from xuqlib.metrics.deletion import auc, curves, importance, pixel_order, random
 from xuqlib.panels import panels
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.data.loading import Examples
 from xuqlib.training import train_or_load
 from xuqlib.uncertainty import decompose, logits_of
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
-from xuqlib.data import Examples, load
 from xuqlib.lessons.paired import SCORES, gains, judge_seeds
 from xuqlib.mitigation import attended, fit_attended, unit_maps
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
@@ -22,6 +21,7 @@ from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of, seed_of
 from xuqlib.recipes import Recipe, build
 from xuqlib.stress import corrupt
+from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.record import Notebook
 from xuqlib.ua_backprop import ua_backprop
 from xuqlib.ua_replacement import ua_replacement

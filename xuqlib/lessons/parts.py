@@ -15,13 +15,13 @@ from torch import Tensor
 
 from xuqlib.blurring import uncertain
 from xuqlib.charts import HUES
-from xuqlib.data import load
 from xuqlib.lessons.inside import CONTROLS, EVENLY, FULLGRAD, SIGNED, UNCHANGED
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.resuming import side_by_side
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.panels import panels
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.data.loading import load
 from xuqlib.study.record import Notebook
 from xuqlib.training import train_or_load
 from xuqlib.ua_backprop import SETTINGS, Setting

@@ -17,12 +17,12 @@ from xuqlib.anomalies import iou, paste, random_windows, window
 from xuqlib.blurring import BUDGETS, auc_urr, greedy_order, highest_reduction, reduction, uncertain, uncertainty_curves
 from xuqlib.checks import check_choice
 from xuqlib.clue import clue, clue_counterfactuals, delta_clue, path_integral
-from xuqlib.data import load
 from xuqlib.lessons.resuming import side_by_side
 from xuqlib.lessons.sources import ensemble
 from xuqlib.metrics.deletion import pixel_order
 from xuqlib.posteriors.draws import Draws
 from xuqlib.stress import fgsm
+from xuqlib.study.data.loading import load
 from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear
 from xuqlib.ua_replacement import ua_replacement
 from xuqlib.ua_rivals import CONTROLS, RIVALS

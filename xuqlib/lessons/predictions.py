@@ -9,8 +9,8 @@ import pandas as pd
 from torch import Tensor
 
 from xuqlib.checks import check_count
-from xuqlib.data import Examples
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.data.loading import Examples
 from xuqlib.uncertainty import decompose, logits_of, scores_of, standard_errors
 
 SCORES = ("accuracy", "r2", "nll", "brier", "ece")

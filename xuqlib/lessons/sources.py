@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from xuqlib.anomalies import chance, mass_accuracy, rank_accuracy
 from xuqlib.checks import check_choice
-from xuqlib.data import Examples, load
 from xuqlib.lessons.reporting import judge
 from xuqlib.metrics.similarity import alike
-from xuqlib.planted import kinds
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.data.loading import Examples, load
+from xuqlib.study.data.planted import kinds
 from xuqlib.study.record import Notebook
 from xuqlib.training import train_or_load
 from xuqlib.ua_backprop import KINDS, SETTINGS, class_maps, logit_coefficients, probability_shares, spread_shares

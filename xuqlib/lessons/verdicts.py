@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 
 from xuqlib.charts import HUES, Picture, styled
-from xuqlib.data import DATASETS
 from xuqlib.presets import READS
+from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.record import CLAIM_COLUMNS, ROOT, VERDICTS
 
 PUBLISHED = ROOT / "figures" / "full"

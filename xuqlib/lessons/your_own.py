@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from xuqlib.blurring import auc_urr, highest_reduction, uncertainty_curves
 from xuqlib.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.checks import check_choice
-from xuqlib.data import Examples, load
 from xuqlib.device import device
 from xuqlib.explainers.fullgrad import fullgrad_terms
 from xuqlib.explainers.gradients import gradient, guided_backprop
@@ -27,6 +26,7 @@ from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import seed_of
 from xuqlib.posteriors.random_weights import MCDropConnect
 from xuqlib.recipes import Recipe
+from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.record import Notebook, versions
 from xuqlib.ua_backprop import SETTINGS, ua_backprop
 from xuqlib.uncertainty import scores_of, uncertainties

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xuqlib import fer, readers
 from xuqlib.checks import check_choice, check_count
-from xuqlib.download import DataError, Folder
+from xuqlib.study.data import fer, readers
+from xuqlib.study.data.download import DataError, Folder
 
 __all__ = ["DATASETS", "DataError", "Examples", "FeatureScale", "TargetScale", "load"]
 

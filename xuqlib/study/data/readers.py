@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xuqlib.download import DataError, File, Folder, Found, Layout, known_file, locate
-from xuqlib.planted import CLASS_NAMES, generate
+from xuqlib.study.data.download import DataError, File, Folder, Found, Layout, known_file, locate
+from xuqlib.study.data.planted import CLASS_NAMES, generate
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOUSING_FEATURES = (
@@ -50,7 +50,7 @@ class Raw(NamedTuple):
 
 
 def planted(part: str, data: Folder = None) -> Raw:
-    """The generated pictures of `xuqlib.planted`. No file is needed."""
+    """The generated pictures of `xuqlib.study.data.planted`. No file is needed."""
     x, y, probs, masks = generate(part)
     return Raw(x, y, probs, CLASS_NAMES, masks)
 

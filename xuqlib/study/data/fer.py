@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from xuqlib.download import DataError, File, Folder, Layout, known_file, locate
-from xuqlib.readers import Raw, decode, frozen
+from xuqlib.study.data.download import DataError, File, Folder, Layout, known_file, locate
+from xuqlib.study.data.readers import Raw, decode, frozen
 
 CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 COLUMNS = (*CLASSES, "unknown", "NF")

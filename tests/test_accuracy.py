@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from xuqlib import DataError, Draws, Examples, Laplace, load, train_or_load, train_or_load_vae
-from xuqlib.checkpoints import find_checkpoint
-from xuqlib.recipes import EMBEDDED, RECIPES
 from xuqlib.study.data.planted import kinds
+from xuqlib.study.training.checkpoints import find_checkpoint
+from xuqlib.study.training.recipes import EMBEDDED, RECIPES
+from xuqlib.study.training.vae import vae_scores
 from xuqlib.uncertainty import logits_of
-from xuqlib.vae import vae_scores
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "checkpoints"
 MEMBERS = [f"plain-member{member}" for member in range(5)]
@@ -76,7 +76,7 @@ def _published_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def train(*_: Any, **__: Any) -> None:
         raise AssertionError("no published checkpoint of today's recipe, so it would be trained")
 
-    monkeypatch.setattr("xuqlib.training._Job.train", train)
+    monkeypatch.setattr("xuqlib.study.training.loading._Job.train", train)
     monkeypatch.setattr(Laplace, "fit", train)
 
 

@@ -61,9 +61,9 @@ from xuqlib import (
     variance_split,
 )
 from xuqlib.explainers import fullgrad, lime
-from xuqlib.fitting import augmented
 from xuqlib.posteriors.layers import weighted_layers
-from xuqlib.recipes import recipe_for
+from xuqlib.study.training.fitting import augmented
+from xuqlib.study.training.recipes import recipe_for
 from xuqlib.uncertainty import decompose, scores_of, standard_errors
 
 X = randn(4, 5, dtype=torch.float32)

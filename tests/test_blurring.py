@@ -26,7 +26,7 @@ from xuqlib.blurring import (
     uncertainty_curves,
 )
 from xuqlib.metrics.deletion import filled, pixel_order, random_order
-from xuqlib.networks import mini_vgg
+from xuqlib.study.training.networks import mini_vgg
 
 LOG2 = math.log(2)
 KINDS = ["total", "aleatoric", "epistemic"]

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from xuqlib import __main__ as command
-from xuqlib import checkpoints
 from xuqlib.lessons import runs
 from xuqlib.study.data import download, readers
 from xuqlib.study.data.loading import DATASETS
+from xuqlib.study.training import checkpoints
 
 MNIST = [f"MNIST/raw/{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 

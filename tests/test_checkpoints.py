@@ -12,8 +12,15 @@ import torch
 from core_networks import randn
 from safetensors.torch import save_file
 
-from xuqlib import checkpoints
-from xuqlib.checkpoints import CheckpointError, find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
+from xuqlib.study.training import checkpoints
+from xuqlib.study.training.checkpoints import (
+    CheckpointError,
+    find_checkpoint,
+    folders,
+    load_checkpoint,
+    rounded,
+    save_checkpoint,
+)
 
 TENSORS = {
     "weight": randn(4, 3, dtype=torch.float32),

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from xuqlib.controls import other_image, permuted_last_layer, runner_up, sobel
-from xuqlib.networks import mini_vgg
+from xuqlib.study.training.networks import mini_vgg
 
 
 def network():

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from xuqlib import Examples, Recipe, fit, mlp
-from xuqlib.fitting import predict
-from xuqlib.fitting_together import fit_together
+from xuqlib.study.training.fitting import predict
+from xuqlib.study.training.fitting_together import fit_together
 
 SHORT = Recipe(epochs=4, batch_size=16, learning_rate=3e-2)
 

@@ -14,7 +14,7 @@ from xuqlib import Draws, Notebook, attribute_uncertainty, ua_backprop, uncertai
 from xuqlib.blurring import auc_urr, uncertainty_curves
 from xuqlib.lessons import inside, parts
 from xuqlib.metrics.deletion import filled, pixel_order
-from xuqlib.networks import mini_vgg
+from xuqlib.study.training.networks import mini_vgg
 from xuqlib.ua_backprop import KINDS, SETTINGS, Setting
 from xuqlib.ua_rivals import fullgrad_of_prediction
 

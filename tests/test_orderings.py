@@ -14,8 +14,8 @@ from torch.testing import assert_close
 import xuqlib as xuq
 from xuqlib import ExplanationDistribution
 from xuqlib.metrics.deletion import auc, curves, filled, importance, one_draw, perturbed, pixel_order, random_order
-from xuqlib.networks import mini_vgg
 from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.study.training.networks import mini_vgg
 
 
 def linear_network(weight):

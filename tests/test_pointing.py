@@ -17,9 +17,9 @@ from xuqlib.clue import Counterfactuals
 from xuqlib.lessons import duels, pointing, rivalry
 from xuqlib.lessons.pointing import GREEDY, OURS, SETTINGS_OF
 from xuqlib.metrics.deletion import filled, pixel_order
-from xuqlib.networks import mini_vgg
+from xuqlib.study.training.networks import mini_vgg
+from xuqlib.study.training.vae import PictureVAE
 from xuqlib.ua_rivals import CONTROLS, RIVALS
-from xuqlib.vae import PictureVAE
 
 SHARES = [0, 0.02, 0.05, 0.2, 1.0]
 TINY = {"num_steps": 2, "num_samples": 20, "clue_steps": 2, "candidates": 2}

@@ -12,9 +12,9 @@ from torch import nn
 
 from xuqlib import DeepEnsemble, Flipout, MCDropConnect, MCDropout, gradient, guided_backprop
 from xuqlib.metrics.similarity import alike
-from xuqlib.networks import mini_vgg
 from xuqlib.posteriors.draws import inner
 from xuqlib.sanity import OTHER_PICTURE, cascade, independent, passes, randomised, sanity_checks
+from xuqlib.study.training.networks import mini_vgg
 
 
 def vgg(dropout=0.0, seed=0):

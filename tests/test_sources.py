@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from xuqlib import Draws, Notebook, ua_backprop, uncertainties
 from xuqlib.lessons import sources
-from xuqlib.networks import mini_vgg
 from xuqlib.study.data.planted import kinds
+from xuqlib.study.training.networks import mini_vgg
 from xuqlib.ua_backprop import KINDS, SETTINGS, class_maps
 
 X = randn(5, 3, 8, 8).sigmoid()

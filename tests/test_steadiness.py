@@ -11,8 +11,8 @@ import torch
 
 from xuqlib import MCDropout, explain, gradient
 from xuqlib.lessons.steadiness import CVS, mask_walk, over_examples, pool, quotients, std_errors, steadiness
-from xuqlib.networks import mini_vgg
 from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.study.training.networks import mini_vgg
 
 
 def two_networks():

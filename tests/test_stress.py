@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from xuqlib import DeepEnsemble, explain, guided_backprop, load
-from xuqlib.networks import mini_vgg
 from xuqlib.stress import CORRUPTIONS, attacked, combined, compare, corrupt, detection, fgsm, pgd, signals
+from xuqlib.study.training.networks import mini_vgg
 
 
 def pictures(count=3, channels=3, side=16):

@@ -15,24 +15,14 @@ from core_networks import randn, same_networks, seeded, tabular
 from torch import nn
 from torch.nn import functional as F
 
-from xuqlib import (
-    DeepEnsemble,
-    Examples,
-    Flipout,
-    Laplace,
-    MCDropConnect,
-    MCDropout,
-    Recipe,
-    checkpoints,
-    fit,
-    mlp,
-    training,
-)
-from xuqlib.checkpoints import CheckpointError
-from xuqlib.fitting import augmented, predict
+from xuqlib import DeepEnsemble, Examples, Flipout, Laplace, MCDropConnect, MCDropout, Recipe, fit, mlp
 from xuqlib.posteriors.fixing import seed_of
-from xuqlib.recipes import RECIPES, build, recipe_for
-from xuqlib.training import METHODS, train_or_load
+from xuqlib.study.training import checkpoints
+from xuqlib.study.training import loading as training
+from xuqlib.study.training.checkpoints import CheckpointError
+from xuqlib.study.training.fitting import augmented, predict
+from xuqlib.study.training.loading import METHODS, train_or_load
+from xuqlib.study.training.recipes import RECIPES, build, recipe_for
 
 SHORT = Recipe(epochs=3, batch_size=16, learning_rate=3e-2)
 

@@ -12,8 +12,9 @@ from core_networks import EXACT, randn, seeded
 from torch import distributions, nn, tensor
 from torch.testing import assert_close
 
-from xuqlib import Examples, vae
-from xuqlib.vae import (
+from xuqlib import Examples
+from xuqlib.study.training import vae
+from xuqlib.study.training.vae import (
     VAE_RECIPES,
     PictureVAE,
     VAERecipe,
@@ -139,7 +140,7 @@ def cache(tmp_path, monkeypatch):
     """An empty cache, no published checkpoints, and a recipe that takes no time."""
     monkeypatch.setenv("XUQ_CACHE", str(tmp_path))
     monkeypatch.delenv("XUQ_RETRAIN", raising=False)
-    monkeypatch.setattr("xuqlib.checkpoints.ROOT", tmp_path / "nothing")
+    monkeypatch.setattr("xuqlib.study.training.checkpoints.ROOT", tmp_path / "nothing")
     monkeypatch.setitem(VAE_RECIPES, "digits", dataclasses.replace(SHORT, epochs=1, num_train=40))
     return tmp_path / "checkpoints"
 

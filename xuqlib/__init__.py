@@ -15,20 +15,21 @@ from xuqlib.explainers.gradients import (
     smoothgrad,
 )
 from xuqlib.explainers.lime import lime, lime_fit
-from xuqlib.fitting import fit
-from xuqlib.fitting_together import fit_together
 from xuqlib.mitigation import attended, fit_attended, unit_maps
-from xuqlib.networks import lenet, mini_vgg, mlp, resnet18
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.laplace import Laplace
 from xuqlib.posteriors.mc_dropout import MCDropout
 from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
-from xuqlib.recipes import Recipe
 from xuqlib.study.data.loading import DataError, Examples, load
 from xuqlib.study.record import Notebook
-from xuqlib.training import train_or_load
+from xuqlib.study.training.fitting import fit
+from xuqlib.study.training.fitting_together import fit_together
+from xuqlib.study.training.loading import train_or_load
+from xuqlib.study.training.networks import lenet, mini_vgg, mlp, resnet18
+from xuqlib.study.training.recipes import Recipe
+from xuqlib.study.training.vae import PictureVAE, train_or_load_vae
 from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear
 from xuqlib.ua_replacement import ua_replacement
 from xuqlib.ua_rivals import UncertaintyOf, attribute_uncertainty
@@ -40,7 +41,6 @@ from xuqlib.uncertainty import (
     scores,
     uncertainties,
 )
-from xuqlib.vae import PictureVAE, train_or_load_vae
 
 __all__ = [
     "AnalyticDistribution",

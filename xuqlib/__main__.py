@@ -16,11 +16,12 @@ from unittest import mock
 
 import torch
 
-from xuqlib import checkpoints, presets
+from xuqlib import presets
 from xuqlib.lessons import runs
 from xuqlib.study import record as study
 from xuqlib.study.data import download, fer, readers
 from xuqlib.study.data.loading import DATASETS
+from xuqlib.study.training import checkpoints
 
 EMBEDDED = ("planted", "digits", "diabetes")
 PARTS = {"fer_plus": ("train", "validation", "test"), "california_housing": ("all",)}

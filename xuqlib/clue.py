@@ -23,7 +23,7 @@ from xuqlib.uncertainty import logits_of, uncertainties
 
 
 class Autoencoder(Protocol):
-    """What CLUE needs of a generative model, as `xuqlib.vae.PictureVAE` has it: (mean, log variance), and pictures."""
+    """What CLUE needs of a generative model, as `xuqlib.study.training.vae.PictureVAE` has it: (mean, log variance), and pictures."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
     def decode(self, z: Tensor) -> Tensor: ...

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from xuqlib.checks import check_count, check_number, check_target
 from xuqlib.explainers.baselines import make_baseline
-from xuqlib.fitting import one_cycle
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.recipes import Recipe
+from xuqlib.study.training.fitting import one_cycle
+from xuqlib.study.training.recipes import Recipe
 
 Attend = Callable[[Draws, Tensor], Tensor]  # networks and plain examples to attended examples
 

@@ -26,7 +26,7 @@ from xuqlib.panels import panels
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.record import Notebook
-from xuqlib.training import train_or_load
+from xuqlib.study.training.loading import train_or_load
 from xuqlib.widgets import explore
 
 UNMOVED = 0.05  # a curve whose highest and lowest point differ by less says nothing about any order

@@ -33,7 +33,7 @@ from xuqlib.panels import panels
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples
-from xuqlib.training import train_or_load
+from xuqlib.study.training.loading import train_or_load
 from xuqlib.uncertainty import decompose, logits_of
 
 POSTERIORS: Mapping[str, tuple[str, str]] = {  # name: method and placement, as for `train_or_load`

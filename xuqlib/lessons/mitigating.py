@@ -19,10 +19,10 @@ from xuqlib.mitigation import attended, fit_attended, unit_maps
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of, seed_of
-from xuqlib.recipes import Recipe, build
 from xuqlib.stress import corrupt
 from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.record import Notebook
+from xuqlib.study.training.recipes import Recipe, build
 from xuqlib.ua_backprop import ua_backprop
 from xuqlib.ua_replacement import ua_replacement
 from xuqlib.ua_rivals import RIVALS, fullgrad_of_prediction, random

@@ -23,7 +23,7 @@ from xuqlib.panels import panels
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import load
 from xuqlib.study.record import Notebook
-from xuqlib.training import train_or_load
+from xuqlib.study.training.loading import train_or_load
 from xuqlib.ua_backprop import SETTINGS, Setting
 
 Task = tuple[Draws, Tensor]  # networks, and the pictures that they are asked about

@@ -23,10 +23,10 @@ from xuqlib.metrics.deletion import pixel_order
 from xuqlib.posteriors.draws import Draws
 from xuqlib.stress import fgsm
 from xuqlib.study.data.loading import load
+from xuqlib.study.training.vae import PictureVAE, train_or_load_vae
 from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear
 from xuqlib.ua_replacement import ua_replacement
 from xuqlib.ua_rivals import CONTROLS, RIVALS
-from xuqlib.vae import PictureVAE, train_or_load_vae
 
 Maker = Callable[..., Tensor]  # (draws, x, kind) to (N, H, W)
 # The names that the figures show. "signed" keeps the sign of each pixel, "abs" does not.

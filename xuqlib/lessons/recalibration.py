@@ -20,7 +20,7 @@ from xuqlib.lessons.resuming import resumable
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.random_weights import MCDropConnect
-from xuqlib.training import train_or_load
+from xuqlib.study.training.loading import train_or_load
 
 VERSIONS = ("as it is", "factor", "floors")
 _SUBSET = 2**15  # numbers that a repair is fitted on, at most: spread evenly over networks, examples and pixels

@@ -18,7 +18,7 @@ from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.data.planted import kinds
 from xuqlib.study.record import Notebook
-from xuqlib.training import train_or_load
+from xuqlib.study.training.loading import train_or_load
 from xuqlib.ua_backprop import KINDS, SETTINGS, class_maps, logit_coefficients, probability_shares, spread_shares
 from xuqlib.ua_rivals import attribute_uncertainty, distance_to_blur
 from xuqlib.uncertainty import Uncertainties, decompose, logits_of, uncertainties

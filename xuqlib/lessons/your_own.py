@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xuqlib.blurring import auc_urr, highest_reduction, uncertainty_curves
-from xuqlib.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.checks import check_choice
 from xuqlib.device import device
 from xuqlib.explainers.fullgrad import fullgrad_terms
 from xuqlib.explainers.gradients import gradient, guided_backprop
-from xuqlib.fitting import augmented, one_cycle
 from xuqlib.lessons.reporting import judge
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import seed_of
 from xuqlib.posteriors.random_weights import MCDropConnect
-from xuqlib.recipes import Recipe
 from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.record import Notebook, versions
+from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
+from xuqlib.study.training.fitting import augmented, one_cycle
+from xuqlib.study.training.recipes import Recipe
 from xuqlib.ua_backprop import SETTINGS, ua_backprop
 from xuqlib.uncertainty import scores_of, uncertainties
 

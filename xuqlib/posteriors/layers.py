@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from xuqlib.checks import check_choice
-from xuqlib.networks import PLACEMENTS
+from xuqlib.study.training.networks import PLACEMENTS
 
 Placement = str | Sequence[str]
 

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xuqlib.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.checks import check_choice, check_count
 from xuqlib.device import device
-from xuqlib.fitting import fit, predict
-from xuqlib.fitting_together import fit_together
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.fixing import seed_of
 from xuqlib.posteriors.laplace import Laplace
 from xuqlib.posteriors.mc_dropout import MCDropout
 from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
-from xuqlib.recipes import Recipe, build, recipe_for
 from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.record import versions
+from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
+from xuqlib.study.training.fitting import fit, predict
+from xuqlib.study.training.fitting_together import fit_together
+from xuqlib.study.training.recipes import Recipe, build, recipe_for
 
 Stored = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and manifest
 METHODS = ("deep_ensemble", "mc_dropout", "mc_dropconnect", "flipout", "laplace")

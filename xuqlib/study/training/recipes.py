@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from xuqlib import networks
 from xuqlib.checks import check_choice, check_count, check_number
 from xuqlib.study.data.loading import Examples
+from xuqlib.study.training import networks
 
 AUGMENTS = ("none", "shift", "shift+flip")
 

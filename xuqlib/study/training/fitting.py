@@ -18,8 +18,8 @@ from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.fixing import seed_of
 from xuqlib.posteriors.random_weights import Flipout
-from xuqlib.recipes import AUGMENTS, Recipe
 from xuqlib.study.data.loading import Examples
+from xuqlib.study.training.recipes import AUGMENTS, Recipe
 
 
 def fit(

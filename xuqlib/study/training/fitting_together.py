@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 
 from xuqlib.checks import check_count
 from xuqlib.device import device
-from xuqlib.fitting import check_parts, loss_of, one_cycle, targets_of
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.recipes import Recipe
 from xuqlib.study.data.loading import Examples
+from xuqlib.study.training.fitting import check_parts, loss_of, one_cycle, targets_of
+from xuqlib.study.training.recipes import Recipe
 
 
 def fit_together(

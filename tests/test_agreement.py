@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from xuqlib import Notebook, gradient_x_input
-from xuqlib.agreement import (
+from xuqlib.lessons.centres import gain, over_centres, settle, variance_ratios
+from xuqlib.study.judging.coverage import (
     Forecast,
     agreement,
     beside,
@@ -25,7 +26,6 @@ from xuqlib.agreement import (
     unit_maps,
     unit_scale,
 )
-from xuqlib.lessons.centres import gain, over_centres, settle, variance_ratios
 
 MU, S = 2.0, 0.7
 

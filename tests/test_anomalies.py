@@ -11,16 +11,7 @@ from torch import tensor
 from torch.testing import assert_close
 
 import xuqlib as xuq
-from xuqlib.anomalies import (
-    ada,
-    chance,
-    iou,
-    mass_accuracy,
-    paste,
-    random_windows,
-    rank_accuracy,
-    window,
-)
+from xuqlib.study.judging.anomaly import ada, chance, iou, mass_accuracy, paste, random_windows, rank_accuracy, window
 
 
 def pictures(count=6, channels=3, side=12, seed=0):

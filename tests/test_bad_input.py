@@ -28,7 +28,6 @@ from xuqlib import (
     attended,
     attribute_uncertainty,
     brier_score,
-    clue,
     clue_counterfactuals,
     completeness_gap,
     delta_clue,
@@ -62,9 +61,11 @@ from xuqlib import (
 )
 from xuqlib.explainers import fullgrad, lime
 from xuqlib.posteriors.layers import weighted_layers
+from xuqlib.study.judging import clue
+from xuqlib.study.judging.scores import scores_of, standard_errors
 from xuqlib.study.training.fitting import augmented
 from xuqlib.study.training.recipes import recipe_for
-from xuqlib.uncertainty import decompose, scores_of, standard_errors
+from xuqlib.uncertainty import decompose
 
 X = randn(4, 5, dtype=torch.float32)
 PICTURES = randn(2, 3, 8, 8, dtype=torch.float32)

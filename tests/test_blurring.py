@@ -12,7 +12,8 @@ from torch import nn, tensor
 from torch.testing import assert_close
 
 import xuqlib as xuq
-from xuqlib.blurring import (
+from xuqlib.metrics.deletion import filled, pixel_order, random_order
+from xuqlib.study.judging.blurring import (
     BUDGETS,
     BlurringCurves,
     auc_urr,
@@ -25,7 +26,6 @@ from xuqlib.blurring import (
     uncertain,
     uncertainty_curves,
 )
-from xuqlib.metrics.deletion import filled, pixel_order, random_order
 from xuqlib.study.training.networks import mini_vgg
 
 LOG2 = math.log(2)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from xuqlib.controls import other_image, permuted_last_layer, runner_up, sobel
+from xuqlib.study.judging.controls import other_image, permuted_last_layer, runner_up, sobel
 from xuqlib.study.training.networks import mini_vgg
 
 

@@ -11,12 +11,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from xuqlib import Draws, Notebook, attribute_uncertainty, ua_backprop, uncertainties
-from xuqlib.blurring import auc_urr, uncertainty_curves
 from xuqlib.lessons import inside, parts
 from xuqlib.metrics.deletion import filled, pixel_order
+from xuqlib.study.judging.blurring import auc_urr, uncertainty_curves
+from xuqlib.study.judging.rivals import fullgrad_of_prediction
 from xuqlib.study.training.networks import mini_vgg
 from xuqlib.ua_backprop import KINDS, SETTINGS, Setting
-from xuqlib.ua_rivals import fullgrad_of_prediction
 
 X = randn(4, 3, 8, 8).sigmoid()
 

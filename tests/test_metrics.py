@@ -13,16 +13,8 @@ from scipy.stats import spearmanr
 
 from xuqlib import DeepEnsemble, explain, gradient
 from xuqlib.figures import example_maps
-from xuqlib.metrics.similarity import (
-    alike,
-    on_evidence,
-    properties,
-    rank_correlation,
-    rank_correlations,
-    relative_input_stability,
-    sparseness,
-    ssim,
-)
+from xuqlib.metrics.similarity import alike, on_evidence, rank_correlation, rank_correlations, sparseness, ssim
+from xuqlib.study.judging.properties import properties, relative_input_stability
 
 
 def test_maps_are_alike_by_the_order_of_their_pixels_with_sign():

@@ -16,8 +16,8 @@ from torch.testing import assert_close
 from xuqlib import Draws, Notebook, Recipe, uncertainties
 from xuqlib.lessons import adding, mitigating, paired
 from xuqlib.lessons.mitigating import ARMS, OURS, Plan
-from xuqlib.mitigation import attended, fit_attended, unit_maps
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.judging.mitigation import attended, fit_attended, unit_maps
 from xuqlib.study.training.fitting import one_cycle
 
 PLAN = Plan("digits", clutter=True, num_test=20, widths=(2, 2), hidden=4, epochs=2, batch_size=8, every=1)

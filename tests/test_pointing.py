@@ -11,15 +11,15 @@ from torch import tensor
 from torch.testing import assert_close
 
 from xuqlib import Draws, Examples, Notebook, path_integral, ua_backprop, ua_replacement, uncertainties
-from xuqlib.anomalies import iou, paste
-from xuqlib.blurring import greedy_order
-from xuqlib.clue import Counterfactuals
 from xuqlib.lessons import duels, pointing, rivalry
 from xuqlib.lessons.pointing import GREEDY, OURS, SETTINGS_OF
 from xuqlib.metrics.deletion import filled, pixel_order
+from xuqlib.study.judging.anomaly import iou, paste
+from xuqlib.study.judging.blurring import greedy_order
+from xuqlib.study.judging.clue import Counterfactuals
+from xuqlib.study.judging.rivals import CONTROLS, RIVALS
 from xuqlib.study.training.networks import mini_vgg
 from xuqlib.study.training.vae import PictureVAE
-from xuqlib.ua_rivals import CONTROLS, RIVALS
 
 SHARES = [0, 0.02, 0.05, 0.2, 1.0]
 TINY = {"num_steps": 2, "num_samples": 20, "clue_steps": 2, "candidates": 2}

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from xuqlib import gradient, train_or_load
-from xuqlib.agreement import Forecast, agreement, forecast, image_blind, unit_maps
 from xuqlib.lessons.recalibration import Repair, compare, declared, family, leave_one_out, recalibrate, roles, trial
+from xuqlib.study.judging.coverage import Forecast, agreement, forecast, image_blind, unit_maps
 
 
 def noise(*shape, seed):

@@ -13,7 +13,7 @@ from torch import nn
 from xuqlib import DeepEnsemble, Flipout, MCDropConnect, MCDropout, gradient, guided_backprop
 from xuqlib.metrics.similarity import alike
 from xuqlib.posteriors.draws import inner
-from xuqlib.sanity import OTHER_PICTURE, cascade, independent, passes, randomised, sanity_checks
+from xuqlib.study.judging.sanity import OTHER_PICTURE, cascade, independent, passes, randomised, sanity_checks
 from xuqlib.study.training.networks import mini_vgg
 
 

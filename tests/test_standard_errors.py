@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from xuqlib.uncertainty import scores_of, standard_errors
+from xuqlib.study.judging.scores import scores_of, standard_errors
 
 
 def test_the_standard_error_of_accuracy_is_that_of_a_coin():

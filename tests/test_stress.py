@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from xuqlib import DeepEnsemble, explain, guided_backprop, load
-from xuqlib.stress import CORRUPTIONS, attacked, combined, compare, corrupt, detection, fgsm, pgd, signals
+from xuqlib.study.judging.stress import CORRUPTIONS, attacked, combined, compare, corrupt, detection, fgsm, pgd, signals
 from xuqlib.study.training.networks import mini_vgg
 
 

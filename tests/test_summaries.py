@@ -20,7 +20,7 @@ from xuqlib.lessons.summaries import (
     resampled,
     tidy,
 )
-from xuqlib.uncertainty import expected_calibration_error
+from xuqlib.study.judging.scores import expected_calibration_error
 
 
 def rows(values, *, posterior="p", seed=0):

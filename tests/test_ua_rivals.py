@@ -37,8 +37,7 @@ from xuqlib import (
 from xuqlib.checks import check_fixed
 from xuqlib.explainers import fullgrad, lime
 from xuqlib.explainers.fullgrad import fullgrad_terms
-from xuqlib.ua_backprop import probability_shares
-from xuqlib.ua_rivals import (
+from xuqlib.study.judging.rivals import (
     CONTROLS,
     RIVALS,
     UncertaintyOf,
@@ -50,6 +49,7 @@ from xuqlib.ua_rivals import (
     random,
     shuffled_shares,
 )
+from xuqlib.ua_backprop import probability_shares
 
 KINDS = ("total", "aleatoric", "epistemic")
 EVERY = RIVALS | CONTROLS
@@ -276,8 +276,10 @@ def test_many_examples_are_explained_in_parts(monkeypatch):
     start = randn(*TABLE, seed=3)
     wanted = RIVALS["covig_marg"](draws, x, baseline=start)
     sizes, at_once = [], explain
-    monkeypatch.setattr("xuqlib.ua_rivals.explain", lambda *a, **k: (sizes.append(len(a[2])), at_once(*a, **k))[1])
-    monkeypatch.setattr("xuqlib.ua_rivals.LARGEST", 3 * 5 * 2)  # draws, features, examples
+    monkeypatch.setattr(
+        "xuqlib.study.judging.rivals.explain", lambda *a, **k: (sizes.append(len(a[2])), at_once(*a, **k))[1]
+    )
+    monkeypatch.setattr("xuqlib.study.judging.rivals.LARGEST", 3 * 5 * 2)  # draws, features, examples
     assert_close(RIVALS["covig_marg"](draws, x, baseline=start), wanted, **EXACT)
     assert sizes == [2, 2]
 

@@ -24,7 +24,8 @@ from xuqlib import (
     scores,
     uncertainties,
 )
-from xuqlib.uncertainty import decompose, logits_of, scores_of, standard_errors
+from xuqlib.study.judging.scores import scores_of, standard_errors
+from xuqlib.uncertainty import decompose, logits_of
 
 LOG2 = math.log(2)
 

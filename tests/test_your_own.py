@@ -30,9 +30,9 @@ from xuqlib import (
     uncertainties,
 )
 from xuqlib.lessons import your_own
+from xuqlib.study.judging.scores import scores_of
 from xuqlib.study.training.recipes import Recipe
 from xuqlib.ua_backprop import SETTINGS
-from xuqlib.uncertainty import scores_of
 
 
 class Readers(nn.Module):

@@ -1,7 +1,5 @@
 """How far can you trust a neural network's explanation, and where does its uncertainty come from?"""
 
-from xuqlib.analytic import AnalyticDistribution, analytic_distribution
-from xuqlib.clue import clue, clue_counterfactuals, delta_clue, path_integral
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explain import VarianceSplit, explain, variance_split
 from xuqlib.explainers.adapters import from_captum
@@ -15,7 +13,6 @@ from xuqlib.explainers.gradients import (
     smoothgrad,
 )
 from xuqlib.explainers.lime import lime, lime_fit
-from xuqlib.mitigation import attended, fit_attended, unit_maps
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.draws import Draws
@@ -23,6 +20,11 @@ from xuqlib.posteriors.laplace import Laplace
 from xuqlib.posteriors.mc_dropout import MCDropout
 from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
 from xuqlib.study.data.loading import DataError, Examples, load
+from xuqlib.study.judging.analytic import AnalyticDistribution, analytic_distribution
+from xuqlib.study.judging.clue import clue, clue_counterfactuals, delta_clue, path_integral
+from xuqlib.study.judging.mitigation import attended, fit_attended, unit_maps
+from xuqlib.study.judging.rivals import UncertaintyOf, attribute_uncertainty
+from xuqlib.study.judging.scores import brier_score, expected_calibration_error, negative_log_likelihood, scores
 from xuqlib.study.record import Notebook
 from xuqlib.study.training.fitting import fit
 from xuqlib.study.training.fitting_together import fit_together
@@ -32,15 +34,7 @@ from xuqlib.study.training.recipes import Recipe
 from xuqlib.study.training.vae import PictureVAE, train_or_load_vae
 from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear
 from xuqlib.ua_replacement import ua_replacement
-from xuqlib.ua_rivals import UncertaintyOf, attribute_uncertainty
-from xuqlib.uncertainty import (
-    Uncertainties,
-    brier_score,
-    expected_calibration_error,
-    negative_log_likelihood,
-    scores,
-    uncertainties,
-)
+from xuqlib.uncertainty import Uncertainties, uncertainties
 
 __all__ = [
     "AnalyticDistribution",

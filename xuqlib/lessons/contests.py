@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from xuqlib.charts import HUES, LINES, MARKERS, dots
-from xuqlib.controls import other_image
 from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
 from xuqlib.figures import map_grid
@@ -25,6 +24,7 @@ from xuqlib.metrics.deletion import FILL_OF, STATISTICS, auc, curves, importance
 from xuqlib.panels import panels
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.judging.controls import other_image
 from xuqlib.study.record import Notebook
 from xuqlib.study.training.loading import train_or_load
 from xuqlib.widgets import explore

@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from xuqlib.blurring import auc_urr, uncertainty_curves
 from xuqlib.metrics.deletion import pixel_order
 from xuqlib.metrics.similarity import alike
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.judging.blurring import auc_urr, uncertainty_curves
+from xuqlib.study.judging.rivals import attribute_uncertainty, distance_to_blur, random, shuffled_shares
 from xuqlib.ua_backprop import (
     COEFFICIENTS,
     KINDS,
@@ -24,7 +25,6 @@ from xuqlib.ua_backprop import (
     spread_shares,
     ua_backprop,
 )
-from xuqlib.ua_rivals import attribute_uncertainty, distance_to_blur, random, shuffled_shares
 from xuqlib.uncertainty import logits_of
 
 BUDGET = 0.05  # share of the pixels that are blurred when a map is scored

@@ -15,18 +15,19 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
 from xuqlib.lessons.paired import SCORES, gains, judge_seeds
-from xuqlib.mitigation import attended, fit_attended, unit_maps
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of, seed_of
-from xuqlib.stress import corrupt
 from xuqlib.study.data.loading import Examples, load
+from xuqlib.study.judging.mitigation import attended, fit_attended, unit_maps
+from xuqlib.study.judging.rivals import RIVALS, fullgrad_of_prediction, random
+from xuqlib.study.judging.scores import scores_of
+from xuqlib.study.judging.stress import corrupt
 from xuqlib.study.record import Notebook
 from xuqlib.study.training.recipes import Recipe, build
 from xuqlib.ua_backprop import ua_backprop
 from xuqlib.ua_replacement import ua_replacement
-from xuqlib.ua_rivals import RIVALS, fullgrad_of_prediction, random
-from xuqlib.uncertainty import decompose, logits_of, scores_of
+from xuqlib.uncertainty import decompose, logits_of
 
 Parts = dict[str, Tensor]  # "train" and each test to pictures (N, C, H, W), or to maps (N, H, W)
 PAPER = "arXiv 2304.04824, sec. 4"

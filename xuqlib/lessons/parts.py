@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from xuqlib.blurring import uncertain
 from xuqlib.charts import HUES
 from xuqlib.lessons.inside import CONTROLS, EVENLY, FULLGRAD, SIGNED, UNCHANGED
 from xuqlib.lessons.reporting import judge
@@ -22,6 +21,7 @@ from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.panels import panels
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import load
+from xuqlib.study.judging.blurring import uncertain
 from xuqlib.study.record import Notebook
 from xuqlib.study.training.loading import train_or_load
 from xuqlib.ua_backprop import SETTINGS, Setting

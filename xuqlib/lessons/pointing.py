@@ -13,20 +13,28 @@ import torch
 from joblib import delayed
 from torch import Tensor, nn
 
-from xuqlib.anomalies import iou, paste, random_windows, window
-from xuqlib.blurring import BUDGETS, auc_urr, greedy_order, highest_reduction, reduction, uncertain, uncertainty_curves
 from xuqlib.checks import check_choice
-from xuqlib.clue import clue, clue_counterfactuals, delta_clue, path_integral
 from xuqlib.lessons.resuming import side_by_side
 from xuqlib.lessons.sources import ensemble
 from xuqlib.metrics.deletion import pixel_order
 from xuqlib.posteriors.draws import Draws
-from xuqlib.stress import fgsm
 from xuqlib.study.data.loading import load
+from xuqlib.study.judging.anomaly import iou, paste, random_windows, window
+from xuqlib.study.judging.blurring import (
+    BUDGETS,
+    auc_urr,
+    greedy_order,
+    highest_reduction,
+    reduction,
+    uncertain,
+    uncertainty_curves,
+)
+from xuqlib.study.judging.clue import clue, clue_counterfactuals, delta_clue, path_integral
+from xuqlib.study.judging.rivals import CONTROLS, RIVALS
+from xuqlib.study.judging.stress import fgsm
 from xuqlib.study.training.vae import PictureVAE, train_or_load_vae
 from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear
 from xuqlib.ua_replacement import ua_replacement
-from xuqlib.ua_rivals import CONTROLS, RIVALS
 
 Maker = Callable[..., Tensor]  # (draws, x, kind) to (N, H, W)
 # The names that the figures show. "signed" keeps the sign of each pixel, "abs" does not.

@@ -11,7 +11,8 @@ from torch import Tensor
 from xuqlib.checks import check_count
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples
-from xuqlib.uncertainty import decompose, logits_of, scores_of, standard_errors
+from xuqlib.study.judging.scores import scores_of, standard_errors
+from xuqlib.uncertainty import decompose, logits_of
 
 SCORES = ("accuracy", "r2", "nll", "brier", "ece")
 

@@ -14,12 +14,12 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 from torch import Tensor
 
-from xuqlib.agreement import LEVELS, Forecast, agreement, forecast, image_blind, intervals, unit_maps
 from xuqlib.checks import check_choice
 from xuqlib.lessons.resuming import resumable
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.random_weights import MCDropConnect
+from xuqlib.study.judging.coverage import LEVELS, Forecast, agreement, forecast, image_blind, intervals, unit_maps
 from xuqlib.study.training.loading import train_or_load
 
 VERSIONS = ("as it is", "factor", "floors")

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from xuqlib.anomalies import ada
 from xuqlib.charts import HUES, LINES, MARKERS
 from xuqlib.figures import map_grid
 from xuqlib.lessons.pointing import (
@@ -29,7 +28,8 @@ from xuqlib.lessons.pointing import (
 from xuqlib.lessons.sources import patch_scores
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.panels import panels
-from xuqlib.ua_rivals import RIVALS
+from xuqlib.study.judging.anomaly import ada
+from xuqlib.study.judging.rivals import RIVALS
 
 SIGNED, PLAIN = NAMES["gradient_x_input"], NAMES["gradient"]
 # What one picture is shown by: of each family the maps that look most unlike.

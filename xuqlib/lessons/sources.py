@@ -10,17 +10,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from xuqlib.anomalies import chance, mass_accuracy, rank_accuracy
 from xuqlib.checks import check_choice
 from xuqlib.lessons.reporting import judge
 from xuqlib.metrics.similarity import alike
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.data.planted import kinds
+from xuqlib.study.judging.anomaly import chance, mass_accuracy, rank_accuracy
+from xuqlib.study.judging.rivals import attribute_uncertainty, distance_to_blur
 from xuqlib.study.record import Notebook
 from xuqlib.study.training.loading import train_or_load
 from xuqlib.ua_backprop import KINDS, SETTINGS, class_maps, logit_coefficients, probability_shares, spread_shares
-from xuqlib.ua_rivals import attribute_uncertainty, distance_to_blur
 from xuqlib.uncertainty import Uncertainties, decompose, logits_of, uncertainties
 
 Maps = dict[tuple[str, str], Tensor]  # (map, setting) to (N, H, W)

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from xuqlib.checks import check_count, check_number
-from xuqlib.controls import other_image
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.metrics.similarity import alike
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples, FeatureScale, TargetScale
+from xuqlib.study.judging.controls import other_image
 from xuqlib.uncertainty import decompose, logits_of
 
 Orders = Mapping[str, Sequence[Tensor]]

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_target
-from xuqlib.controls import other_image, runner_up
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
@@ -22,6 +21,7 @@ from xuqlib.lessons.resuming import resumable
 from xuqlib.metrics.similarity import alike, ssim
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples
+from xuqlib.study.judging.controls import other_image, runner_up
 from xuqlib.study.record import Notebook
 from xuqlib.uncertainty import logits_of
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xuqlib.blurring import auc_urr, highest_reduction, uncertainty_curves
 from xuqlib.checks import check_choice
 from xuqlib.device import device
 from xuqlib.explainers.fullgrad import fullgrad_terms
@@ -24,12 +23,14 @@ from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import seed_of
 from xuqlib.posteriors.random_weights import MCDropConnect
 from xuqlib.study.data.loading import Examples, load
+from xuqlib.study.judging.blurring import auc_urr, highest_reduction, uncertainty_curves
+from xuqlib.study.judging.scores import scores_of
 from xuqlib.study.record import Notebook, versions
 from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.study.training.fitting import augmented, one_cycle
 from xuqlib.study.training.recipes import Recipe
 from xuqlib.ua_backprop import SETTINGS, ua_backprop
-from xuqlib.uncertainty import scores_of, uncertainties
+from xuqlib.uncertainty import uncertainties
 
 RECIPES = {
     "planted": Recipe("resnet18", epochs=24, batch_size=64, augment="shift"),

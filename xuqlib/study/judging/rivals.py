@@ -83,7 +83,8 @@ def attribute_uncertainty(
 
     Args:
         draws, x, kind: as for `ua_backprop`.
-        explainer: a name in `xuqlib.explainers.EXPLAINERS`; "fullgrad", which keeps the signs of its terms unless `psi` says
+        explainer: a name in `xuqlib.explainers.EXPLAINERS`; "fullgrad", which keeps the signs of its terms unless
+            `psi` says
             otherwise; or a function (network, x, target) like those.
         absolute: add up absolute values over channels, instead of the values.
         chunk: rows (examples, or examples times steps) in one pass through all draws; chosen by device, size of x and

@@ -17,8 +17,8 @@ from xuqlib.checks import check_choice, check_count, check_examples, check_fixed
 from xuqlib.path import rows_per_pass, slope
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.judging.rivals import UncertaintyOf
 from xuqlib.ua_backprop import KINDS
-from xuqlib.ua_rivals import UncertaintyOf
 from xuqlib.uncertainty import logits_of, uncertainties
 
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count
-from xuqlib.controls import other_image
 from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
 from xuqlib.metrics.similarity import alike, ssim
 from xuqlib.posteriors.draws import Draws, inner
 from xuqlib.posteriors.fixing import FixedNetwork, seed_of
+from xuqlib.study.judging.controls import other_image
 
 ORDERS = ("cascading", "independent")
 OTHER_PICTURE = "another picture"

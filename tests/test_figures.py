@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from xuqlib import charts, figures
+from xuqlib.study.figures import charts
+from xuqlib.study.figures import maps as figures
 
 PICTURE = torch.linspace(0, 1, 3 * 4 * 4).reshape(3, 4, 4)
 

@@ -12,8 +12,8 @@ from core_networks import randn
 from scipy.stats import spearmanr
 
 from xuqlib import DeepEnsemble, explain, gradient
-from xuqlib.figures import example_maps
 from xuqlib.metrics.similarity import alike, on_evidence, rank_correlation, rank_correlations, sparseness, ssim
+from xuqlib.study.figures.maps import example_maps
 from xuqlib.study.judging.properties import properties, relative_input_stability
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from xuqlib.panels import panels
+from xuqlib.study.figures.panels import panels
 
 
 def test_each_value_of_the_column_gets_its_own_rows_in_order_of_appearance():

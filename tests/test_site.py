@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 import run_all
-from xuqlib import widgets
-from xuqlib.charts import Picture
 from xuqlib.lessons import pages
+from xuqlib.study.figures import choosers as widgets
+from xuqlib.study.figures.charts import Picture
 from xuqlib.study.record import CLAIM_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from xuqlib import DeepEnsemble, ua_backprop
-from xuqlib.charts import dots
 from xuqlib.lessons import timing
 from xuqlib.lessons.timing import (
     by_operation,
@@ -25,6 +24,7 @@ from xuqlib.lessons.timing import (
     summary,
     ua_backprop_one_by_one,
 )
+from xuqlib.study.figures.charts import dots
 
 TIMES = pd.DataFrame(
     {

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from xuqlib.charts import Picture
-from xuqlib.widgets import class_dots, draw_distances, draw_step, explore, explore_classes, explore_draws
+from xuqlib.study.figures.charts import Picture
+from xuqlib.study.figures.choosers import class_dots, draw_distances, draw_step, explore, explore_classes, explore_draws
 
 FRAME = pd.DataFrame(
     {"posterior": ["a", "a", "b"], "statistic": ["cv", "entropy", "cv"], "kind": "one", "value": [1, 2, 3]}

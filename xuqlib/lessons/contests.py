@@ -13,21 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from xuqlib.charts import HUES, LINES, MARKERS, dots
 from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
-from xuqlib.figures import map_grid
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.metrics.deletion import FILL_OF, STATISTICS, auc, curves, importance, one_draw, perturbed, pixel_order
-from xuqlib.panels import panels
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.figures.charts import HUES, LINES, MARKERS, dots
+from xuqlib.study.figures.choosers import explore
+from xuqlib.study.figures.maps import map_grid
+from xuqlib.study.figures.panels import panels
 from xuqlib.study.judging.controls import other_image
 from xuqlib.study.record import Notebook
 from xuqlib.study.training.loading import train_or_load
-from xuqlib.widgets import explore
 
 UNMOVED = 0.05  # a curve whose highest and lowest point differ by less says nothing about any order
 Scores = Mapping[tuple[str, str], Tensor]  # (ordering, curve) to (N, K + 1)

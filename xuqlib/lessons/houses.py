@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from xuqlib.charts import HUES, LINES, MARKERS, bars, feature_bars
-from xuqlib.panels import panels
-from xuqlib.widgets import explore
+from xuqlib.study.figures.charts import HUES, LINES, MARKERS, bars, feature_bars
+from xuqlib.study.figures.choosers import explore
+from xuqlib.study.figures.panels import panels
 
 
 def cv_panels(frame: pd.DataFrame, *, top: float = 1.0, title: str = "") -> Figure:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from xuqlib.lessons.resuming import side_by_side
-from xuqlib.panels import panels
+from xuqlib.study.figures.panels import panels
 from xuqlib.study.record import Notebook
 
 INTERVAL = "95 % t-interval over seeds, paired"

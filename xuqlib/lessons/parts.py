@@ -13,14 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from xuqlib.charts import HUES
 from xuqlib.lessons.inside import CONTROLS, EVENLY, FULLGRAD, SIGNED, UNCHANGED
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.resuming import side_by_side
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
-from xuqlib.panels import panels
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import load
+from xuqlib.study.figures.charts import HUES
+from xuqlib.study.figures.panels import panels
 from xuqlib.study.judging.blurring import uncertain
 from xuqlib.study.record import Notebook
 from xuqlib.study.training.loading import train_or_load

@@ -12,8 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from xuqlib.charts import HUES, LINES, MARKERS
-from xuqlib.figures import map_grid
 from xuqlib.lessons.pointing import (
     CONTROL_NAMES,
     EPISTEMIC_ONLY,
@@ -27,7 +25,9 @@ from xuqlib.lessons.pointing import (
 )
 from xuqlib.lessons.sources import patch_scores
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
-from xuqlib.panels import panels
+from xuqlib.study.figures.charts import HUES, LINES, MARKERS
+from xuqlib.study.figures.maps import map_grid
+from xuqlib.study.figures.panels import panels
 from xuqlib.study.judging.anomaly import ada
 from xuqlib.study.judging.rivals import RIVALS
 

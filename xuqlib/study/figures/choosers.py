@@ -18,8 +18,8 @@ import torch
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
-from xuqlib.charts import HUES, dots
-from xuqlib.figures import map_grid
+from xuqlib.study.figures.charts import HUES, dots
+from xuqlib.study.figures.maps import map_grid
 
 Drawing = Callable[[pd.DataFrame, Mapping[str, object]], tuple[Figure, str]]
 BY_CLASS = ("posterior", "explainer", "statistic")

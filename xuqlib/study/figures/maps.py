@@ -19,7 +19,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from xuqlib.charts import Picture, styled
+from xuqlib.study.figures.charts import Picture, styled
 
 # Dark blue, neutral grey, bright yellow: lightness rises from end to end, so the sign survives in grey.
 SIGNED = LinearSegmentedColormap.from_list("xuq_signed", ["#0b2a6f", "#5b7fb5", "#b0b0b0", "#f5c242", "#fff3a0"])

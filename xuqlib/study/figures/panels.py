@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import AutoLocator, MaxNLocator
 
-from xuqlib.charts import HUES, Picture, styled
+from xuqlib.study.figures.charts import HUES, Picture, styled
 
 
 @styled

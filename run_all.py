@@ -29,10 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from xuqlib import presets
-from xuqlib.lessons import runs
-from xuqlib.lessons.pages import PLACEHOLDER, read_notebook
+from xuqlib.study import presets, runs
 from xuqlib.study import record as study
+from xuqlib.study.site.pages import PLACEHOLDER, read_notebook
 
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # names a model that lives no longer than its kernel
@@ -72,7 +71,7 @@ class Job:
 
     @property
     def parts(self) -> Path:
-        """What a notebook of exactly this job has measured so far; see `xuqlib.lessons.resuming`."""
+        """What a notebook of exactly this job has measured so far; see `xuqlib.study.resuming`."""
         return self.path(f".{self.key[:16]}.parts").resolve()
 
 
@@ -317,7 +316,7 @@ def compare_retrained(jobs: Sequence[Job], project: Path) -> None:
 
 def refresh_readme(project: Path) -> None:
     """Bring the README's table of verdicts up to what is published."""
-    from xuqlib.lessons.verdicts import gather, with_table
+    from xuqlib.study.verdicts import gather, with_table
 
     path, folder = project / "README.md", project / "figures" / "full"
     if not path.exists() or not list(folder.glob("*_claims.csv")):
@@ -399,7 +398,7 @@ def close(shown: str, copies: str, failures: int) -> None:
 
 def make_site(args: argparse.Namespace, workers: int) -> int:
     """Draw the notebooks' choosers, then build the site. Returns the number of notebooks that failed."""
-    from xuqlib.lessons.pages import build
+    from xuqlib.study.site.pages import build
 
     sources = choose(args.project / "notebooks", None)
     texts = {path: ["".join(cell["source"]) for cell in read_notebook(path)["cells"]] for path in sources}

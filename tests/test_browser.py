@@ -22,8 +22,8 @@ import nbformat
 import pytest
 from test_site import check_links
 
-from xuqlib.lessons import pages
 from xuqlib.study.figures import choosers as widgets
+from xuqlib.study.site import pages
 
 playwright = pytest.importorskip("playwright.sync_api") if not os.environ.get("CI") else None
 if playwright is None:

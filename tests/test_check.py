@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from xuqlib import __main__ as command
-from xuqlib.lessons import runs
+from xuqlib.study import runs
 from xuqlib.study.data import download, readers
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.training import checkpoints

@@ -13,10 +13,10 @@ import PIL.Image
 import pytest
 import torch
 
-from xuqlib.lessons.human_study import page, pairs_of
-from xuqlib.lessons.pair_study import Pair, PairStudy
-from xuqlib.lessons.raters import krippendorff_alpha, results
 from xuqlib.study.data.loading import Examples
+from xuqlib.study.human_study.page import page, pairs_of
+from xuqlib.study.human_study.pairs import Pair, PairStudy
+from xuqlib.study.human_study.raters import krippendorff_alpha, results
 
 
 def some_pairs(count=10):

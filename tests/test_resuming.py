@@ -9,8 +9,8 @@ import pytest
 from joblib import delayed
 
 import run_all
-from xuqlib.lessons import resuming
-from xuqlib.lessons.resuming import resumable, side_by_side
+from xuqlib.study import resuming
+from xuqlib.study.resuming import resumable, side_by_side
 
 MADE: list[str] = []
 

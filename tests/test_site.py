@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 
 import run_all
-from xuqlib.lessons import pages
 from xuqlib.study.figures import choosers as widgets
 from xuqlib.study.figures.charts import Picture
 from xuqlib.study.record import CLAIM_COLUMNS
+from xuqlib.study.site import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAME = pd.DataFrame({"posterior": ["a", "a", "b"], "statistic": ["cv", "entropy", "cv"], "value": [1, 2, 3]})

@@ -12,10 +12,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from xuqlib import presets
 from xuqlib.device import device
-from xuqlib.presets import parameters
+from xuqlib.study import presets
 from xuqlib.study import record as study
+from xuqlib.study.presets import parameters
 from xuqlib.study.record import Notebook, csv_bytes, figures_folder, save, update_index, versions
 
 RECIPE = {

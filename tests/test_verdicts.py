@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from xuqlib.lessons.verdicts import MARKS, gather, markdown_table, tally, verdict_bars, verdict_grid, with_table
 from xuqlib.study.record import CLAIM_COLUMNS, ROOT, Notebook
+from xuqlib.study.verdicts import MARKS, gather, markdown_table, tally, verdict_bars, verdict_grid, with_table
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from unittest import mock
 
 import torch
 
-from xuqlib import presets
-from xuqlib.lessons import runs
+from xuqlib.study import presets, runs
 from xuqlib.study import record as study
 from xuqlib.study.data import download, fer, readers
 from xuqlib.study.data.loading import DATASETS

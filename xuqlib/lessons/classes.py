@@ -14,12 +14,12 @@ from xuqlib.explainers.gradients import Explainer
 from xuqlib.explainers.lime import lime
 from xuqlib.lessons.predictions import answers
 from xuqlib.lessons.resampling import class_correlation, class_gap, correlation
-from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import steadiness
 from xuqlib.metrics.intervals import BOOTSTRAP
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.record import Notebook
+from xuqlib.study.resuming import resumable
 from xuqlib.uncertainty import logits_of
 
 CVS = ("cv_ratio", "cv_pooled", "cv_paper")

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
 from xuqlib.lessons.reporting import judge
-from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.metrics.deletion import FILL_OF, STATISTICS, auc, curves, importance, one_draw, perturbed, pixel_order
 from xuqlib.posteriors.base import Posterior
@@ -27,6 +26,7 @@ from xuqlib.study.figures.maps import map_grid
 from xuqlib.study.figures.panels import panels
 from xuqlib.study.judging.controls import other_image
 from xuqlib.study.record import Notebook
+from xuqlib.study.resuming import resumable
 from xuqlib.study.training.loading import train_or_load
 
 UNMOVED = 0.05  # a curve whose highest and lowest point differ by less says nothing about any order

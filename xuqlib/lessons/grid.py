@@ -25,7 +25,6 @@ from xuqlib.explain import explain
 from xuqlib.explainers.lime import lime
 from xuqlib.explainers.superpixels import superpixels
 from xuqlib.lessons.predictions import answers
-from xuqlib.lessons.resuming import resumable
 from xuqlib.lessons.steadiness import CVS, pool
 from xuqlib.metrics.deletion import auc, curves, importance, pixel_order, random_order
 from xuqlib.posteriors.base import Posterior
@@ -33,6 +32,7 @@ from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.figures.maps import SIGNED
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.resuming import resumable
 from xuqlib.study.training.loading import train_or_load
 from xuqlib.uncertainty import decompose, logits_of
 

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from xuqlib.lessons.resuming import side_by_side
 from xuqlib.study.figures.panels import panels
 from xuqlib.study.record import Notebook
+from xuqlib.study.resuming import side_by_side
 
 INTERVAL = "95 % t-interval over seeds, paired"
 SCORES = ("accuracy", "nll", "ece", "epistemic")

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from xuqlib.lessons.inside import CONTROLS, EVENLY, FULLGRAD, SIGNED, UNCHANGED
 from xuqlib.lessons.reporting import judge
-from xuqlib.lessons.resuming import side_by_side
 from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import load
@@ -23,6 +22,7 @@ from xuqlib.study.figures.charts import HUES
 from xuqlib.study.figures.panels import panels
 from xuqlib.study.judging.blurring import uncertain
 from xuqlib.study.record import Notebook
+from xuqlib.study.resuming import side_by_side
 from xuqlib.study.training.loading import train_or_load
 from xuqlib.ua_backprop import SETTINGS, Setting
 

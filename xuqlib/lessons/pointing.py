@@ -14,7 +14,6 @@ from joblib import delayed
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
-from xuqlib.lessons.resuming import side_by_side
 from xuqlib.lessons.sources import ensemble
 from xuqlib.metrics.deletion import pixel_order
 from xuqlib.posteriors.draws import Draws
@@ -32,6 +31,7 @@ from xuqlib.study.judging.blurring import (
 from xuqlib.study.judging.clue import clue, clue_counterfactuals, delta_clue, path_integral
 from xuqlib.study.judging.rivals import CONTROLS, RIVALS
 from xuqlib.study.judging.stress import fgsm
+from xuqlib.study.resuming import side_by_side
 from xuqlib.study.training.vae import PictureVAE, train_or_load_vae
 from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear
 from xuqlib.ua_replacement import ua_replacement

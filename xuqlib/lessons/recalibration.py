@@ -15,11 +15,11 @@ from scipy.stats import norm
 from torch import Tensor
 
 from xuqlib.checks import check_choice
-from xuqlib.lessons.resuming import resumable
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.random_weights import MCDropConnect
 from xuqlib.study.judging.coverage import LEVELS, Forecast, agreement, forecast, image_blind, intervals, unit_maps
+from xuqlib.study.resuming import resumable
 from xuqlib.study.training.loading import train_or_load
 
 VERSIONS = ("as it is", "factor", "floors")

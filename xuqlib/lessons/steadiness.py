@@ -15,9 +15,9 @@ from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer, completeness_gap, integrated_gradients
 from xuqlib.explainers.superpixels import superpixels
-from xuqlib.lessons.resuming import side_by_side
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.mc_dropout import MCDropout
+from xuqlib.study.resuming import side_by_side
 
 INTERVAL = "±2 standard errors over examples"
 CVS = ("cv_ratio", "cv_pooled", "cv_signed", "cv_paper", "cv_paper_unscaled")

@@ -17,12 +17,12 @@ from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
 from xuqlib.lessons.classes import PAPER, Way, hardness
 from xuqlib.lessons.reporting import judge
-from xuqlib.lessons.resuming import resumable
 from xuqlib.metrics.similarity import alike, ssim
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.judging.controls import other_image, runner_up
 from xuqlib.study.record import Notebook
+from xuqlib.study.resuming import resumable
 from xuqlib.uncertainty import logits_of
 
 ASKED = ("predicted class", "true label", "own answer", "runner-up", "another picture")

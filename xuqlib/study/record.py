@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from xuqlib.device import device
-from xuqlib.presets import parameters
+from xuqlib.study.presets import parameters
 
 if TYPE_CHECKING:
     import pandas as pd

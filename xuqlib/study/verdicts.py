@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.patches import Rectangle
 
-from xuqlib.presets import READS
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.figures.charts import HUES, Picture, styled
+from xuqlib.study.presets import READS
 from xuqlib.study.record import CLAIM_COLUMNS, ROOT, VERDICTS
 
 PUBLISHED = ROOT / "figures" / "full"

@@ -16,9 +16,9 @@ import numpy as np
 import PIL.Image
 from torch import Tensor
 
-from xuqlib.lessons.pair_study import CHOICES, Pair, PairStudy, Showing, chance
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.figures.maps import COLOURS, HIDDEN, flat_map
+from xuqlib.study.human_study.pairs import CHOICES, Pair, PairStudy, Showing, chance
 
 QUESTION = "Which map explains this answer better?"
 SHORTEST = 0.3  # seconds; nobody compares two maps faster, so an answer that comes sooner is a second click

@@ -17,10 +17,10 @@ from typing import Any
 import pandas as pd
 import PIL.Image
 
-from xuqlib.lessons.page_look import SCRIPT, STYLE
-from xuqlib.lessons.verdicts import STATEMENTS, gather, tally
-from xuqlib.presets import PRESETS
+from xuqlib.study.presets import PRESETS
 from xuqlib.study.record import VERDICTS, replace_file
+from xuqlib.study.site.look import SCRIPT, STYLE
+from xuqlib.study.verdicts import STATEMENTS, gather, tally
 
 # What a stored notebook shows where a widget stood; run_all.py writes it.
 PLACEHOLDER = "Run this notebook to use the widget that stands here."

@@ -10,9 +10,8 @@ from torch.testing import assert_close
 
 from xuqlib import DeepEnsemble, Draws, uncertainties
 from xuqlib.study.judging.clue import clue, clue_counterfactuals, delta_clue, path_integral
-from xuqlib.study.judging.rivals import UncertaintyOf
 from xuqlib.study.training.vae import PictureVAE
-from xuqlib.ua_backprop import KINDS
+from xuqlib.uncertainty import KINDS, UncertaintyOf
 
 AGREE = 0.4  # where the two draws of `disagreeing` say the same
 FAST = {"num_steps": 12, "learning_rate": 0.3}

@@ -16,7 +16,8 @@ from xuqlib.metrics.deletion import filled, pixel_order
 from xuqlib.study.judging.blurring import auc_urr, uncertainty_curves
 from xuqlib.study.judging.rivals import fullgrad_of_prediction
 from xuqlib.study.training.networks import mini_vgg
-from xuqlib.ua_backprop import KINDS, SETTINGS, Setting
+from xuqlib.ua_backprop import SETTINGS, Setting
+from xuqlib.uncertainty import KINDS
 
 X = randn(4, 3, 8, 8).sigmoid()
 

@@ -14,7 +14,8 @@ from xuqlib import Draws, Notebook, ua_backprop, uncertainties
 from xuqlib.lessons import sources
 from xuqlib.study.data.planted import kinds
 from xuqlib.study.training.networks import mini_vgg
-from xuqlib.ua_backprop import KINDS, SETTINGS, class_maps
+from xuqlib.ua_backprop import SETTINGS, class_maps
+from xuqlib.uncertainty import KINDS
 
 X = randn(5, 3, 8, 8).sigmoid()
 

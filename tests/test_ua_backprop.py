@@ -30,15 +30,14 @@ from xuqlib import DeepEnsemble, Draws, MCDropout, integrated_gradients, uncerta
 from xuqlib.explainers.fullgrad import fullgrad_terms
 from xuqlib.ua_backprop import (
     COEFFICIENTS,
-    KINDS,
     SETTINGS,
     class_maps,
     logit_coefficients,
-    probability_shares,
     spread_shares,
     ua_backprop,
     ua_backprop_linear,
 )
+from xuqlib.uncertainty import KINDS, probability_shares
 
 LOG2 = math.log(2)
 

@@ -40,8 +40,6 @@ from xuqlib.explainers.fullgrad import fullgrad_terms
 from xuqlib.study.judging.rivals import (
     CONTROLS,
     RIVALS,
-    UncertaintyOf,
-    attribute_uncertainty,
     covariance_of_explanations,
     distance_to_blur,
     fullgrad_of_prediction,
@@ -49,7 +47,7 @@ from xuqlib.study.judging.rivals import (
     random,
     shuffled_shares,
 )
-from xuqlib.ua_backprop import probability_shares
+from xuqlib.uncertainty import UncertaintyOf, attribute_uncertainty, probability_shares
 
 KINDS = ("total", "aleatoric", "epistemic")
 EVERY = RIVALS | CONTROLS

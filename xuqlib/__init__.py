@@ -23,7 +23,6 @@ from xuqlib.study.data.loading import DataError, Examples, load
 from xuqlib.study.judging.analytic import AnalyticDistribution, analytic_distribution
 from xuqlib.study.judging.clue import clue, clue_counterfactuals, delta_clue, path_integral
 from xuqlib.study.judging.mitigation import attended, fit_attended, unit_maps
-from xuqlib.study.judging.rivals import UncertaintyOf, attribute_uncertainty
 from xuqlib.study.judging.scores import brier_score, expected_calibration_error, negative_log_likelihood, scores
 from xuqlib.study.record import Notebook
 from xuqlib.study.training.fitting import fit
@@ -34,7 +33,7 @@ from xuqlib.study.training.recipes import Recipe
 from xuqlib.study.training.vae import PictureVAE, train_or_load_vae
 from xuqlib.ua_backprop import ua_backprop, ua_backprop_linear
 from xuqlib.ua_replacement import ua_replacement
-from xuqlib.uncertainty import Uncertainties, uncertainties
+from xuqlib.uncertainty import Uncertainties, UncertaintyOf, attribute_uncertainty, uncertainties
 
 __all__ = [
     "AnalyticDistribution",

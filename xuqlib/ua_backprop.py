@@ -19,9 +19,8 @@ from xuqlib.explainers.fullgrad import FullGradTerms, check_mappable, logit_grap
 from xuqlib.explainers.gradients import Explainer
 from xuqlib.path import Network, rows_per_pass
 from xuqlib.posteriors.draws import Draws
-from xuqlib.uncertainty import logits_of
+from xuqlib.uncertainty import logits_of, probability_shares
 
-KINDS = ("total", "aleatoric", "epistemic")
 COEFFICIENTS = ("softmax", "row-normalised", "ratio")
 NORMALISATIONS = ("softmax", "sum")
 
@@ -126,34 +125,6 @@ def ua_backprop_linear(
             found = found + graph.saliencies(share.to(graph.logits)[None], "signed")[0]
         parts.append(found.to(x))
     return torch.cat(parts)
-
-
-def probability_shares(logits: Tensor, kind: str = "epistemic") -> Tensor:
-    """Split an uncertainty into one share per probability of each draw; they sum to it over draws and classes.
-
-    total -p log(mean p) / S, aleatoric -p log(p) / S, epistemic p log(p / mean p) / S. An epistemic share may be below
-    0; its sums over draws and over classes are not.
-
-    Args:
-        logits: (draw, example, class), at least two classes.
-        kind: "total", "aleatoric" or "epistemic".
-
-    Returns:
-        Shares in nats, (draw, example, class), float64.
-
-    Raises:
-        ValueError: unknown kind; logits of another shape, or of a regression.
-    """
-    check_choice(kind, KINDS, "kind")
-    if logits.dim() != 3 or logits.shape[-1] < 2:
-        raise ValueError(
-            f"logits have shape {tuple(logits.shape)}; UA-Backprop splits entropies of class probabilities, so pass "
-            "(draw, example, class) with at least two classes, not a regression"
-        )
-    log_probs = logits.double().log_softmax(-1)  # (S, N, C)
-    log_mean = log_probs.logsumexp(0) - math.log(len(logits))  # (N, C)
-    surprise = {"total": -log_mean, "aleatoric": -log_probs, "epistemic": log_probs - log_mean}[kind]
-    return log_probs.exp() * surprise / len(logits)
 
 
 def logit_coefficients(logits: Tensor, coefficients: str = "softmax", tau1: float = 0.1) -> Tensor:

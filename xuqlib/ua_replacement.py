@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from xuqlib.explainers.gradients import gradient
 from xuqlib.path import Network
 from xuqlib.posteriors.draws import Draws
-from xuqlib.study.judging.rivals import attribute_uncertainty
-from xuqlib.uncertainty import uncertainties
+from xuqlib.uncertainty import attribute_uncertainty, uncertainties
 
 
 def ua_replacement(

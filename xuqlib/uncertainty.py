@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from xuqlib.checks import check_count, check_examples, check_number
+from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number
+from xuqlib.explain import Explainer
+from xuqlib.explainers import EXPLAINERS
+from xuqlib.explainers.baselines import make_baseline
+from xuqlib.explainers.fullgrad import check_mappable, fullgrad
+from xuqlib.moments import folded
+from xuqlib.path import rows_per_pass
 from xuqlib.posteriors.draws import Draws
 
 
@@ -89,3 +99,144 @@ def _check_stack(logits: Tensor) -> None:
         )
     if not logits.isfinite().all():
         raise ValueError("logits hold NaN or infinite values, so their uncertainty is undefined; did training diverge?")
+
+
+KINDS = ("total", "aleatoric", "epistemic")
+
+
+def probability_shares(logits: Tensor, kind: str = "epistemic") -> Tensor:
+    """Split an uncertainty into one share per probability of each draw; they sum to it over draws and classes.
+
+    total -p log(mean p) / S, aleatoric -p log(p) / S, epistemic p log(p / mean p) / S. An epistemic share may be below
+    0; its sums over draws and over classes are not.
+
+    Args:
+        logits: (draw, example, class), at least two classes.
+        kind: "total", "aleatoric" or "epistemic".
+
+    Returns:
+        Shares in nats, (draw, example, class), float64.
+
+    Raises:
+        ValueError: unknown kind; logits of another shape, or of a regression.
+    """
+    check_choice(kind, KINDS, "kind")
+    if logits.dim() != 3 or logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}; UA-Backprop splits entropies of class probabilities, so pass "
+            "(draw, example, class) with at least two classes, not a regression"
+        )
+    log_probs = logits.double().log_softmax(-1)  # (S, N, C)
+    log_mean = log_probs.logsumexp(0) - math.log(len(logits))  # (N, C)
+    surprise = {"total": -log_mean, "aleatoric": -log_probs, "epistemic": log_probs - log_mean}[kind]
+    return log_probs.exp() * surprise / len(logits)
+
+
+# FullGrad's signed terms add up to U as far as it can; other explainers are taken as they come.
+OF_UNCERTAINTY: dict[str, Explainer] = EXPLAINERS | {"fullgrad": partial(fullgrad, psi="signed")}
+
+
+class UncertaintyOf(nn.Module):
+    """The uncertainty of a prediction as a network of one output, (N, 1), in nats: differentiable in x.
+
+    Equals `uncertainties(draws, x)` of that kind. Wherever an explainer takes a network, it takes this one, with
+    target 0. Entropies are computed in float64, the answer has x's dtype.
+
+    Args:
+        draws: fixed networks with at least two classes, or a list of networks. They are held, not copied.
+        kind: "total", "aleatoric" or "epistemic".
+
+    Raises:
+        TypeError, ValueError: no networks; unknown kind; when called, networks with one output.
+    """
+
+    def __init__(self, draws: Draws | Sequence[nn.Module], kind: str = "epistemic") -> None:
+        super().__init__()
+        check_choice(kind, KINDS, "kind")
+        self.draws, self.kind = draws if isinstance(draws, Draws) else Draws(draws), kind
+        self.networks = nn.ModuleList(self.draws)  # so that a check of this network finds what is inside
+        self.training = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = probability_shares(self.draws(x), self.kind)  # (S, N, C), float64
+        return shares.sum((0, 2)).clamp(min=0).to(x.dtype)[:, None]  # only rounding is below 0
+
+
+def attribute_uncertainty(
+    draws: Draws | Sequence[nn.Module],
+    x: Tensor,
+    kind: str = "epistemic",
+    *,
+    explainer: str | Explainer = "gradient_x_input",
+    absolute: bool = False,
+    chunk: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """Attribute the uncertainty of each prediction to the input by any explainer.
+
+    What the explainer promises holds for U: Integrated Gradients sums to U(x) - U(baseline), gradient x input to
+    nothing in particular.
+
+    Args:
+        draws, x, kind: as for `ua_backprop`.
+        explainer: a name in `xuqlib.explainers.EXPLAINERS`; "fullgrad", which keeps the signs of its terms unless
+            `psi` says
+            otherwise; or a function (network, x, target) like those.
+        absolute: add up absolute values over channels, instead of the values.
+        chunk: rows (examples, or examples times steps) in one pass through all draws; chosen by device, size of x and
+            number of draws if None.
+        **options: passed on to the explainer, such as num_steps, baseline or segments.
+
+    Returns:
+        Attribution (N, H, W) or (N, F), of x's dtype: for a gradient in nats per unit of x, else in nats.
+
+    Raises:
+        TypeError, ValueError: bad draws, x or option; networks with one output; an attribution not shaped like x.
+
+    Source: the rivals of Wang, Joshi, Wang & Ji 2023, arXiv 2304.04824; each explainer names its own.
+    """
+    draws, where = checked_draws(draws, x, kind)
+    if not callable(explainer):
+        check_choice(explainer, OF_UNCERTAINTY, "explainer")
+        explainer = OF_UNCERTAINTY[explainer]
+    rows = rows_per_pass(x[:1].to(where), chunk)
+    if chunk is None:  # U keeps the graphs of all its draws
+        rows = max(1, min(rows, 8 * rows // len(draws)))
+    if "chunk" in inspect.signature(explainer).parameters:
+        options["chunk"] = rows
+    network, found = UncertaintyOf(draws, kind), []
+    for part, here in cut_examples(x, rows, options, where):
+        attribution = explainer(network, part, 0, **here)
+        if attribution.shape != part.shape:
+            given, wanted = tuple(attribution.shape), tuple(part.shape)
+            raise ValueError(f"the explainer returned {given}, not an attribution shaped like x {wanted}")
+        found.append((folded(attribution) if absolute else without_channels(attribution)).to(x))
+    return torch.cat(found)
+
+
+def checked_draws(draws: Draws | Sequence[nn.Module], x: Tensor, kind: str) -> tuple[Draws, torch.device]:
+    """Refuse what `ua_backprop` refuses; return the draws, and where they are."""
+    check_mappable(x)
+    draws = draws if isinstance(draws, Draws) else Draws(draws)
+    for network in draws:
+        check_fixed(network)
+    probability_shares(logits_of(draws, x[:1]), kind)  # refuses an unknown kind, and a regression
+    return draws, next((parameter.device for parameter in draws[0].parameters()), x.device)
+
+
+def cut_examples(x: Tensor, rows: int, options: Any, where: torch.device) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Yield a few examples at a time, where the draws are, with those options that hold something for each of them."""
+    if options.get("baseline") is not None:
+        options = options | {"baseline": make_baseline(options["baseline"], x)}  # from all examples, whatever the rows
+    per_example = [shape for shape in (x.shape, x.shape[:1] + x.shape[2:]) if len(shape) > 1]
+    for first in range(0, len(x), rows):
+        here = slice(first, first + rows)
+        part, cut = x[here].detach().to(where), dict(options)
+        for name, value in options.items():
+            if isinstance(value, Tensor) and value.shape in per_example:
+                cut[name] = value[here].to(where)
+        yield part, cut
+
+
+def without_channels(attribution: Tensor) -> Tensor:
+    return attribution.sum(1) if attribution.dim() == 4 else attribution

@@ -13,19 +13,17 @@ from xuqlib.metrics.deletion import pixel_order
 from xuqlib.metrics.similarity import alike
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.judging.blurring import auc_urr, uncertainty_curves
-from xuqlib.study.judging.rivals import attribute_uncertainty, distance_to_blur, random, shuffled_shares
+from xuqlib.study.judging.rivals import distance_to_blur, random, shuffled_shares
 from xuqlib.ua_backprop import (
     COEFFICIENTS,
-    KINDS,
     SETTINGS,
     Setting,
     class_maps,
     logit_coefficients,
-    probability_shares,
     spread_shares,
     ua_backprop,
 )
-from xuqlib.uncertainty import logits_of
+from xuqlib.uncertainty import KINDS, attribute_uncertainty, logits_of, probability_shares
 
 BUDGET = 0.05  # share of the pixels that are blurred when a map is scored
 EVEN = 1e9  # a tau1 at which every logit of a draw receives the same

@@ -17,11 +17,19 @@ from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.data.planted import kinds
 from xuqlib.study.judging.anomaly import chance, mass_accuracy, rank_accuracy
-from xuqlib.study.judging.rivals import attribute_uncertainty, distance_to_blur
+from xuqlib.study.judging.rivals import distance_to_blur
 from xuqlib.study.record import Notebook
 from xuqlib.study.training.loading import train_or_load
-from xuqlib.ua_backprop import KINDS, SETTINGS, class_maps, logit_coefficients, probability_shares, spread_shares
-from xuqlib.uncertainty import Uncertainties, decompose, logits_of, uncertainties
+from xuqlib.ua_backprop import SETTINGS, class_maps, logit_coefficients, spread_shares
+from xuqlib.uncertainty import (
+    KINDS,
+    Uncertainties,
+    attribute_uncertainty,
+    decompose,
+    logits_of,
+    probability_shares,
+    uncertainties,
+)
 
 Maps = dict[tuple[str, str], Tensor]  # (map, setting) to (N, H, W)
 PAPER = "arXiv 2304.04824, sec. 3"

@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from xuqlib.explainers.fullgrad import fullgrad
 from xuqlib.fast.engine import computing_in
 from xuqlib.posteriors.draws import Draws
-from xuqlib.ua_backprop import SETTINGS, logit_coefficients, probability_shares, spread_shares
+from xuqlib.ua_backprop import SETTINGS, logit_coefficients, spread_shares
+from xuqlib.uncertainty import probability_shares
 
 Candidates = Mapping[str, Callable[[], Any]]
 

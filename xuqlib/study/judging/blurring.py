@@ -17,9 +17,7 @@ from xuqlib.metrics.intervals import estimate
 from xuqlib.path import slope
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.study.judging.rivals import UncertaintyOf
-from xuqlib.ua_backprop import KINDS
-from xuqlib.uncertainty import decompose, logits_of, uncertainties
+from xuqlib.uncertainty import KINDS, UncertaintyOf, decompose, logits_of, uncertainties
 
 BUDGETS = (0.02, 0.05, 1.0)
 MAX_FINE_STEPS = 64

@@ -17,13 +17,11 @@ from xuqlib.checks import check_choice, check_count, check_examples, check_fixed
 from xuqlib.path import rows_per_pass, slope
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.study.judging.rivals import UncertaintyOf
-from xuqlib.ua_backprop import KINDS
-from xuqlib.uncertainty import logits_of, uncertainties
+from xuqlib.uncertainty import KINDS, UncertaintyOf, logits_of, uncertainties
 
 
 class Autoencoder(Protocol):
-    """What CLUE needs of a generative model, as `xuqlib.study.training.vae.PictureVAE` has it: (mean, log variance), and pictures."""
+    """What CLUE needs of a generative model: (mean, log variance), and images. `PictureVAE` is one."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
     def decode(self, z: Tensor) -> Tensor: ...

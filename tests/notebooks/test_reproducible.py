@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 from conftest import check_published, tables
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 # That one thread gives the published numbers is asked of every notebook, after its cells have run as tests.
 SEVERAL = [path for path in NOTEBOOKS if path.name[:2] in {"00", "08", "12"}]

@@ -19,7 +19,7 @@ from xuqlib.study.figures.charts import Picture
 from xuqlib.study.record import CLAIM_COLUMNS
 from xuqlib.study.site import pages
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FRAME = pd.DataFrame({"posterior": ["a", "a", "b"], "statistic": ["cv", "entropy", "cv"], "value": [1, 2, 3]})
 CHOOSER = pages.PLACEHOLDER
 SENTENCES = {"0 0": "a: 1", "0 1": "a: 2", "1 0": "b: 3", "1 1": widgets.NO_RESULT}

@@ -23,7 +23,7 @@ from xuqlib.study.training.recipes import EMBEDDED, RECIPES
 from xuqlib.study.training.vae import vae_scores
 from xuqlib.uncertainty import logits_of
 
-PUBLISHED = Path(__file__).resolve().parent.parent / "checkpoints"
+PUBLISHED = Path(__file__).resolve().parents[2] / "checkpoints"
 MEMBERS = [f"plain-member{member}" for member in range(5)]
 DRAWN = ["mc_dropout-last", "mc_dropout-all", "mc_dropconnect-last", "flipout-last", "laplace-last"]
 KINDS = [*MEMBERS, *DRAWN]

@@ -20,7 +20,7 @@ import pytest
 
 import run_all
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PUBLISH = """
 import os, pathlib
 folder = pathlib.Path(os.environ["XUQ_FIGURES"]) / preset

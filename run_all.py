@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from xuqlib.study import presets, runs
 from xuqlib.study import record as study
+from xuqlib.study import runs
 from xuqlib.study.site.pages import PLACEHOLDER, read_notebook
 
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -136,7 +136,7 @@ def overrides(words: Sequence[str]) -> dict[str, object]:
 def environment_key(project: Path) -> str:
     """Digest of the library, the published checkpoints' manifests, the package versions and the chosen device."""
     files = sorted([*(project / "xuqlib").rglob("*.py"), *(project / "checkpoints").rglob("*.json")])
-    parts = [[file.name, digest(file)] for file in files]
+    parts = [[str(file.relative_to(project)), digest(file)] for file in files]
     return hashlib.sha256(json.dumps([parts, study.versions(), os.environ.get("XUQ_DEVICE")]).encode()).hexdigest()
 
 
@@ -149,19 +149,34 @@ def plan(args: argparse.Namespace) -> list[Job]:
     common = environment_key(project)
     jobs = []
     for source in choose(project / "notebooks", args.only):
-        values = {**presets.parameters(args.preset, source.stem[:2]), **given}
+        values = {**runs.parameters(args.preset, source.stem[:2], args.project), **given}
         known = known_parameters(source)
         if unknown := sorted(set(values) - set(known)):
             stop(f"{source.name} has no parameter {', '.join(unknown)}; known are {', '.join(known)}")
-        parts = [common, sources(read_notebook(source)), values, args.retrain, read_results(project, source.stem[:2])]
+        parts = [common, sources(read_notebook(source)), helpers_of(source), values, args.retrain]
+        parts.append(read_results(project, source.stem[:2]))
         key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
         jobs.append(Job(source, values, build / args.preset, figures / args.preset, key))
     return jobs
 
 
+def helpers_of(source: Path) -> list[list[str]]:
+    """The helpers that a notebook imports, and those that these import, each with its digest."""
+    folder, found = source.parent / "helpers", dict[str, str]()
+    waiting = ["".join(cell["source"]) for cell in read_notebook(source)["cells"] if cell["cell_type"] == "code"]
+    while waiting:
+        text = waiting.pop()
+        imported = re.findall(r"^\s*(?:from|import)\s+helpers\b.*(?:\n\s.*)*", text, re.MULTILINE)
+        for name in {word for line in imported for word in re.findall(r"\w+", line)} - set(found):
+            if (path := folder / f"{name}.py").is_file():
+                found[name] = digest(path)
+                waiting.append(path.read_text(encoding="utf-8"))
+    return [[name, found[name]] for name in sorted(found)]
+
+
 def read_results(project: Path, number: str) -> list[list[str]]:
     """Published files that a notebook reads, its own aside, and their digests."""
-    pattern = presets.READS.get(number, "")
+    pattern = runs.READS.get(number, "")
     found = sorted((project / "figures").glob(pattern)) if pattern else []
     return [[file.name, digest(file)] for file in found if not file.name.startswith(number)]
 
@@ -310,7 +325,7 @@ def compare_retrained(jobs: Sequence[Job], project: Path) -> None:
     for job in jobs:
         for retrained in sorted(job.figures.glob(f"{job.number}_*.csv")):
             published = project / "figures" / job.figures.name / retrained.name
-            if tolerances := presets.TOLERANCES.get(retrained.stem):
+            if tolerances := runs.TOLERANCES.get(retrained.stem):
                 print(f"retrained {retrained.stem}  {compare(published, retrained, tolerances)}")
 
 
@@ -423,7 +438,7 @@ def make_site(args: argparse.Namespace, workers: int) -> int:
 
 def listing(args: argparse.Namespace) -> None:
     for source in choose(args.project / "notebooks", args.only):
-        changed = presets.parameters(args.preset, source.stem[:2])
+        changed = runs.parameters(args.preset, source.stem[:2], args.project)
         values = {**known_parameters(source), **{name: repr(value) for name, value in changed.items()}}
         took = runs.in_words(runs.last_seconds(args.project, args.preset, source.stem))
         print(f"{source.stem}  {', '.join(f'{name}={value}' for name, value in values.items())}  (last took: {took})")
@@ -432,7 +447,7 @@ def listing(args: argparse.Namespace) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--preset", default="quick", choices=list(presets.PRESETS))
+    add("--preset", default="quick", choices=list(study.PRESETS))
     add("--only", metavar="00,04", help="numbers or names of notebooks; all without it")
     add("--jobs", type=int, help="notebooks at a time (3, or as many as there are cores); 1 gives one all the cores")
     add("--force", action="store_true", help="run also what is cached")
@@ -473,8 +488,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # papermill changes the working directory while it runs
     shown, copies = os.path.relpath(jobs[0].figures), os.path.relpath(jobs[0].copies)
     announce(jobs, args, workers)
-    failures = run_jobs([job for job in jobs if job.number not in presets.READS], args, workers)
-    readers = [job for job in plan(args) if job.number in presets.READS]  # planned anew: what they read has changed
+    failures = run_jobs([job for job in jobs if job.number not in runs.READS], args, workers)
+    readers = [job for job in plan(args) if job.number in runs.READS]  # planned anew: what they read has changed
     failures += run_jobs(readers, args, workers)
     if args.preset == "full" and jobs[0].figures == args.project / "figures" / "full":
         refresh_readme(args.project)

@@ -21,21 +21,13 @@ from xuqlib import (
     Laplace,
     MCDropConnect,
     MCDropout,
-    PictureVAE,
     Recipe,
     UncertaintyOf,
     analytic_distribution,
-    attended,
     attribute_uncertainty,
-    brier_score,
-    clue_counterfactuals,
     completeness_gap,
-    delta_clue,
-    expected_calibration_error,
     explain,
     fit,
-    fit_attended,
-    fit_together,
     from_captum,
     gradient,
     gradient_x_input,
@@ -45,26 +37,32 @@ from xuqlib import (
     load,
     mini_vgg,
     mlp,
-    negative_log_likelihood,
-    path_integral,
     resnet18,
     scores,
     smoothgrad,
     train_or_load,
-    train_or_load_vae,
     ua_backprop,
     ua_backprop_linear,
     ua_replacement,
     uncertainties,
-    unit_maps,
     variance_split,
 )
 from xuqlib.explainers import fullgrad, lime
 from xuqlib.posteriors.layers import weighted_layers
 from xuqlib.study.judging import clue
-from xuqlib.study.judging.scores import scores_of, standard_errors
+from xuqlib.study.judging.clue import clue_counterfactuals, delta_clue, path_integral
+from xuqlib.study.judging.mitigation import attended, fit_attended, unit_maps
+from xuqlib.study.judging.scores import (
+    brier_score,
+    expected_calibration_error,
+    negative_log_likelihood,
+    scores_of,
+    standard_errors,
+)
 from xuqlib.study.training.fitting import augmented
+from xuqlib.study.training.fitting_together import fit_together
 from xuqlib.study.training.recipes import recipe_for
+from xuqlib.study.training.vae import PictureVAE, train_or_load_vae
 from xuqlib.uncertainty import decompose
 
 X = randn(4, 5, dtype=torch.float32)

@@ -13,18 +13,14 @@ from torch import nn, tensor
 from torch.distributions import Categorical, Normal
 from torch.testing import assert_close
 
-from xuqlib import (
-    DeepEnsemble,
-    Draws,
-    Flipout,
-    MCDropout,
+from xuqlib import DeepEnsemble, Draws, Flipout, MCDropout, scores, uncertainties
+from xuqlib.study.judging.scores import (
     brier_score,
     expected_calibration_error,
     negative_log_likelihood,
-    scores,
-    uncertainties,
+    scores_of,
+    standard_errors,
 )
-from xuqlib.study.judging.scores import scores_of, standard_errors
 from xuqlib.uncertainty import decompose, logits_of
 
 LOG2 = math.log(2)

@@ -13,7 +13,18 @@ from torch.testing import assert_close
 
 import xuqlib as xuq
 from xuqlib import ExplanationDistribution
-from xuqlib.metrics.deletion import auc, curves, filled, importance, one_draw, perturbed, pixel_order, random_order
+from xuqlib.metrics.deletion import CURVES, insertion, (
+    CURVES,
+    auc,
+    deletion,
+    filled,
+    importance,
+    insertion,
+    one_draw,
+    perturbed,
+    pixel_order,
+    random_order,
+)
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.study.training.networks import mini_vgg
 
@@ -45,21 +56,21 @@ FIRST = torch.tensor([0])
 
 def test_the_curves_of_a_linear_network_are_those_computed_by_hand():
     order = torch.tensor([[0, 1, 2, 3]])
-    found = curves([linear_network(WEIGHT)], ONES, order, FIRST, num_steps=4)
+    found = deletion([linear_network(WEIGHT)], ONES, order, FIRST, num_steps=4)
     assert_close(found, torch.tensor([[sigmoid(6), sigmoid(2), sigmoid(0), sigmoid(-1), sigmoid(0)]]))
-    found = curves([linear_network(WEIGHT)], ONES, order, FIRST, kind="insertion", fill="black", num_steps=4)
+    found = insertion([linear_network(WEIGHT)], ONES, order, FIRST, fill="black", num_steps=4)
     assert_close(found, torch.tensor([[sigmoid(0), sigmoid(4), sigmoid(6), sigmoid(7), sigmoid(6)]]))
 
 
 def test_by_default_a_step_is_one_row_of_pixels():
     order = torch.tensor([[0, 1, 2, 3]])
-    found = curves([linear_network(WEIGHT)], ONES, order, FIRST)
+    found = deletion([linear_network(WEIGHT)], ONES, order, FIRST)
     assert_close(found, torch.tensor([[sigmoid(6), sigmoid(0), sigmoid(0)]]))
 
 
 def test_the_score_is_the_mean_probability_and_not_the_probability_of_the_mean():
     draws = [linear_network(WEIGHT), linear_network([0.0, 0.0, 0.0, 0.0])]
-    found = curves(draws, ONES, torch.tensor([[0, 1, 2, 3]]), FIRST, num_steps=1)
+    found = deletion(draws, ONES, torch.tensor([[0, 1, 2, 3]]), FIRST, num_steps=1)
     assert_close(found, torch.tensor([[(sigmoid(6) + 0.5) / 2, 0.5]]))
 
 
@@ -67,7 +78,9 @@ def test_no_order_beats_that_by_contribution_and_none_is_worse_than_its_reverse(
     orders = [torch.tensor([order]) for order in itertools.permutations(range(4))]  # the first is by contribution
     for kind, sign in (("deletion", 1), ("insertion", -1)):
         options = {"kind": kind, "fill": "black", "num_steps": 4}
-        areas = [sign * float(auc(curves([linear_network(WEIGHT)], ONES, order, FIRST, **options))) for order in orders]
+        areas = [
+            sign * float(auc(deletion([linear_network(WEIGHT)], ONES, order, FIRST, **options))) for order in orders
+        ]
         assert areas[0] == min(areas) < areas[-1] == max(areas)
 
 
@@ -84,21 +97,21 @@ def test_curves_equal_a_loop_over_examples_and_steps(kind, fill):
         for pixel in order[i, : 16 * step].tolist():
             picture[:, pixel // 8, pixel % 8] = end[:, pixel // 8, pixel % 8]
         expected[i, step] = torch.stack([draw(picture[None]).softmax(-1)[0, target[i]] for draw in draws]).mean()
-    found = curves(draws, x, order, target, kind=kind, fill=fill, num_steps=4, batch_size=4)
+    found = CURVES[kind](draws, x, order, target, fill=fill, num_steps=4, batch_size=4)
     assert_close(found, expected)  # float64 on both sides: the default tolerance is 1e-7
 
 
 def test_curves_start_and_end_at_the_two_pictures():
     x, draws, target = pictures(), xuq.Draws(two_networks()), torch.tensor([0, 1, 2])
-    found = curves(draws, x, random_order(3, (8, 8)), target, kind="insertion")
+    found = insertion(draws, x, random_order(3, (8, 8)), target)
     for end, picture in ((found[:, 0], filled(x, "blurred")), (found[:, -1], x)):
         assert_close(end, draws(picture).softmax(-1).mean(0).gather(1, target[:, None])[:, 0])
 
 
 def test_with_one_fill_insertion_is_deletion_in_reverse_order_read_backwards():
     x, draws, target, order = pictures(), two_networks(), torch.tensor([0, 1, 2]), random_order(3, (8, 8))
-    insertion = curves(draws, x, order, target, kind="insertion", fill="blurred")
-    assert_close(curves(draws, x, order.flip(1), target, fill="blurred"), insertion.flip(1))
+    forth = insertion(draws, x, order, target, fill="blurred")
+    assert_close(deletion(draws, x, order.flip(1), target, fill="blurred"), forth.flip(1))
 
 
 def test_a_perturbed_picture_has_all_channels_of_the_first_pixels_replaced():
@@ -164,19 +177,19 @@ def test_on_planted_pictures_a_map_beats_its_reverse():
     maps = importance(xuq.explain(draws, xuq.guided_backprop, examples.x, target), "mean")
     # Not to black: on these pictures black says more than the pixels that it hides, as notebook 06 shows.
     for kind, sign in (("deletion", -1), ("insertion", 1)):
-        options = {"kind": kind, "fill": "blurred", "num_steps": 8}
-        good, bad = (auc(curves(draws, examples.x, pixel_order(m), target, **options)) for m in (maps, -maps))
+        options = {"fill": "blurred", "num_steps": 8}
+        good, bad = (auc(CURVES[kind](draws, examples.x, pixel_order(m), target, **options)) for m in (maps, -maps))
         assert sign * (good - bad).mean() > 0.1
 
 
 def test_bad_input_is_refused():
     x, draws, order, target = pictures(), two_networks(), random_order(3, (8, 8)), torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match="5 steps do not divide 64 pixels"):
-        curves(draws, x, order, target, num_steps=5)
+        deletion(draws, x, order, target, num_steps=5)
     with pytest.raises(ValueError, match="every pixel number"):
-        curves(draws, x, torch.zeros(3, 64, dtype=torch.int64), target)
+        deletion(draws, x, torch.zeros(3, 64, dtype=torch.int64), target)
     with pytest.raises(ValueError, match="kind 'ablation'"):
-        curves(draws, x, order, target, kind="ablation")
+        perturbed(x, order, 0.5, kind="ablation")
     with pytest.raises(ValueError, match="fill 'white'"):
         filled(x, "white")
     with pytest.raises(ValueError, match="pictures"):
@@ -189,4 +202,4 @@ def test_bad_input_is_refused():
         one_draw(xuq.explain(draws, xuq.gradient, x, keep="moments"))
     one = FixedNetwork(nn.Sequential(nn.Flatten(), nn.Linear(192, 1)))
     with pytest.raises(ValueError, match="a regression"):
-        curves([one], x, order, torch.zeros(3, dtype=torch.int64))
+        deletion([one], x, order, torch.zeros(3, dtype=torch.int64))

@@ -12,24 +12,25 @@ from core_networks import randn
 from scipy.stats import spearmanr
 
 from xuqlib import DeepEnsemble, explain, gradient
-from xuqlib.metrics.similarity import alike, on_evidence, rank_correlation, rank_correlations, sparseness, ssim
+from xuqlib.metrics.similarity import on_evidence, sparseness, spearman, ssim
 from xuqlib.study.figures.maps import example_maps
+from xuqlib.study.intervals import rank_correlation, rank_correlations
 from xuqlib.study.judging.properties import properties, relative_input_stability
 
 
 def test_maps_are_alike_by_the_order_of_their_pixels_with_sign():
     a = torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 3)
     b = torch.tensor([[1.0, 8.0, 27.0, 64.0], [-1.0, -2.0, -3.0, -4.0], [5.0, 5.0, 5.0, 5.0]])
-    found = alike(a, b)
+    found = spearman(a, b)
     assert found[:2].tolist() == pytest.approx([1.0, -1.0])
     assert math.isnan(found[2])
 
 
 def test_channels_are_summed_before_maps_are_compared():
     a = torch.tensor([[[[1.0, 2.0, 3.0]], [[3.0, 2.0, -5.0]]]])  # sums 4, 4, -2
-    assert alike(a, torch.tensor([[[[4.0, 4.0, -2.0]], [[0.0, 0.0, 0.0]]]])).tolist() == pytest.approx([1.0])
+    assert spearman(a, torch.tensor([[[[4.0, 4.0, -2.0]], [[0.0, 0.0, 0.0]]]])).tolist() == pytest.approx([1.0])
     with pytest.raises(ValueError, match="the same examples"):
-        alike(a, a[:, :1])
+        spearman(a, a[:, :1])
 
 
 def test_the_share_the_hit_and_the_area_of_a_map_by_hand():

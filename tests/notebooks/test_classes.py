@@ -23,11 +23,10 @@ from xuqlib.lessons.classes import (
     steadiness_of_classes,
     taken_out,
 )
-from xuqlib.lessons.resampling import class_correlation, class_gap, class_means, correlation
 from xuqlib.lessons.targets import ASKED, by_target, by_target_of, claim_targets, explain_own
-from xuqlib.metrics.intervals import Estimate
-from xuqlib.metrics.similarity import alike, ssim
+from xuqlib.metrics.similarity import spearman, ssim
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.intervals import Estimate, class_correlation, class_gap, class_means, correlation
 
 TWO = pd.DataFrame({"class": ["b", "b", "b", "a", "a"], "value": [1.0, 2.0, 6.0, 10.0, 14.0]})
 
@@ -217,7 +216,7 @@ def test_another_question_is_compared_with_the_predicted_class():
     }
     for name, e in others.items():
         part = table[table["asked"] == name]
-        np.testing.assert_allclose(part["spearman"], alike(e.mean(), first.mean()), atol=1e-9)
+        np.testing.assert_allclose(part["spearman"], spearman(e.mean(), first.mean()), atol=1e-9)
         np.testing.assert_allclose(part["ssim"], ssim(e.mean(), first.mean()), atol=1e-9)
         np.testing.assert_allclose(part["cv_ratio"], e.cv("ratio"), rtol=1e-6)
     right = table[(table["asked"] == "true label") & (table["answer"] == "right")]
@@ -230,7 +229,7 @@ def test_the_floor_is_the_next_pictures_map():
     floor = by_target(draws, gradient_times_input, x, torch.zeros(6, dtype=torch.int64)).query("asked == @ASKED[-1]")
     predicted = torch.stack([draw(x) for draw in draws]).softmax(-1).mean(0).argmax(1)
     first = explain(draws, gradient_times_input, x, predicted).mean()
-    np.testing.assert_allclose(floor["spearman"], alike(first[[1, 2, 3, 4, 5, 0]], first), atol=1e-9)
+    np.testing.assert_allclose(floor["spearman"], spearman(first[[1, 2, 3, 4, 5, 0]], first), atol=1e-9)
     assert floor["cv_ratio"].isna().all()
 
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import xuqlib as xuq
 from xuqlib.lessons import contests
-from xuqlib.metrics.deletion import curves, pixel_order, random_order
+from xuqlib.metrics.deletion import deletion, insertion, pixel_order, random_order
 
 TARGET = torch.tensor([0, 1, 2, 0, 1])
 
@@ -46,9 +46,9 @@ def test_a_contest_scores_each_order_as_curves_does_and_shares_the_blind_ones():
     )
     assert {name for name, _ in found["ig"]} == {"mean", "first", "random"}
     maps = contests.maps_of(draws[:1], xuq.integrated_gradients, x[:3], TARGET[:3], num_steps=2)
-    expected = curves(draws, x[:3], pixel_order(maps["mean"]), TARGET[:3], kind="insertion", **options)
+    expected = insertion(draws, x[:3], pixel_order(maps["mean"]), TARGET[:3], **options)
     assert_close(found["ig"]["first", "insertion"], expected)
-    expected = curves(draws, x, blind["random"], TARGET, **options)
+    expected = deletion(draws, x, blind["random"], TARGET, **options)
     assert_close(found["gradient"]["random", "deletion"], expected)
     assert_close(found["ig"]["random", "deletion"], expected[:3])
 
@@ -139,23 +139,23 @@ def test_gains_are_drawn_with_their_mean_and_a_line_at_zero():
     assert figure.axes[0].lines[-1].get_xdata() == [0, 0]
 
 
-def deletion():
+def steps_of_deletion():
     x, draws = pictures(1), two_networks()
     orders = {"first": torch.arange(64)[None], "random": random_order(1, (8, 8))}
     return x, draws, orders, contests.deletion_steps(draws, x, orders, TARGET[:1], num_steps=4)
 
 
 def test_the_steps_of_deletion_are_those_of_curves_with_the_share_in_words():
-    x, draws, orders, steps = deletion()
+    x, draws, orders, steps = steps_of_deletion()
     assert len(steps) == 2 * 2 * 5
     part = steps.query("fill == 'blurred' and ordering == 'random'")
     assert part["deleted"].tolist() == ["0%", "25%", "50%", "75%", "100%"]
-    expected = curves(draws, x, orders["random"], TARGET[:1], fill="blurred", num_steps=4)[0]
+    expected = deletion(draws, x, orders["random"], TARGET[:1], fill="blurred", num_steps=4)[0]
     assert part["score"].tolist() == pytest.approx(expected.tolist())
 
 
 def test_a_look_shows_the_picture_that_is_left_and_the_point_on_its_own_curve():
-    x, _, orders, steps = deletion()
+    x, _, orders, steps = steps_of_deletion()
     row = steps.query("fill == 'black' and ordering == 'first' and share == 0.25").iloc[0]
     figure, sentence = contests.deletion_look(steps, x, orders, row, dataset="planted")
     shown = torch.from_numpy(figure.axes[0].images[0].get_array().data).permute(2, 0, 1)
@@ -168,13 +168,13 @@ def test_a_look_shows_the_picture_that_is_left_and_the_point_on_its_own_curve():
 
 
 def test_people_are_not_shown_however_few_pixels_are_deleted():
-    x, _, orders, steps = deletion()
+    x, _, orders, steps = steps_of_deletion()
     figure, _ = contests.deletion_look(steps, x, orders, steps.iloc[0], dataset="fer_plus")
     assert figure.axes[0].images[0].get_array().shape == (1, 1)
 
 
 def test_dragging_the_share_changes_picture_and_sentence_for_every_fill_and_order():
-    x, _, orders, steps = deletion()
+    x, _, orders, steps = steps_of_deletion()
     *choosers, picture, line = contests.explore_deletion(steps, x, orders, dataset="planted").children
     fill, ordering, share = choosers
     assert isinstance(share, ipywidgets.SelectionSlider)

@@ -25,11 +25,11 @@ from xuqlib.lessons.tables import (
     removal_gain,
     removal_table,
     replaced,
-    resampled,
     verdict,
 )
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.study.intervals import resampled
 
 
 def linear_draws(*weights, noise_variance=0.0):

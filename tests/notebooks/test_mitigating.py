@@ -17,6 +17,7 @@ from xuqlib import Draws, Notebook, Recipe, uncertainties
 from xuqlib.lessons import adding, mitigating, paired
 from xuqlib.lessons.mitigating import ARMS, OURS, Plan
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.intervals import mean_of_trainings, over_seeds
 from xuqlib.study.judging.mitigation import attended, fit_attended, unit_maps
 from xuqlib.study.training.fitting import one_cycle
 
@@ -195,15 +196,15 @@ def test_a_gain_is_paired_by_seed_and_above_0_where_it_is_better():
     found = paired.gains(scores_of_two(), by=["test"], side="arm", against="none", scores=["accuracy", "nll"])
     pairs = {(seed, score): gain for seed, score, gain in found[["seed", "score", "gain"]].to_numpy()}
     assert pairs == {(0, "accuracy"): 0.25, (0, "nll"): -0.5, (1, "accuracy"): 0.125, (1, "nll"): 1.0}
-    table = paired.mean_gains(found, ["arm", "score"]).set_index("score")
+    table = over_seeds(found, ["arm", "score"]).set_index("score")
     assert table.loc["nll", "gain"] == 0.25
 
 
 def test_the_interval_is_that_of_a_t_test():
     values = pd.Series([0.1, 0.4, 0.2, 0.6, 0.3])
     wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert paired.t_interval(values) == pytest.approx((0.32, *wanted), abs=1e-12)
-    assert np.isnan(paired.t_interval(values[:1])[1:]).all()
+    assert mean_of_trainings(values) == pytest.approx((0.32, *wanted), abs=1e-12)
+    assert np.isnan(mean_of_trainings(values[:1])[1:]).all()
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(1.0, "holds"), (-1.0, "fails"), (0.0, "undecided")])

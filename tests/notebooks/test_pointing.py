@@ -10,13 +10,13 @@ from core_networks import EXACT, randn, seeded
 from torch import tensor
 from torch.testing import assert_close
 
-from xuqlib import Draws, Examples, Notebook, path_integral, ua_backprop, ua_replacement, uncertainties
+from xuqlib import Draws, Examples, Notebook, ua_backprop, ua_replacement, uncertainties
 from xuqlib.lessons import duels, pointing, rivalry
 from xuqlib.lessons.pointing import GREEDY, OURS, SETTINGS_OF
 from xuqlib.metrics.deletion import filled, pixel_order
 from xuqlib.study.judging.anomaly import iou, paste
 from xuqlib.study.judging.blurring import greedy_order
-from xuqlib.study.judging.clue import Counterfactuals
+from xuqlib.study.judging.clue import Counterfactuals, path_integral
 from xuqlib.study.judging.rivals import CONTROLS, RIVALS
 from xuqlib.study.training.networks import mini_vgg
 from xuqlib.study.training.vae import PictureVAE

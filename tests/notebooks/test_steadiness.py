@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from xuqlib import MCDropout, explain, gradient
-from xuqlib.lessons.steadiness import CVS, mask_walk, over_examples, pool, quotients, std_errors, steadiness
+from xuqlib.lessons.steadiness import CVS, mask_walk, pool, quotients, std_errors, steadiness
 from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.study.intervals import over_examples
 from xuqlib.study.training.networks import mini_vgg
 
 

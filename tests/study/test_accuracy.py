@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from xuqlib import DataError, Draws, Examples, Laplace, load, train_or_load, train_or_load_vae
+from xuqlib import DataError, Draws, Examples, Laplace, load, train_or_load
 from xuqlib.study.data.planted import kinds
 from xuqlib.study.training.checkpoints import find_checkpoint
 from xuqlib.study.training.recipes import EMBEDDED, RECIPES
-from xuqlib.study.training.vae import vae_scores
+from xuqlib.study.training.vae import train_or_load_vae, vae_scores
 from xuqlib.uncertainty import logits_of
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "checkpoints"

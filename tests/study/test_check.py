@@ -11,7 +11,8 @@ import sys
 import pytest
 import torch
 
-from xuqlib import __main__ as command
+from xuqlib import __main__ as cli
+from xuqlib.study import check as command
 from xuqlib.study import runs
 from xuqlib.study.data import download, readers
 from xuqlib.study.data.loading import DATASETS
@@ -141,7 +142,7 @@ def test_the_exit_code_counts_what_is_damaged(monkeypatch, capsys, damaged):
     others = "check_machine", "check_checkpoints", "check_figures", "check_notebooks"
     for name in others:
         monkeypatch.setattr(command, name, lambda name=name: command.Section(name, []))
-    assert command.main(["check"]) == min(damaged, 100)
+    assert cli.main(["check"]) == min(damaged, 100)
     out = capsys.readouterr().out
     assert "Data\n  a line\n" in out
     assert out.endswith(f"{damaged} damaged: see the lines that say DAMAGED.\n" if damaged else "Nothing is damaged.\n")

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from xuqlib import Notebook, gradient_x_input
-from xuqlib.lessons.centres import gain, over_centres, settle, variance_ratios
+from xuqlib.lessons.centres import gain, settle, variance_ratios
+from xuqlib.study.intervals import over_centres
 from xuqlib.study.judging.coverage import (
     Forecast,
     agreement,

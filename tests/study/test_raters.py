@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xuqlib.study.human_study.raters import LEVELS, alpha_interval, follows_metric, krippendorff_alpha, results, wilson
+from xuqlib.study.human_study.raters import LEVELS, alpha_interval, follows_metric, krippendorff_alpha, results
+from xuqlib.study.intervals import wilson
 
 X = None
 # Krippendorff 2011, section C and E: four observers, twelve units, five values, with gaps.

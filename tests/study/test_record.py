@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from matplotlib.figure import Figure
 
 from xuqlib.device import device
-from xuqlib.study import presets
 from xuqlib.study import record as study
-from xuqlib.study.presets import parameters
 from xuqlib.study.record import Notebook, csv_bytes, figures_folder, save, update_index, versions
+from xuqlib.study.runs import parameters
 
 RECIPE = {
     "notebook": "04",
@@ -42,7 +42,14 @@ def test_full_explains_real_data_with_at_least_the_promised_sizes():
 
 
 def test_every_first_notebook_has_full_parameters():
-    assert set(presets.PRESETS["full"]) >= {"00", "01", "02", "03", "04", "08"}
+    assert set(yaml.safe_load((study.ROOT / "notebooks" / "sizes.yaml").read_text())["full"]) >= {
+        "00",
+        "01",
+        "02",
+        "03",
+        "04",
+        "08",
+    }
 
 
 @pytest.mark.parametrize("ask", [lambda: parameters("big", "04"), lambda: figures_folder("big")])

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 import torch
 
-from xuqlib.lessons.reporting import judge, pixel_frame
+from xuqlib.lessons.reporting import judge
+from xuqlib.study.figures.maps import pixel_frame
 from xuqlib.study.record import Notebook
 
 

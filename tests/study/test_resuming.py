@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import count
+import copy
+from functools import partial
 
 import nbformat
+import pandas as pd
 import pytest
-from joblib import delayed
+import torch
+from joblib import Parallel, delayed
 
 import run_all
+from xuqlib import MCDropout, Recipe, mlp
 from xuqlib.study import resuming
 from xuqlib.study.resuming import resumable, side_by_side
 
@@ -37,7 +41,7 @@ def kernel(monkeypatch):
     """Call it where a new kernel would start."""
     monkeypatch.delenv("XUQ_PARTS", raising=False)
     MADE.clear()
-    return lambda: monkeypatch.setattr(resuming, "_places", count())
+    return lambda: monkeypatch.setattr(resuming, "_measuring", False)
 
 
 def test_without_a_folder_nothing_is_kept(kernel, tmp_path, monkeypatch):
@@ -54,7 +58,45 @@ def test_a_second_kernel_takes_up_what_the_first_has_measured(kernel, tmp_path, 
     made = list(MADE)
     kernel()
     assert [outer(2), inner(7), *side_by_side([delayed(square)(3)], 1)] == [*first, 9]
-    assert [*made, "square 3"] == MADE  # what an inner measurement keeps would shift all places
+    assert [*made, "square 3"] == MADE
+
+
+def test_a_measurement_is_known_by_its_name_and_arguments_wherever_it_stands(kernel, tmp_path, monkeypatch):
+    monkeypatch.setenv("XUQ_PARTS", str(tmp_path / "parts"))
+    kernel()
+    first = [inner(1), inner(2)]
+    MADE.clear()
+    kernel()
+    assert [inner(3), inner(2), inner(1)] == [3.5, *reversed(first)]  # another cell in front, the others turned round
+    assert MADE == ["inner 3"]
+
+
+def test_what_differs_has_another_fingerprint_and_what_is_equal_the_same():
+    layer = torch.nn.Linear(2, 1)
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        other.bias += 1
+    unlike = [
+        *(None, 0, 0.0, "0", [0], (0,), {"a": 0}, {"a": 1}, torch.zeros(1), torch.zeros(1).double(), torch.zeros(1, 1)),
+        *(layer, other, MCDropout(mlp(num_features=2, dropout=0.5)), pd.Series([0]), pd.Series([1]), abs, max),
+        *(lambda: 1, lambda: 2, partial(max, 1), partial(max, 2), Recipe(), Recipe(epochs=3), torch.float32, "float32"),
+    ]
+    found = [resuming.fingerprint(each) for each in unlike]
+    assert len(set(found)) == len(found)
+    assert found == [resuming.fingerprint(copy.deepcopy(each)) for each in unlike]
+
+
+def test_a_fingerprint_is_the_same_in_another_process():
+    values = [{"b", "a", "c"}, {"a": torch.arange(3)}, Recipe(), pd.DataFrame({"a": [1.0], "b": ["x"]})]
+    found = Parallel(n_jobs=2)(delayed(resuming.fingerprint)(value) for value in values)
+    assert found == [resuming.fingerprint(value) for value in values]
+
+
+def test_what_cannot_be_told_apart_is_refused(kernel, tmp_path, monkeypatch):
+    monkeypatch.setenv("XUQ_PARTS", str(tmp_path))
+    kernel()
+    with pytest.raises(TypeError, match="generator; pass numbers"):
+        inner(each for each in range(2))
 
 
 @pytest.mark.parametrize("processes", [1, 2])

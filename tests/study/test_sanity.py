@@ -11,7 +11,7 @@ from core_networks import FunctionalRelu, randn, seeded
 from torch import nn
 
 from xuqlib import DeepEnsemble, Flipout, MCDropConnect, MCDropout, gradient, guided_backprop
-from xuqlib.metrics.similarity import alike
+from xuqlib.metrics.similarity import spearman
 from xuqlib.posteriors.draws import inner
 from xuqlib.study.judging.sanity import OTHER_PICTURE, cascade, independent, passes, randomised, sanity_checks
 from xuqlib.study.training.networks import mini_vgg
@@ -112,10 +112,10 @@ def test_every_row_says_what_it_compares_and_the_floor_is_another_picture():
     maps = torch.stack([guided_backprop(draw, x, target) for draw in draws]).double()
     floor = found.query("step == 0 and statistic == 'std'")["signed"]
     std = maps.std(0, correction=0)
-    assert floor.tolist() == pytest.approx(alike(std, std.roll(-1, 0)).tolist())
+    assert floor.tolist() == pytest.approx(spearman(std, std.roll(-1, 0)).tolist())
     after = torch.stack([guided_backprop(draw, x, target) for draw in randomised(draws, ["8", "9"], seed=2)]).double()
     signed = found.query("layer == '8' and statistic == 'mean'")["signed"]
-    assert signed.tolist() == pytest.approx(alike(maps.mean(0), after.mean(0)).tolist(), abs=1e-3)  # ties of float32
+    assert signed.tolist() == pytest.approx(spearman(maps.mean(0), after.mean(0)).tolist(), abs=1e-3)  # ties of float32
     with pytest.raises(ValueError, match="unknown how"):
         sanity_checks(draws, gradient, x, target, how="backwards")
 

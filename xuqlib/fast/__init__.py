@@ -1,0 +1,1 @@
+"""The fast path: how many draws, examples and steps are evaluated at once. From outside, use `Engine`."""

@@ -8,26 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from xuqlib.lessons.steadiness import over_examples
+from xuqlib.study.intervals import OVER_CENTRES, over_centres
 from xuqlib.study.record import Notebook
-
-OVER_CENTRES = "±2 standard errors over examples, spanning all centres"
-
-
-def over_centres(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
-    """Mean of a column over centre networks, in an interval that covers every centre's own; see `OVER_CENTRES`.
-
-    Networks matter more than examples: centres that disagree make this interval wide, as they should.
-
-    Args:
-        frame: one row per group, seed (of the centre) and example.
-
-    Returns:
-        Columns `by`, `value`, low, high, centres; groups in order of appearance.
-    """
-    each = over_examples(frame, [*by, "seed"], value).groupby(list(by), sort=False)
-    ends = {value: each[value].mean(), "low": each["low"].min(), "high": each["high"].max(), "centres": each.size()}
-    return pd.DataFrame(ends).reset_index()
 
 
 def variance_ratios(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -13,11 +13,10 @@ import torch
 from xuqlib.explainers.gradients import Explainer
 from xuqlib.explainers.lime import lime
 from xuqlib.lessons.predictions import answers
-from xuqlib.lessons.resampling import class_correlation, class_gap, correlation
 from xuqlib.lessons.steadiness import steadiness
-from xuqlib.metrics.intervals import BOOTSTRAP
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples
+from xuqlib.study.intervals import BOOTSTRAP, class_correlation, class_gap, correlation
 from xuqlib.study.record import Notebook
 from xuqlib.study.resuming import resumable
 from xuqlib.uncertainty import logits_of
@@ -189,7 +188,7 @@ def claim_classes(
             text = f"{explainer}: {view} of {kind} is above that of the other classes"
             c3: dict[str, Any] = {"claim": "C3", "source": PAPER, "unit": "times", "n": len(judged)}
             note = f"{how}; {BOOTSTRAP}"
-            study.claim(text, gap.above(1), value=gap.value, interval=gap[1:], note=note, **c3, **facts)
+            study.claim(text, gap.above(1), value=gap.value, interval=(gap.low, gap.high), note=note, **c3, **facts)
         found = {
             "CV of a class rises with its error": class_correlation(part, "log_cv", "error", seed=seed),
             "CV of a picture rises with its entropy": correlation(part, "log_cv", "entropy", seed=seed),
@@ -199,4 +198,6 @@ def claim_classes(
         }
         facts |= {"n": len(part), "unit": "Spearman", "note": BOOTSTRAP}
         for text, each in found.items():
-            study.claim(f"{explainer}: {text}", each.above(0), value=each.value, interval=each[1:], **facts)
+            study.claim(
+                f"{explainer}: {text}", each.above(0), value=each.value, interval=(each.low, each.high), **facts
+            )

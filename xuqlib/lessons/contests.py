@@ -16,14 +16,24 @@ from torch import Tensor, nn
 from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
 from xuqlib.lessons.reporting import judge
-from xuqlib.lessons.steadiness import INTERVAL, over_examples
-from xuqlib.metrics.deletion import FILL_OF, STATISTICS, auc, curves, importance, one_draw, perturbed, pixel_order
+from xuqlib.metrics.deletion import (
+    CURVES,
+    FILL_OF,
+    STATISTICS,
+    auc,
+    deletion,
+    importance,
+    one_draw,
+    perturbed,
+    pixel_order,
+)
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.figures.charts import HUES, LINES, MARKERS, dots
 from xuqlib.study.figures.choosers import explore
 from xuqlib.study.figures.maps import map_grid
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.intervals import OVER_EXAMPLES, over_examples
 from xuqlib.study.judging.controls import other_image
 from xuqlib.study.record import Notebook
 from xuqlib.study.resuming import resumable
@@ -80,7 +90,7 @@ def score_orders(
         Scores (N, K + 1) by (ordering, curve), curve being "deletion" or "insertion".
     """
     return {
-        (name, kind): curves(draws, x, order, target, kind=kind, **options)
+        (name, kind): CURVES[kind](draws, x, order, target, **options)
         for (name, order), kind in product(orders.items(), FILL_OF)
     }
 
@@ -202,7 +212,7 @@ def curve_lines(frame: pd.DataFrame, *, title: str) -> Figure:
             axes.fill_between(one["share"], one["low"], one["high"], alpha=0.1, linewidth=0)
 
     parts = frame.assign(panel=frame["explainer"] + ",\n" + frame["curve"])
-    labels = ("", f"mean probability of the class\n(band: {INTERVAL})")
+    labels = ("", f"mean probability of the class\n(band: {OVER_EXAMPLES})")
     figure = panels(parts, draw, by="panel", labels=labels, columns=2, size=(5.2, 3.6), title=title)
     return _finished(figure, "share of pixels replaced")
 
@@ -219,7 +229,7 @@ def area_dots(frame: pd.DataFrame, *, title: str) -> Figure:
         axes.invert_yaxis()
 
     parts = frame.assign(panel=frame["posterior"] + ",\n" + frame["curve"])
-    title = f"{title} (lines: {INTERVAL})"
+    title = f"{title} (lines: {OVER_EXAMPLES})"
     figure = panels(parts, draw, by="panel", labels=("", ""), share="", columns=2, size=(5.6, 4.4), title=title)
     return _finished(figure, "area under the curve")
 
@@ -235,7 +245,7 @@ def _finished(figure: Figure, label: str) -> Figure:
 def gain_dots(gains: pd.DataFrame, *, y: str, hue: str, label: str, title: str) -> tuple[Figure, pd.DataFrame]:
     """Draw the mean of `advantage` over examples, as `dots`, with a line at 0; the figure, and its frame."""
     frame = over_examples(gains, [y, hue], "advantage")
-    ends: dict[str, Any] = {"low": "low", "high": "high", "interval": INTERVAL}
+    ends: dict[str, Any] = {"low": "low", "high": "high", "interval": OVER_EXAMPLES}
     figure = dots(frame, x="advantage", y=y, hue=hue, label=label, title=title, **ends)
     figure.axes[0].axvline(0, color="black")
     return figure, frame
@@ -252,7 +262,7 @@ def judge_weakest(study: Notebook, text: str, gains: pd.DataFrame, by: str = "po
     """
     cases = gains.groupby(by, sort=False)["advantage"]
     name = (cases.mean() / cases.sem()).idxmin()
-    judge(study, text, cases.get_group(name), of=f"{INTERVAL}; weakest: {name}", **facts)
+    judge(study, text, cases.get_group(name), of=f"{OVER_EXAMPLES}; weakest: {name}", **facts)
 
 
 def deletion_steps(
@@ -266,7 +276,7 @@ def deletion_steps(
     share, parts = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64), []
     common = {"deleted": [f"{each:.0%}" for each in share], "share": share}
     for fill, (name, order) in product(("black", "blurred"), orders.items()):
-        score = curves(draws, x, order, target, fill=fill, num_steps=num_steps)[0]
+        score = deletion(draws, x, order, target, fill=fill, num_steps=num_steps)[0]
         parts.append(pd.DataFrame({"fill": fill, "ordering": name, **common, "score": score}))
     return pd.concat(parts, ignore_index=True)
 

@@ -12,7 +12,7 @@ from xuqlib.lessons.contests import judge_weakest
 from xuqlib.lessons.pointing import CONTROL_NAMES, GREEDY, NAMES, OURS, SETTINGS_OF
 from xuqlib.lessons.reporting import judge
 from xuqlib.lessons.rivalry import FAMILIES, SIGNED
-from xuqlib.metrics.intervals import BOOTSTRAP, estimate
+from xuqlib.study.intervals import BOOTSTRAP, from_resamples
 from xuqlib.study.record import Notebook
 
 PAPER = "arXiv 2304.04824, sec. 4"
@@ -60,7 +60,7 @@ def claim_replacement(study: Notebook, frame: pd.DataFrame, seeds: Mapping[str, 
         drawn = np.random.default_rng(seed).integers(len(both), size=(1000, len(both)))
         means = np.array([both.mean(0), *both[drawn].mean(1)])  # (1 + resample, 2)
         ratios = np.divide(means[:, 0], means[:, 1], out=np.full(len(means), np.nan), where=means[:, 1] > 0)
-        found, text = estimate(ratios), f"{OURS} reaches more than half of the greedy ceiling's AUC-URR at 5 %"
+        found, text = from_resamples(ratios), f"{OURS} reaches more than half of the greedy ceiling's AUC-URR at 5 %"
         interval = (found.low, found.high)
         study.claim(text, found.above(0.5), value=found.value, interval=interval, note=BOOTSTRAP, n=len(both), **facts)
 

@@ -26,7 +26,7 @@ from xuqlib.explainers.lime import lime
 from xuqlib.explainers.superpixels import superpixels
 from xuqlib.lessons.predictions import answers
 from xuqlib.lessons.steadiness import CVS, pool
-from xuqlib.metrics.deletion import auc, curves, importance, pixel_order, random_order
+from xuqlib.metrics.deletion import CURVES, auc, importance, pixel_order, random_order
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples
@@ -68,7 +68,7 @@ def curve_areas(draws: Draws, x: Tensor, order: Tensor, target: Tensor, *, num_s
     """
     columns = {}
     for name, (kind, fill) in PROTOCOLS.items():
-        heights = curves(draws, x, order, target, kind=kind, fill=fill, num_steps=num_steps).double()  # (N, K + 1)
+        heights = CURVES[kind](draws, x, order, target, fill=fill, num_steps=num_steps).double()  # (N, K + 1)
         columns[name] = auc(heights).numpy()
         sign = 1 if kind == "deletion" else -1
         columns[f"{name}_room"] = sign * (heights[:, 0] - heights[:, -1]).numpy()

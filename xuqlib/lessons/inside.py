@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xuqlib.metrics.deletion import pixel_order
-from xuqlib.metrics.similarity import alike
+from xuqlib.metrics.similarity import spearman
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.judging.blurring import auc_urr, uncertainty_curves
 from xuqlib.study.judging.rivals import distance_to_blur, random, shuffled_shares
@@ -190,7 +190,7 @@ def ablation(draws: Draws, x: Tensor, *, num_steps: int, **options: Any) -> pd.D
         maps = changed_maps(draws, x, name, **options)
         frame = scored(draws, x, maps, num_steps=num_steps)
         for column, like in {"unchanged": maps[UNCHANGED], "prediction": maps[FULLGRAD]}.items():
-            pairs = [alike(values[:, None].double(), like[:, None].double()) for values in maps.values()]
+            pairs = [spearman(values[:, None].double(), like[:, None].double()) for values in maps.values()]
             frame[column] = pd.concat(pairs, ignore_index=True)
         frame[["part", "change"]] = frame.pop("map").tolist()
         frames.append(frame.assign(setting=name))

@@ -10,17 +10,16 @@ import pandas as pd
 from joblib import delayed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.intervals import OVER_SEEDS, mean_of_trainings, over_seeds
 from xuqlib.study.record import Notebook
 from xuqlib.study.resuming import side_by_side
 
-INTERVAL = "95 % t-interval over seeds, paired"
 SCORES = ("accuracy", "nll", "ece", "epistemic")
 
 
-def over_seeds(run: Callable[..., pd.DataFrame], jobs: Sequence[tuple[Any, ...]], *, num_jobs: int = 1) -> pd.DataFrame:
+def run_seeds(run: Callable[..., pd.DataFrame], jobs: Sequence[tuple[Any, ...]], *, num_jobs: int = 1) -> pd.DataFrame:
     """Call `run` with each job's arguments, in so many processes, and stack the frames in the order of the jobs."""
     return pd.concat(side_by_side((delayed(run)(*job) for job in jobs), num_jobs), ignore_index=True)
 
@@ -48,24 +47,6 @@ def gains(
     return both.assign(gain=sign * (both["value"] - both["reference"])).drop(columns=["value", "reference"])
 
 
-def t_interval(values: pd.Series) -> tuple[float, float, float]:
-    """Mean over seeds and its 95 % t-interval; the ends are NaN for a single seed.
-
-    Args:
-        values: one number per seed, or one paired difference.
-    """
-    mean = float(values.mean())
-    reach = float(values.sem() * stats.t.ppf(0.975, len(values) - 1)) if len(values) > 1 else float("nan")
-    return mean, mean - reach, mean + reach
-
-
-def mean_gains(frame: pd.DataFrame, by: Sequence[str], value: str = "gain") -> pd.DataFrame:
-    """`t_interval` of a column over the seeds of each group: columns `by`, `value`, low, high."""
-    groups = frame.groupby(list(by), sort=False)[value]
-    rows = [(*key, *t_interval(part)) for key, part in groups]
-    return pd.DataFrame(rows, columns=[*by, value, "low", "high"])
-
-
 def gain_panels(frame: pd.DataFrame, *, by: str, side: str, unit: str, title: str) -> tuple[Figure, pd.DataFrame]:
     """Dots of the mean gain of each `side`, a panel for each value of `by`, and the frame that they show.
 
@@ -77,7 +58,7 @@ def gain_panels(frame: pd.DataFrame, *, by: str, side: str, unit: str, title: st
         title: the claim of the figure.
 
     Returns:
-        The figure, whose lines are `t_interval`, cut where they would leave the frame, and the columns of `mean_gains`.
+        The figure, whose lines are `mean_of_trainings`, cut where they would leave the frame; and `over_seeds`.
     """
     names = list(dict.fromkeys(frame[side]))
     reach = 1.4 * frame.groupby([by, side])["gain"].mean().abs().groupby(by).max()
@@ -91,9 +72,9 @@ def gain_panels(frame: pd.DataFrame, *, by: str, side: str, unit: str, title: st
         axes.axvline(0, color="black", linewidth=1.5)
         axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlim=(-limit, limit))
 
-    points = mean_gains(frame, [by, side])
+    points = over_seeds(frame, [by, side])
     look: dict[str, Any] = {"share": "y", "columns": 2, "size": (5.8, 1.2 + 0.36 * len(names))}
-    return panels(points, draw, by=by, labels=(f"{unit} (line: {INTERVAL})", ""), title=title, **look), points
+    return panels(points, draw, by=by, labels=(f"{unit} (line: {OVER_SEEDS})", ""), title=title, **look), points
 
 
 def judge_seeds(study: Notebook, text: str, values: pd.Series, score: str, **facts: str) -> None:
@@ -106,8 +87,8 @@ def judge_seeds(study: Notebook, text: str, values: pd.Series, score: str, **fac
         score: tells the unit.
         **facts: claim, dataset and source, as for `Notebook.claim`.
     """
-    mean, low, high = t_interval(values)
+    mean, low, high = mean_of_trainings(values)
     about: dict[str, Any] = {"n": len(values), "seeds": len(values), **facts}
-    about |= {"unit": "nats" if score == "nll" else "", "interval": (low, high), "note": INTERVAL}
+    about |= {"unit": "nats" if score == "nll" else "", "interval": (low, high), "note": OVER_SEEDS}
     decided = high > low  # gains that are all alike, in steps of one example, say nothing about other seeds
     study.claim(text, True if decided and low > 0 else False if decided and high <= 0 else None, value=mean, **about)

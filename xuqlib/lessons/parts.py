@@ -15,11 +15,11 @@ from torch import Tensor
 
 from xuqlib.lessons.inside import CONTROLS, EVENLY, FULLGRAD, SIGNED, UNCHANGED
 from xuqlib.lessons.reporting import judge
-from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import load
 from xuqlib.study.figures.charts import HUES
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.intervals import OVER_EXAMPLES, over_examples
 from xuqlib.study.judging.blurring import uncertain
 from xuqlib.study.record import Notebook
 from xuqlib.study.resuming import side_by_side
@@ -179,7 +179,7 @@ def draws_figure(frame: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         draw,
         by="panel",
         size=(4.8, 4.4),
-        title=f"How many draws does a map need? (bars: {INTERVAL})",
+        title=f"How many draws does a map need? (bars: {OVER_EXAMPLES})",
         **options,
     )
     lines = figure.axes[0].get_legend_handles_labels()

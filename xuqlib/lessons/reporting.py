@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from torch import Tensor
 
-from xuqlib.lessons.steadiness import INTERVAL
+from xuqlib.study.intervals import OVER_EXAMPLES
 from xuqlib.study.record import Notebook
-
-
-def pixel_frame(maps: Mapping[str, Tensor]) -> pd.DataFrame:
-    """Maps of one size as the table of a figure: a row per pixel, line by line, and a column per map.
-
-    Args:
-        maps: name of each map and its values, (height, width), summed over channels where they were.
-    """
-    columns = {name: values.detach().cpu().flatten().numpy() for name, values in maps.items()}
-    return pd.DataFrame(columns).rename_axis("pixel").reset_index()
 
 
 def judge(
@@ -30,7 +18,7 @@ def judge(
     above: float = 0.0,
     against: pd.Series | None = None,
     unit: str = "",
-    of: str = INTERVAL,
+    of: str = OVER_EXAMPLES,
     **facts: Any,
 ) -> None:
     """Claim that the mean of `values` lies above a bound: it holds, or not, where two standard errors decide it.

@@ -24,10 +24,10 @@ from xuqlib.lessons.pointing import (
     novel,
 )
 from xuqlib.lessons.sources import patch_scores
-from xuqlib.lessons.steadiness import INTERVAL, over_examples
 from xuqlib.study.figures.charts import HUES, LINES, MARKERS
 from xuqlib.study.figures.maps import map_grid
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.intervals import OVER_EXAMPLES, over_examples
 from xuqlib.study.judging.anomaly import ada
 from xuqlib.study.judging.rivals import RIVALS
 
@@ -164,7 +164,7 @@ def curve_panels(frame: pd.DataFrame, *, title: str, limit: float = 0.1) -> tupl
 
     several = points["dataset"].nunique() > 1
     look: dict[str, Any] = {"columns": 2, "size": (6.2, 4.4) if several else (9.0, 5.6)}
-    look["title"] = f"{title}\n(bands: {INTERVAL})"
+    look["title"] = f"{title}\n(bands: {OVER_EXAMPLES})"
     figure = panels(points, draw, by="dataset", labels=("", ""), **look)
     _label(figure, "share of pixels blurred", "highest fall of U so far")
     return _with_legend(figure, 3), points
@@ -205,7 +205,7 @@ def rival_dots(points: Points, *, title: str, columns: int = 4, line: str = "") 
     across = min(columns, points["panel"].nunique())
     size = (4.2 + 3.0 / across, 1.2 + (0.3 + 0.06 * len(hues)) * len(names))  # room for the names, and for the rows
     look: dict[str, Any] = {"columns": columns, "size": size, "share": "y"}
-    figure = panels(points, draw, by="panel", labels=("", ""), title=f"{title}\n(bars: {INTERVAL})", **look)
+    figure = panels(points, draw, by="panel", labels=("", ""), title=f"{title}\n(bars: {OVER_EXAMPLES})", **look)
     return _with_legend(figure, len(hues)) if len(hues) > 1 else figure
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
 from xuqlib.lessons.reporting import judge
-from xuqlib.metrics.similarity import alike
+from xuqlib.metrics.similarity import spearman
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.data.planted import kinds
@@ -215,7 +215,7 @@ def likeness(found: Mapping[str, Mapping[tuple[str, str], Tensor]]) -> pd.DataFr
                 a, b = maps[left, setting], maps[right, setting]
                 b = b.roll(1, 0) if pair.endswith("other picture") else b
                 about = {"dataset": dataset, "setting": setting, "pair": pair, "example": range(len(a))}
-                frames.append(pd.DataFrame(about | {"spearman": alike(a[:, None], b[:, None])}))
+                frames.append(pd.DataFrame(about | {"spearman": spearman(a[:, None], b[:, None])}))
     return pd.concat(frames, ignore_index=True).dropna()
 
 

@@ -17,21 +17,10 @@ from xuqlib.explainers.gradients import Explainer, completeness_gap, integrated_
 from xuqlib.explainers.superpixels import superpixels
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.mc_dropout import MCDropout
+from xuqlib.study.intervals import over_examples
 from xuqlib.study.resuming import side_by_side
 
-INTERVAL = "±2 standard errors over examples"
 CVS = ("cv_ratio", "cv_pooled", "cv_signed", "cv_paper", "cv_paper_unscaled")
-
-
-def over_examples(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
-    """Mean of a column over the rows of each group, one row per example, and two standard errors either way.
-
-    Returns:
-        Columns `by`, `value`, low, high; groups in order of appearance. low and high are NaN for a single example.
-    """
-    groups = frame.groupby(list(by), sort=False)[value]
-    mean, error = groups.mean(), groups.sem()
-    return pd.DataFrame({value: mean, "low": mean - 2 * error, "high": mean + 2 * error}).reset_index()
 
 
 def pool(values: Tensor, segments: Tensor, how: str = "sum") -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch.distributions import Normal
 
 from xuqlib.checks import check_count, check_number
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.metrics.similarity import alike
+from xuqlib.metrics.similarity import spearman
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples, FeatureScale, TargetScale
+from xuqlib.study.intervals import bootstrap
 from xuqlib.study.judging.controls import other_image
 from xuqlib.uncertainty import decompose, logits_of
 
@@ -92,34 +93,6 @@ def prediction_table(draws: Draws, examples: Examples, *, level: float = 0.9, **
     )
 
 
-def resampled(
-    statistic: Callable[..., Any], *tables: np.ndarray, num_resamples: int = 499, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A statistic of whole tables, and its 95 % interval over which examples happened to be in them.
-
-    The percentile bootstrap over rows, the same rows of every table at once: each example stays its own control.
-
-    Args:
-        statistic: of the tables, a number or an array.
-        *tables: (example, ...), of one length.
-        num_resamples, seed: how often the rows are drawn anew, and from which stream.
-
-    Returns:
-        Value, low and high, each shaped like the statistic.
-
-    Raises:
-        ValueError: the tables have different lengths.
-    """
-    count = len(tables[0])
-    if any(len(table) != count for table in tables):
-        raise ValueError(f"tables have {[len(table) for table in tables]} rows; pass the same examples")
-    times = check_count(num_resamples, 2, "num_resamples")
-    rows = np.random.default_rng(seed).integers(count, size=(times, count))
-    found = np.stack([statistic(*(table[row] for table in tables)) for row in rows])
-    low, high = np.quantile(found, [0.025, 0.975], axis=0)
-    return np.asarray(statistic(*tables)), low, high
-
-
 def by_feature(bars: pd.DataFrame, column: str) -> np.ndarray:
     """A column of `bar_table` as an array (example, feature), averaged over everything else."""
     wide = bars.pivot_table(column, "example", "feature", sort=False, dropna=False)
@@ -135,7 +108,7 @@ def feature_cvs(bars: pd.DataFrame, by: Sequence[str], *, folded: bool = False, 
         bars: rows of `bar_table`.
         by: columns that make the groups.
         folded: of |attribution| instead, whose CV has a noise ceiling, `ExplanationDistribution.noise_ceiling`.
-        seed: of the bootstrap over examples, see `resampled`.
+        seed: of the bootstrap over examples, see `bootstrap`.
 
     Returns:
         Columns `by`, feature, cv, low, high; NaN where a feature's mean is 0 in every example.
@@ -144,7 +117,7 @@ def feature_cvs(bars: pd.DataFrame, by: Sequence[str], *, folded: bool = False, 
     for key, part in bars.assign(size=bars[f"{prefix}mean"].abs()).groupby(list(by), sort=False):
         pair = [by_feature(part, column) for column in (f"{prefix}std", "size")]
         with np.errstate(invalid="ignore", divide="ignore"):
-            value, low, high = resampled(lambda std, size: std.sum(0) / size.sum(0), *pair, seed=seed)
+            value, low, high = bootstrap(lambda std, size: std.sum(0) / size.sum(0), *pair, seed=seed)
         columns = {"feature": list(dict.fromkeys(part["feature"])), "cv": value, "low": low, "high": high}
         frames.append(pd.DataFrame(dict(zip(by, key, strict=True)) | columns))
     return pd.concat(frames, ignore_index=True)
@@ -190,9 +163,9 @@ def agreement_table(es: Sequence[ExplanationDistribution], **keys: Any) -> pd.Da
         houses (control)": of its mean with that of the next example, mean over posteriors.
     """
     means, draws = [e.mean() for e in es], [e.values for e in es if e.values is not None]
-    pairs = {"two posteriors": [alike(a, b) for a, b in combinations(means, 2)]}
-    pairs["two draws"] = [alike(values[0], values[1]) for values in draws]
-    pairs["two houses (control)"] = [alike(mean, other_image(mean)) for mean in means]
+    pairs = {"two posteriors": [spearman(a, b) for a, b in combinations(means, 2)]}
+    pairs["two draws"] = [spearman(values[0], values[1]) for values in draws]
+    pairs["two houses (control)"] = [spearman(mean, other_image(mean)) for mean in means]
     columns = {name: pd.concat(several, axis=1).mean(axis=1) for name, several in pairs.items()}
     long = pd.DataFrame(columns).rename_axis("example").melt(var_name="pair", value_name="alike", ignore_index=False)
     return long.reset_index()[["pair", "example", "alike"]].assign(**keys)

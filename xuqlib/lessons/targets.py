@@ -17,7 +17,7 @@ from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
 from xuqlib.lessons.classes import PAPER, Way, hardness
 from xuqlib.lessons.reporting import judge
-from xuqlib.metrics.similarity import alike, ssim
+from xuqlib.metrics.similarity import spearman, ssim
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.judging.controls import other_image, runner_up
@@ -95,7 +95,7 @@ def by_target(
         answered.append((maps, cvs))
     answered.append((other_image(first), torch.full_like(cv, math.nan)))
     fixed = {"example": range(len(x)), "answer": np.where(predicted == target, "right", "wrong")}
-    scores = [{"spearman": alike(maps, first), "ssim": ssim(maps, first), "cv_ratio": cvs} for maps, cvs in answered]
+    scores = [{"spearman": spearman(maps, first), "ssim": ssim(maps, first), "cv_ratio": cvs} for maps, cvs in answered]
     parts = [pd.DataFrame(fixed | {"asked": name} | each) for name, each in zip(ASKED, scores, strict=True)]
     return pd.concat(parts, ignore_index=True)
 

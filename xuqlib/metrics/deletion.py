@@ -109,7 +109,9 @@ def perturbed(
     """Pictures after a share of their pixels was replaced, all channels of a pixel at once.
 
     Args:
-        x, order, kind, fill: as for `curves`.
+        x, order: as for `deletion`.
+        kind: "deletion" goes from the image to the fill, "insertion" from the fill to the image.
+        fill: as for `filled`; by default that of the kind in `FILL_OF`.
         share: of the pixels, in [0, 1]; rounded to whole pixels.
 
     Returns:
@@ -139,31 +141,28 @@ def _places(x: Tensor, order: Tensor) -> Tensor:
     return order.argsort(1)
 
 
-def curves(
+def deletion(
     draws: Draws | Sequence[nn.Module],
     x: Tensor,
     order: Tensor,
     target: Tensor,
     *,
-    kind: str = "deletion",
-    fill: str | Tensor | None = None,
+    fill: str | Tensor = "black",
     num_steps: int | None = None,
     batch_size: int = 128,
 ) -> Tensor:
-    """Follow the probability of a class while pixels are replaced in order, the same number of them at each step.
+    """Follow the probability of a class while pixels are deleted in order, the same number of them at each step.
 
-    It runs exactly from one picture to the other. With one fill, insertion is deletion in reverse order, read
-    backwards.
+    It runs exactly from the image to the fill. The sooner the curve falls, the more the first pixels mattered.
 
     Args:
         draws: fixed networks; the score is the mean of their softmax probabilities.
-        x: pictures, (N, C, H, W).
+        x: images, (N, C, H, W).
         order: pixel numbers, first to be replaced first, (N, H * W).
         target: class of each example, (N,).
-        kind: "deletion" goes from the picture to the fill, "insertion" from the fill to the picture.
-        fill: as for `filled`; by default "black" for deletion and "blurred" for insertion.
+        fill: what replaces a pixel, as for `filled`.
         num_steps: K, which divides the number of pixels; by default one image row of pixels per step.
-        batch_size: pictures evaluated at a time.
+        batch_size: images evaluated at a time.
 
     Returns:
         Probability of the target after k / K of the pixels, (N, K + 1).
@@ -173,6 +172,40 @@ def curves(
 
     Source: Petsiuk et al. 2018, arXiv 1806.07421; arXiv 2403.17224, section 4, leaves the protocol open.
     """
+    return _curve(draws, x, order, target, "deletion", fill, num_steps, batch_size)
+
+
+def insertion(
+    draws: Draws | Sequence[nn.Module],
+    x: Tensor,
+    order: Tensor,
+    target: Tensor,
+    *,
+    fill: str | Tensor = "blurred",
+    num_steps: int | None = None,
+    batch_size: int = 128,
+) -> Tensor:
+    """Follow the probability of a class while pixels are put into the fill in order: `deletion` from the other end.
+
+    The sooner the curve rises, the more the first pixels mattered. With one fill it is deletion in reverse order, read
+    backwards. Args, Returns, Raises, Source: as for `deletion`.
+    """
+    return _curve(draws, x, order, target, "insertion", fill, num_steps, batch_size)
+
+
+CURVES = {"deletion": deletion, "insertion": insertion}
+
+
+def _curve(
+    draws: Draws | Sequence[nn.Module],
+    x: Tensor,
+    order: Tensor,
+    target: Tensor,
+    kind: str,
+    fill: str | Tensor,
+    num_steps: int | None,
+    batch_size: int,
+) -> Tensor:
     check_examples(x)
     draws = draws if isinstance(draws, Draws) else Draws(draws)
     target = check_target(target, len(x), sys.maxsize)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from xuqlib.checks import check_count
-from xuqlib.metrics.intervals import Estimate, estimate, spearman
 
-_Numbers = Sequence[float] | np.ndarray | pd.Series
-
-
-def alike(a: Tensor, b: Tensor) -> pd.Series:
+def spearman(a: Tensor, b: Tensor) -> pd.Series:
     """Rank correlation (Spearman) of two attributions of each example, sign included, summed over channels.
 
     Args:
@@ -32,7 +25,16 @@ def alike(a: Tensor, b: Tensor) -> pd.Series:
     if a.shape != b.shape:
         raise ValueError(f"attributions are {tuple(a.shape)} and {tuple(b.shape)}; pass the same examples")
     rows = ((m.sum(1) if m.ndim == 4 else m).detach().flatten(1).cpu().numpy() for m in (a, b))
-    return pd.Series(spearman(*rows))
+    return pd.Series(spearman_rows(*rows))
+
+
+def spearman_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Rank correlation along the last axis; NaN where one of the two is constant, or has fewer than two numbers."""
+    if a.shape[-1] < 2:
+        return np.full(a.shape[:-1], np.nan)
+    left, right = (ranks - ranks.mean(-1, keepdims=True) for ranks in (rankdata(a, axis=-1), rankdata(b, axis=-1)))
+    size = np.sqrt((left**2).sum(-1) * (right**2).sum(-1))
+    return np.divide((left * right).sum(-1), size, out=np.full(size.shape, np.nan), where=size > 0)
 
 
 def ssim(a: Tensor, b: Tensor) -> pd.Series:
@@ -89,54 +91,3 @@ def sparseness(maps: Tensor) -> Tensor:
     n = values.shape[1]
     shares = values / values.sum(1, keepdim=True)  # 0 / 0 is NaN
     return 1 - 2 * (shares * (n - torch.arange(n).to(shares) - 0.5) / n).sum(1)
-
-
-def rank_correlation(
-    a: _Numbers,
-    b: _Numbers,
-    *,
-    given: _Numbers | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """Spearman's correlation over examples, with a 95 % bootstrap interval.
-
-    Args:
-        a, b: one number per example; an example with a NaN is left out.
-        given: a third number per example, whose linear part is taken out of both ranks: the partial correlation.
-        num_resamples, seed: of the bootstrap over examples.
-
-    Raises:
-        ValueError: fewer than four examples are whole.
-    """
-    columns = np.stack([np.asarray(each, float) for each in (a, b, *([] if given is None else [given]))])
-    columns = columns[:, ~np.isnan(columns).any(0)]
-    count = columns.shape[1]
-    if count < 4:
-        raise ValueError(f"{count} examples have all numbers; a rank correlation with an interval needs four or more")
-    drawn = np.random.default_rng(check_count(seed, 0, "seed")).integers(count, size=(num_resamples, count))
-    drawn = columns[:, np.vstack([np.arange(count), drawn])]  # (2 or 3, 1 + resamples, n)
-    rho = spearman(drawn[0], drawn[1])
-    if given is not None:
-        left, right = spearman(drawn[0], drawn[2]), spearman(drawn[1], drawn[2])
-        scale = np.sqrt((1 - left**2).clip(0) * (1 - right**2).clip(0))
-        rho = np.divide(rho - left * right, scale, where=scale > 0, out=np.full(scale.shape, np.nan))
-    return estimate(rho)
-
-
-def rank_correlations(frame: pd.DataFrame, truth: _Numbers, *, given: str, seed: int = 0) -> pd.DataFrame:
-    """`rank_correlation` of every column of floats with `truth`, alone and beyond what the column `given` tells.
-
-    Args:
-        frame, truth: one row, and one number, per example.
-        given: the column that is held fixed; it has no row of its own beyond itself.
-
-    Returns:
-        Columns signal, kind ("alone" or "beyond GIVEN"), value, low, high.
-    """
-    rows: list[tuple[Any, ...]] = []
-    for name, column in frame.select_dtypes("float").items():
-        rows.append((name, "alone", *rank_correlation(column, truth, seed=seed)))
-        if name != given:
-            rows.append((name, f"beyond {given}", *rank_correlation(column, truth, given=frame[given], seed=seed)))
-    return pd.DataFrame(rows, columns=["signal", "kind", "value", "low", "high"])

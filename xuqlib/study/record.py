@@ -1,4 +1,4 @@
-"""The study's own bookkeeping: sizes, paths, devices, claims, and the recipe of every published result.
+"""The study's own bookkeeping: paths, claims, and the recipe of every published result.
 
 Only notebooks write results, and they all do it here: a figure, the numbers that were plotted, and one entry in
 `index.json` saying how they were made. Nothing in this module knows about networks or explanations.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -21,14 +22,16 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from xuqlib.device import device
-from xuqlib.study.presets import parameters
 
 if TYPE_CHECKING:
     import pandas as pd
     from IPython.display import Image, Markdown
     from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parent.parent
+    from xuqlib.study.intervals import Estimate
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = ("quick", "full")
 
 VERDICTS = {True: "holds", False: "fails", None: "undecided"}
 CLAIM_COLUMNS = (
@@ -48,7 +51,8 @@ def figures_folder(preset: str) -> Path:
     Raises:
         ValueError: the preset is not known.
     """
-    parameters(preset, "")
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is not known; choose one of {', '.join(PRESETS)}")
     return Path(os.environ.get("XUQ_FIGURES") or ROOT / "figures") / preset
 
 
@@ -236,6 +240,52 @@ class Notebook:
         verdict = VERDICTS[None if holds is None else bool(holds)]
         values = (name, statement, data, float(value), low, high, unit, n, seeds, verdict, source, note)
         self._claims.append(dict(zip(CLAIM_COLUMNS, values, strict=True)))
+
+    def judge(
+        self,
+        statement: str,
+        estimate: Estimate,
+        *,
+        above: float | None = None,
+        between: tuple[float, float] | None = None,
+        unit: str = "",
+        claim: str = "",
+        dataset: str | None = None,
+        source: str = "this study",
+        note: str | None = None,
+        n: int | None = None,
+        seeds: int | None = None,
+    ) -> None:
+        """Add a claim that an estimate lies above a bound, or between two; undecided where its interval does not say.
+
+        Args:
+            statement: the claim, in words that can be wrong.
+            estimate: from `xuqlib.study.intervals`, which says what its interval is of.
+            above: it holds where the whole interval lies above, and fails where none of it does; 0 by default.
+            between: it holds where the whole interval lies inside, and fails where none of it does.
+            unit, claim, dataset, source: as for `claim`.
+            note, n, seeds: replace what the estimate says of its interval, examples and trainings.
+
+        Raises:
+            ValueError: both `above` and `between` are given.
+        """
+        if between is not None and above is not None:
+            raise ValueError(f"claim {statement!r} has two rules; pass above=, or between=")
+        holds = estimate.above(above or 0.0) if between is None else estimate.between(*between)
+        ends = (estimate.low, estimate.high)
+        self.claim(
+            statement,
+            holds,
+            value=estimate.value,
+            interval=None if all(map(math.isnan, ends)) else ends,
+            unit=unit,
+            note=estimate.of if note is None else note,
+            claim=claim,
+            dataset=dataset,
+            n=estimate.n if n is None else n,
+            seeds=estimate.seeds if seeds is None else seeds,
+            source=source,
+        )
 
     def claims(self) -> pd.DataFrame:
         """Publish the claims as `NN_claims.csv`, failed ones like any others, and return the columns to read."""

@@ -1,11 +1,42 @@
-"""How long notebooks took when they last ran: what `run_all.py` announces and `python -m xuqlib check` reports."""
+"""Runs of notebooks: with which parameters, what they read, and how long they took when they last ran."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from xuqlib.study.record import PRESETS, ROOT
+
+# A notebook that reads what others published runs after them, and again when that has changed.
+READS: Mapping[str, str] = {"14": "full/*_claims.csv"}
+
+# How far a retrained score may lie from the published one, absolute, in the column's unit. Training in float32 is
+# chaotic (another thread count moved accuracies by some percent), so these are wide; tables not named are not compared.
+TOLERANCES: Mapping[str, Mapping[str, float]] = {
+    "01_scores": {"accuracy": 0.05, "r2": 0.05, "nll": 0.3, "brier": 0.08, "ece": 0.05},
+}
+
+
+def parameters(preset: str, number: str, project: Path = ROOT) -> dict[str, object]:
+    """Parameters that `preset` puts into the notebook with this number; one without a row gets the preset alone.
+
+    They are read from `notebooks/sizes.yaml` of the project.
+
+    Raises:
+        ValueError: the preset is not known; the file is none of sizes.
+    """
+    import yaml
+
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is not known; choose one of {', '.join(PRESETS)}")
+    path = project / "notebooks" / "sizes.yaml"
+    sizes = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return {"preset": preset, **(sizes.get(preset, {}).get(number, {}))}
+    except (AttributeError, TypeError):
+        raise ValueError(f"{path.name} should hold, for each preset and notebook, names and values") from None
 
 
 def record(project: Path, preset: str, name: str) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.figures.charts import HUES, Picture, styled
-from xuqlib.study.presets import READS
 from xuqlib.study.record import CLAIM_COLUMNS, ROOT, VERDICTS
+from xuqlib.study.runs import READS
 
 PUBLISHED = ROOT / "figures" / "full"
 # Claims of arXiv 2403.17224 by the names that they have here; not quoted, but put so that they can fail.

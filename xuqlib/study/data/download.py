@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from xuqlib.study.record import ROOT
+
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30.0
 
@@ -88,7 +90,7 @@ class Found(NamedTuple):
 def cache_folder() -> Path:
     """Return the folder that downloads go to: $XUQ_CACHE, else `.cache` beside the package. It may not exist yet."""
     override = os.environ.get("XUQ_CACHE")
-    return Path(override).expanduser() if override else Path(__file__).resolve().parent.parent / ".cache"
+    return Path(override).expanduser() if override else ROOT / ".cache"
 
 
 def data_folder(data: Folder) -> Path | None:

@@ -1,0 +1,1 @@
+"""Figures: maps, charts, and the choosers that notebooks show."""

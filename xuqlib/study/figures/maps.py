@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from xuqlib.study.figures.charts import Picture, styled
 
@@ -216,3 +217,13 @@ def draw_strip(values: torch.Tensor, *, num_draws: int = 10, columns: int = 10, 
     return map_grid(
         rows, kinds=["signed"] * columns, column_titles=[""] * columns, dataset="", title=title or "one map per draw"
     )
+
+
+def pixel_frame(maps: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Maps of one size as the table of a figure: a row per pixel, line by line, and a column per map.
+
+    Args:
+        maps: name of each map and its values, (height, width), summed over channels where they were.
+    """
+    columns = {name: values.detach().cpu().flatten().numpy() for name, values in maps.items()}
+    return pd.DataFrame(columns).rename_axis("pixel").reset_index()

@@ -1,0 +1,1 @@
+"""A study with people: pairs of maps, a page that shows them, and what the answers say."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata
 
 from xuqlib.checks import check_choice
+from xuqlib.metrics.similarity import spearman_rows
+from xuqlib.study.intervals import Estimate, from_resamples, wilson
 
 LEVELS = ("nominal", "ordinal", "interval")
 COLUMNS = ["what", "value", "low", "high", "n", "interval"]
@@ -43,18 +44,20 @@ def krippendorff_alpha(ratings: pd.DataFrame | Sequence[Sequence[Any]], level: s
 
 def alpha_interval(
     ratings: pd.DataFrame | Sequence[Sequence[Any]], level: str = "nominal", *, num_resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of `krippendorff_alpha` over items: other items, the same raters.
+) -> Estimate:
+    """`krippendorff_alpha` with its 95 % percentile bootstrap interval over items: other items, the same raters.
 
     Resamples in which alpha is undefined are left out; NaN where fewer than two items have two ratings.
     """
     check_choice(level, LEVELS, "level")
     counts, values = _counts(ratings)
+    value = krippendorff_alpha(ratings, level)
     if len(counts) < 2:
-        return float("nan"), float("nan")
+        return Estimate(value, of=OVER_PAIRS, n=len(counts))
     even = np.full(len(counts), 1 / len(counts))
     weights = np.random.default_rng(seed).multinomial(len(counts), even, size=num_resamples)
-    return _percentiles(np.array([_alpha(counts, each, values, level) for each in weights]))
+    resamples = [_alpha(counts, each, values, level) for each in weights]
+    return from_resamples(np.array([value, *resamples]), of=OVER_PAIRS, n=len(counts))
 
 
 def _counts(ratings: pd.DataFrame | Sequence[Sequence[Any]]) -> tuple[Array, Array]:
@@ -76,21 +79,6 @@ def _alpha(counts: Array, weights: Array, values: Array, level: str) -> float:
     together = counts.T @ ((weights / np.maximum(counts.sum(1) - 1, 1))[:, None] * counts)  # right off the diagonal
     expected = float(of_value @ distance @ of_value) / max(of_value.sum() - 1, 1)
     return float(1 - (together * distance).sum() / expected) if expected > 0 else float("nan")
-
-
-def _percentiles(values: Array) -> tuple[float, float]:
-    known = values[np.isfinite(values)]
-    low, high = np.quantile(known, [0.025, 0.975]) if known.size else (np.nan, np.nan)
-    return float(low), float(high)
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share of n (Wilson 1927), which stays inside [0, 1] unlike ±2 errors; NaN for n = 0."""
-    if n == 0:
-        return float("nan"), float("nan")
-    z = float(norm.ppf(0.975))
-    middle, half = share + z**2 / 2 / n, z * (share * (1 - share) / n + z**2 / 4 / n**2) ** 0.5
-    return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
 
 
 def results(answers: pd.DataFrame, metrics: Sequence[str] = ()) -> pd.DataFrame:
@@ -115,11 +103,11 @@ def results(answers: pd.DataFrame, metrics: Sequence[str] = ()) -> pd.DataFrame:
     shares = {"could not say": silent, "chose the left side": left, "same answer twice": both[1] == both[2]}
     for what, said in shares.items():
         share = float(said.mean()) if len(said) else float("nan")
-        rows.append((what, share, *wilson(share, len(said)), len(said), OVER_ANSWERS))
+        rows.append((what, *wilson(share, len(said)), len(said), OVER_ANSWERS))
     table = first.pivot(index="rater", columns="pair", values="prefers_first")
     for level, ratings in {"nominal": table.mask(table == 0.5), "ordinal": table}.items():
-        value, ends, n = krippendorff_alpha(ratings, level), alpha_interval(ratings, level), len(_counts(ratings)[0])
-        rows.append((f"agreement: alpha, {level}", value, *ends, n, OVER_PAIRS))
+        alpha = alpha_interval(ratings, level)
+        rows.append((f"agreement: alpha, {level}", *alpha, alpha.n, alpha.of))
     frames = [pd.DataFrame(rows, columns=COLUMNS), *(follows_metric(answers, metric) for metric in metrics)]
     return pd.concat(frames, ignore_index=True)
 
@@ -157,18 +145,9 @@ def follows_metric(answers: pd.DataFrame, metric: str, *, num_resamples: int = 1
     picks = np.random.default_rng(seed).integers(
         0, max(len(pairs), 1), (num_resamples if len(pairs) else 0, len(pairs))
     )
-    ends = _percentiles(_spearman(more[picks], likes[picks]))
+    rho = np.concatenate([spearman_rows(more[None], likes[None]), spearman_rows(more[picks], likes[picks])])
     found = [
-        (f"prefer the map with more {metric}", share, *wilson(share, len(pairs)), len(pairs), OVER_PAIRS),
-        (f"rank correlation with {metric}", _spearman(more[None], likes[None])[0], *ends, len(pairs), OVER_PAIRS),
+        (f"prefer the map with more {metric}", *wilson(share, len(pairs)), len(pairs), OVER_PAIRS),
+        (f"rank correlation with {metric}", *from_resamples(rho), len(pairs), OVER_PAIRS),
     ]
     return pd.DataFrame(found, columns=COLUMNS)
-
-
-def _spearman(a: Array, b: Array) -> Array:
-    """Rank correlation of each row of a with that of b; NaN where one is constant."""
-    if a.shape[1] < 2:
-        return np.full(len(a), np.nan)
-    a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in (rankdata(a, axis=1), rankdata(b, axis=1)))
-    size = ((a**2).sum(1) * (b**2).sum(1)) ** 0.5
-    return np.divide((a * b).sum(1), size, out=np.full(len(a), np.nan), where=size > 0)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number, check_target
 from xuqlib.metrics.deletion import filled, perturbed
-from xuqlib.metrics.intervals import estimate
 from xuqlib.path import slope
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.intervals import from_resamples
 from xuqlib.uncertainty import KINDS, UncertaintyOf, decompose, logits_of, uncertainties
 
 BUDGETS = (0.02, 0.05, 1.0)
@@ -169,7 +169,7 @@ def budget_table(
             missing, known = float(values.isnan().double().mean()), values[~values.isnan()].numpy()
             drawn = known[(resamples[:, : len(known)] * len(known)).astype(int)]  # (resample, n)
             mean = known.mean() if len(known) else math.nan
-            found = estimate(np.array([mean, *(drawn.mean(1) if len(known) else ())]))
+            found = from_resamples(np.array([mean, *(drawn.mean(1) if len(known) else ())]))
             rows.append((budget, name, *found, np.median(known) if len(known) else math.nan, kept, missing))
     return pd.DataFrame(rows, columns=["budget", "score", "mean", "low", "high", "median", "kept", "undefined"])
 

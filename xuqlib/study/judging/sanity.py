@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xuqlib.checks import check_choice, check_count
 from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
-from xuqlib.metrics.similarity import alike, ssim
+from xuqlib.metrics.similarity import spearman, ssim
 from xuqlib.posteriors.draws import Draws, inner
 from xuqlib.posteriors.fixing import FixedNetwork, seed_of
 from xuqlib.study.judging.controls import other_image
@@ -186,7 +186,7 @@ def _similarity(before: dict[str, Tensor], after: dict[str, Tensor], step: int, 
         new = after[statistic]
         a, b = ((each.sum(1) if each.ndim == 4 else each).abs() for each in (old, new))
         large = a.ndim == 3 and min(a.shape[1:]) >= 7
-        columns = {"signed": alike(old, new), "absolute": alike(a.flatten(1), b.flatten(1))}
+        columns = {"signed": spearman(old, new), "absolute": spearman(a.flatten(1), b.flatten(1))}
         columns["ssim"] = ssim(a, b) if large else pd.Series(np.nan, range(len(a)))
         about = {"step": step, "layer": layer, "statistic": statistic, "example": range(len(a))}
         frames.append(pd.DataFrame(about | columns))

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from xuqlib.checks import check_choice, check_count, check_examples, check_number, check_target
 from xuqlib.explain import explain
 from xuqlib.explainers.gradients import Explainer
-from xuqlib.metrics.intervals import estimate
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.intervals import from_resamples
 from xuqlib.uncertainty import decompose, logits_of
 
 CORRUPTIONS: dict[str, tuple[float, ...]] = {
@@ -214,7 +214,7 @@ def detection(
         missing[name] = float(np.isnan(np.concatenate([low, high])).mean())
     names = ["detector", "auroc", "low", "high", "gain", "gain_low", "gain_high", "undefined"]
     gains = {name: area - areas[against] for name, area in areas.items()}
-    rows = [(n, *estimate(area), *estimate(gains[n]), missing[n]) for n, area in areas.items()]
+    rows = [(n, *from_resamples(area), *from_resamples(gains[n]), missing[n]) for n, area in areas.items()]
     return pd.DataFrame(rows, columns=names)
 
 

@@ -1,0 +1,1 @@
+"""The study as pages that open without a network."""

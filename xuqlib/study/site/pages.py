@@ -17,8 +17,7 @@ from typing import Any
 import pandas as pd
 import PIL.Image
 
-from xuqlib.study.presets import PRESETS
-from xuqlib.study.record import VERDICTS, replace_file
+from xuqlib.study.record import PRESETS, VERDICTS, replace_file
 from xuqlib.study.site.look import SCRIPT, STYLE
 from xuqlib.study.verdicts import STATEMENTS, gather, tally
 

@@ -1,0 +1,1 @@
+"""Networks of the study: what they are, how they are trained, and the published ones."""

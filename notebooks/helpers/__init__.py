@@ -1,0 +1,1 @@
+"""What single notebooks draw and tabulate with: one file for each that needs one."""

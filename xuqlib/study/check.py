@@ -1,0 +1,223 @@
+"""What is here, what is missing, what is damaged, and what to do about it: `python -m xuqlib check`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+
+from xuqlib.device import device
+from xuqlib.study import record as study
+from xuqlib.study import runs
+from xuqlib.study.data import download, fer, readers
+from xuqlib.study.data.loading import DATASETS
+from xuqlib.study.training import checkpoints
+
+EMBEDDED = ("planted", "digits", "diabetes")
+PARTS = {"fer_plus": ("train", "validation", "test"), "california_housing": ("all",)}
+TEST_ONLY = ("notmnist", "cifar100", "svhn", "cifar10h")
+
+
+class Section(NamedTuple):
+    """A heading, lines under it, and how many of the things that it tells of are damaged."""
+
+    title: str
+    lines: list[str]
+    damaged: int = 0
+
+
+class Wanted(NamedTuple):
+    """What a reader looks for: the layouts that would do, and what a person should fetch."""
+
+    layouts: tuple[download.Layout, ...]
+    help_text: str
+
+
+class _Asked(Exception):
+    """Carries what a reader wanted to locate."""
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    """Within it, readers say which files they want instead of finding, fetching and decoding them."""
+
+    def tell(layouts: tuple[download.Layout, ...], data: download.Folder, help_text: str) -> download.Found:
+        raise _Asked(Wanted(layouts, help_text))
+
+    with mock.patch.object(readers, "locate", tell), mock.patch.object(fer, "locate", tell):
+        yield
+
+
+def wanted(name: str) -> list[Wanted]:
+    """What each published part of a data set needs on disk; nothing for one that is embedded."""
+    parts = PARTS.get(name, ("test",) if name in TEST_ONLY else ("train", "test"))
+    reader, found = (fer.fer_plus if name == "fer_plus" else getattr(readers, name)), []
+    with _asking():
+        for part in () if name in EMBEDDED else parts:
+            try:
+                reader(part)
+            except _Asked as asked:
+                found.append(asked.args[0])
+    return found
+
+
+def data_line(name: str) -> tuple[str, bool]:
+    """Where a data set lies, or what to do; and whether a file of it is damaged."""
+    if name in EMBEDDED:
+        return "embedded", False
+    places = {folder: _where(folder) for folder in (download.data_folder(None), download.cache_folder()) if folder}
+    told, damaged = [], False
+    for need in wanted(name):
+        hits = [(folder, layout) for folder in places for layout in need.layouts if _complete(folder, layout)]
+        if hits:
+            folder, layout = hits[0]
+            broken = [problem for file in layout.files if (problem := _problem(folder / file.path, file))]
+            told += broken or [f"whole, in {places[folder]}"]
+            damaged = damaged or bool(broken)
+        elif any(all(file.url for file in layout.files) for layout in need.layouts):
+            told.append(f'missing; load("{name}") downloads it')
+        else:
+            told.append(f"missing; {need.help_text}")
+    if name == "cifar10h":
+        told.append("needs cifar10, too")
+    return "; ".join(dict.fromkeys(told)), damaged
+
+
+def _where(folder: Path) -> str:
+    return "$XUQ_DATA" if folder == download.data_folder(None) else "the cache"
+
+
+def _complete(folder: Path, layout: download.Layout) -> bool:
+    return all((folder / file.path).is_file() for file in layout.files)
+
+
+def _problem(path: Path, file: download.File) -> str:
+    try:
+        download.verify(path, sha256=file.sha256, md5=file.md5)
+    except download.DataError:
+        return f"DAMAGED: {file.path}; restore it, or delete it to have it fetched again"
+    return ""
+
+
+def check_machine() -> Section:
+    """Versions, device and threads."""
+    versions = ", ".join(f"{name} {version}" for name, version in study.versions().items())
+    lines, damaged = [versions], 0
+    try:
+        where = device()
+        torch.ones(2, device=where).sum().item()
+        name = torch.cuda.get_device_name(where) if where.type == "cuda" else "no GPU is used"
+        lines.append(f"computes on {where} ({name}); $XUQ_DEVICE chooses another")
+    except (ValueError, RuntimeError) as error:
+        lines, damaged = [*lines, f"DAMAGED: the device does not compute: {str(error).splitlines()[0]}"], 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    lines.append(f"{torch.get_num_threads()} threads of {cores} cores; OMP_NUM_THREADS sets them")
+    return Section("This machine", lines, damaged)
+
+
+def check_data() -> Section:
+    """Each data set that `load` knows: where it lies, or what to do."""
+    try:
+        local = download.data_folder(None)
+    except download.DataError as error:
+        return Section("Data", [f"DAMAGED: {error}"], 1)
+    lines = [f"$XUQ_DATA is {local or 'not set'}; the cache is {download.cache_folder()}"]
+    found = {name: data_line(name) for name in DATASETS}
+    lines += [f"{name:20}{line}" for name, (line, _) in found.items()]
+    return Section("Data", lines, sum(broken for _, broken in found.values()))
+
+
+def check_checkpoints() -> Section:
+    """Whether each trained network is what its manifest says."""
+    lines, damaged = [], 0
+    for folder in checkpoints.folders():
+        manifests = sorted(folder.rglob("*.json"))
+        broken = [path.stem for path in manifests if not _is_whole(path)]
+        known = {path.stem for path in manifests}
+        broken += [path.stem for path in sorted(folder.rglob("*.safetensors")) if path.stem not in known]
+        lines.append(f"{folder}: {len(manifests)} checkpoints, {len(broken)} damaged")
+        lines += [
+            f"DAMAGED: {name}; restore its .safetensors and .json, or delete both to train anew" for name in broken
+        ]
+        damaged += len(broken)
+    return Section("Checkpoints", lines, damaged)
+
+
+def _is_whole(manifest: Path) -> bool:
+    try:
+        known = json.loads(manifest.read_text())["sha256"]
+        return hashlib.sha256(manifest.with_suffix(".safetensors").read_bytes()).hexdigest() == known
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def check_figures(project: Path = study.ROOT) -> Section:
+    """Whether each published figure and table is what `index.json` says."""
+    lines, damaged = [], 0
+    for preset in study.PRESETS:
+        folder = project / "figures" / preset
+        try:
+            index = json.loads((folder / "index.json").read_text())
+            files = {file: known for recipe in index.values() for file, known in recipe["files"].items()}
+        except FileNotFoundError:
+            lines.append(f"{preset}: none published; run_all.py --preset {preset} makes them")
+            continue
+        except (ValueError, KeyError, AttributeError, TypeError):
+            lines, damaged = [*lines, f"DAMAGED: {preset}/index.json cannot be read; restore it"], damaged + 1
+            continue
+        broken = [file for file, known in files.items() if _digest(folder / file) != known]
+        lines.append(f"{preset}: {len(files)} files, {len(broken)} damaged")
+        lines += [f"DAMAGED: {preset}/{file}; restore it, or run notebook {file[:2]} again" for file in broken]
+        damaged += len(broken)
+    return Section("Published figures", lines, damaged)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def check_notebooks(project: Path = study.ROOT) -> Section:
+    """Whether each notebook can be read, and when it last ran here."""
+    lines: list[str] = []
+    damaged = 0
+    for path in sorted((project / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))["cells"]
+        except (ValueError, KeyError, TypeError):
+            lines, damaged = [*lines, f"DAMAGED: {path.name} is not a notebook; restore it"], damaged + 1
+            continue
+        told = [line for preset in study.PRESETS if (line := _last(project, preset, path.stem))]
+        lines.append(f"{path.stem}: {'; '.join(told) or 'never ran here'}")
+    return Section("Notebooks", lines, damaged)
+
+
+def _last(project: Path, preset: str, name: str) -> str:
+    done = project / "build" / preset / f"{name}.json"
+    if done.with_suffix(".error.txt").exists():
+        return f"{preset} run FAILED, see build/{preset}/{name}.error.txt"
+    if not runs.record(project, preset, name):
+        return ""
+    when = datetime.fromtimestamp(done.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    return f"{preset} run {when}, took {runs.in_words(runs.last_seconds(project, preset, name))}"
+
+
+def report(sections: list[Section]) -> str:
+    """The sections as text, and a last line that says whether anything is damaged."""
+    parts = [f"{section.title}\n" + "".join(f"  {line}\n" for line in section.lines) for section in sections]
+    count = sum(section.damaged for section in sections)
+    things = "Nothing is damaged." if not count else f"{count} damaged: see the lines that say DAMAGED."
+    return "\n".join([*parts, things]) + "\n"
+
+
+def check() -> tuple[str, int]:
+    """The whole report, and how many things are damaged. What is merely missing does not count."""
+    sections = [check_machine(), check_data(), check_checkpoints(), check_figures(), check_notebooks()]
+    return report(sections), sum(section.damaged for section in sections)

@@ -1,0 +1,382 @@
+"""The statistics of the study: every number that is published with an interval gets it here.
+
+An `Estimate` is a number, its interval, and what that interval is of. It comes from one number per example
+(`mean_of_examples`), from one per training (`mean_of_trainings`), from both at once (`clustered`), from resamples
+(`from_resamples`, `bootstrap`), or from a count (`wilson`). `Notebook.judge` turns it into a verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm, t
+
+from xuqlib.checks import check_count
+from xuqlib.metrics.similarity import spearman_rows
+
+OVER_EXAMPLES = "±2 standard errors over examples"
+OVER_SEEDS = "95 % t-interval over seeds, paired"
+OVER_CENTRES = "±2 standard errors over examples, spanning all centres"
+BOOTSTRAP = "95 % bootstrap over examples"
+
+Numbers = Sequence[float] | np.ndarray | pd.Series
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and the ends of its 95 % interval; NaN where they are undefined. Unpacks to value, low, high.
+
+    Args:
+        value, low, high: in one unit.
+        of: what the interval is of, such as "±2 standard errors over examples".
+        n: examples behind the number.
+        seeds: independent trainings behind it. With one, the interval says nothing about another training.
+        decides: whether the interval may decide a claim.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    of: str = ""
+    n: int | None = None
+    seeds: int = 1
+    decides: bool = True
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.value, self.low, self.high))
+
+    def above(self, bound: float) -> bool | None:
+        """Whether the number lies above the bound: True or False where the interval decides it, else None."""
+        return None if not self.decides else True if self.low > bound else False if self.high <= bound else None
+
+    def between(self, at_least: float, at_most: float) -> bool | None:
+        """Whether the number lies between the bounds: decided where the interval is all inside, or all outside."""
+        if self.decides and at_least <= self.low and self.high <= at_most:
+            return True
+        return False if self.decides and (self.high < at_least or self.low > at_most) else None
+
+    def exp(self) -> Estimate:
+        """The estimate of a logarithm as one of a factor."""
+        return replace(self, value=math.exp(self.value), low=math.exp(self.low), high=math.exp(self.high))
+
+
+# One number per example, or per training.
+
+
+def mean_of_examples(values: Numbers, *, against: Numbers | None = None, of: str = OVER_EXAMPLES) -> Estimate:
+    """Mean over examples, and two standard errors either way.
+
+    Args:
+        values: one number per example; a difference where each example is its own control.
+        against: other examples, whose mean is taken off; its error counts, too.
+        of: what the interval is of.
+
+    Raises:
+        ValueError: fewer than two values, or values that are not finite.
+    """
+    sides = [pd.Series(side) for side in ([values] if against is None else [values, against])]
+    for side in sides:
+        if len(side) < 2 or not side.abs().lt(math.inf).all():
+            raise ValueError(f"a mean with an interval rests on {len(side)} values; wanted two or more finite numbers")
+    means = [float(side.mean()) for side in sides]
+    mean, error = means[0] - sum(means[1:]), sum(float(side.var()) / len(side) for side in sides) ** 0.5
+    return Estimate(mean, mean - 2 * error, mean + 2 * error, of, n=len(sides[0]))
+
+
+def mean_of_trainings(values: Numbers, *, of: str = OVER_SEEDS) -> Estimate:
+    """Mean over trainings, and its 95 % t-interval, NaN for a single one.
+
+    Numbers that are all the same, as accuracies in steps of one example may be, say nothing about other seeds: their
+    interval has no width, and decides nothing.
+
+    Args:
+        values: one number per training, or one paired difference.
+    """
+    values = pd.Series(values)
+    mean, count = float(values.mean()), len(values)
+    reach = float(values.sem() * t.ppf(0.975, count - 1)) if count > 1 else math.nan
+    low, high = mean - reach, mean + reach
+    return Estimate(mean, low, high, of, n=count, seeds=count, decides=high > low)
+
+
+def clustered(frame: pd.DataFrame, value: str, *, num_resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Mean over trainings and examples, with an interval over both: each is drawn anew, and all of its numbers with it.
+
+    Examples of one training share its network, and trainings share the examples, so neither rows nor examples alone
+    are independent. The bootstrap of both axes is a little too wide rather than too narrow. With one training, the
+    interval is over examples, of this training.
+
+    Args:
+        frame: columns seed, example and `value`, one row per training and example; missing ones do not count.
+        num_resamples, seed: of the bootstrap.
+
+    Raises:
+        ValueError: fewer than two examples.
+
+    Source: Owen 2007, The pigeonhole bootstrap, section 3. arXiv 0712.1111.
+    """
+    table = frame.pivot(index="seed", columns="example", values=value).dropna(axis=1, how="all").to_numpy(float)
+    trainings, examples = table.shape
+    if examples < 2:
+        raise ValueError(f"{examples} examples have a {value!r}; an interval over examples needs two or more")
+    stream, there = np.random.default_rng(seed), ~np.isnan(table)
+    weights = [
+        np.vstack(
+            [np.ones(n, int), stream.multinomial(n, np.full(n, 1 / n), check_count(num_resamples, 2, "resamples"))]
+        )
+        for n in (trainings, examples)
+    ]
+    sums, counts = (((weights[0] @ part) * weights[1]).sum(1) for part in (np.where(there, table, 0), there))
+    means = np.divide(sums, counts, out=np.full(len(sums), math.nan), where=counts > 0)
+    of = (
+        f"95 % bootstrap over {trainings} trainings and {examples} examples"
+        if trainings > 1
+        else f"{BOOTSTRAP}, this training"
+    )
+    return replace(from_resamples(means, of=of), n=examples, seeds=trainings)
+
+
+def wilson(share: float, n: int, *, of: str = "95 % Wilson interval") -> Estimate:
+    """Interval of a share of n independent answers; it is inside [0, 1], and not of zero width at its ends.
+
+    Source: Wilson 1927; Brown, Cai & DasGupta 2001, equation 4.
+    """
+    if n == 0:
+        return Estimate(share, of=of, n=0)
+    z = float(norm.ppf(0.975))
+    middle, half = share + z**2 / 2 / n, z * (share * (1 - share) / n + z**2 / 4 / n**2) ** 0.5
+    return Estimate(share, (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n), of, n=n)
+
+
+# Resamples.
+
+
+def from_resamples(values: np.ndarray, *, of: str = BOOTSTRAP, n: int | None = None) -> Estimate:
+    """The first of the values, and the 95 % percentile interval of the others, its resamples, that are defined."""
+    defined = values[1:][np.isfinite(values[1:])]
+    if np.isnan(values[0]) or not len(defined):
+        return Estimate(math.nan, of=of, n=n)
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return Estimate(float(values[0]), float(low), float(high), of, n=n)
+
+
+def bootstrap(
+    statistic: Callable[..., Any], *tables: np.ndarray, num_resamples: int = 499, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A statistic of whole tables, and its 95 % interval over which examples happened to be in them.
+
+    The percentile bootstrap over rows, the same rows of every table at once: each example stays its own control.
+
+    Args:
+        statistic: of the tables, a number or an array.
+        *tables: (example, ...), of one length.
+        num_resamples, seed: how often the rows are drawn anew, and from which stream.
+
+    Returns:
+        Value, low and high, each shaped like the statistic.
+
+    Raises:
+        ValueError: the tables have different lengths.
+    """
+    count = len(tables[0])
+    if any(len(table) != count for table in tables):
+        raise ValueError(f"tables have {[len(table) for table in tables]} rows; pass the same examples")
+    times = check_count(num_resamples, 2, "num_resamples")
+    rows = np.random.default_rng(seed).integers(count, size=(times, count))
+    found = np.stack([statistic(*(table[row] for table in tables)) for row in rows])
+    low, high = np.quantile(found, [0.025, 0.975], axis=0)
+    return np.asarray(statistic(*tables)), low, high
+
+
+def rank_correlation(
+    a: Numbers,
+    b: Numbers,
+    *,
+    given: Numbers | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Spearman's correlation over examples, with a 95 % bootstrap interval.
+
+    Args:
+        a, b: one number per example; an example with a NaN is left out.
+        given: a third number per example, whose linear part is taken out of both ranks: the partial correlation.
+        num_resamples, seed: of the bootstrap over examples.
+
+    Raises:
+        ValueError: fewer than four examples are whole.
+    """
+    columns = np.stack([np.asarray(each, float) for each in (a, b, *([] if given is None else [given]))])
+    columns = columns[:, ~np.isnan(columns).any(0)]
+    count = columns.shape[1]
+    if count < 4:
+        raise ValueError(f"{count} examples have all numbers; a rank correlation with an interval needs four or more")
+    drawn = np.random.default_rng(check_count(seed, 0, "seed")).integers(count, size=(num_resamples, count))
+    drawn = columns[:, np.vstack([np.arange(count), drawn])]  # (2 or 3, 1 + resamples, n)
+    rho = spearman_rows(drawn[0], drawn[1])
+    if given is not None:
+        left, right = spearman_rows(drawn[0], drawn[2]), spearman_rows(drawn[1], drawn[2])
+        scale = np.sqrt((1 - left**2).clip(0) * (1 - right**2).clip(0))
+        rho = np.divide(rho - left * right, scale, where=scale > 0, out=np.full(scale.shape, np.nan))
+    return from_resamples(rho)
+
+
+def rank_correlations(frame: pd.DataFrame, truth: Numbers, *, given: str, seed: int = 0) -> pd.DataFrame:
+    """`rank_correlation` of every column of floats with `truth`, alone and beyond what the column `given` tells.
+
+    Args:
+        frame, truth: one row, and one number, per example.
+        given: the column that is held fixed; it has no row of its own beyond itself.
+
+    Returns:
+        Columns signal, kind ("alone" or "beyond GIVEN"), value, low, high.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for name, column in frame.select_dtypes("float").items():
+        rows.append((name, "alone", *rank_correlation(column, truth, seed=seed)))
+        if name != given:
+            rows.append((name, f"beyond {given}", *rank_correlation(column, truth, given=frame[given], seed=seed)))
+    return pd.DataFrame(rows, columns=["signal", "kind", "value", "low", "high"])
+
+
+# By class: each class's examples are drawn anew, as many as there are, so every class keeps its size.
+
+
+def class_means(
+    frame: pd.DataFrame, statistics: Sequence[str], *, num_resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Mean of each column over the examples of each class, with its interval.
+
+    Args:
+        frame: one row per example, with a column class; NaN does not count.
+        statistics: columns to average.
+        num_resamples, seed: of the bootstrap.
+
+    Returns:
+        Columns class, statistic, value, low, high, n (examples behind it). low and high are NaN for one example; a
+        class without any has no row.
+    """
+    rows = []
+    for statistic in statistics:
+        names, _, means, counts = _resampled(frame, [statistic], num_resamples, seed)
+        for place, name in enumerate(names):
+            value, low, high = from_resamples(means[0][:, place])
+            ends = (low, high) if counts[place] > 1 else (math.nan, math.nan)
+            rows.append((name, statistic, value, *ends, counts[place]))
+    return pd.DataFrame(rows, columns=["class", "statistic", "value", "low", "high", "n"])
+
+
+def class_gap(frame: pd.DataFrame, value: str, name: str, *, num_resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Mean of a column in one class, minus the mean of the other classes' means.
+
+    Args:
+        frame, num_resamples, seed: as for `class_means`.
+        value: the column.
+        name: the class.
+
+    Raises:
+        ValueError: no example of that class, or of another one.
+    """
+    names, _, means, _ = _resampled(frame, [value], num_resamples, seed)
+    if name not in names or len(names) < 2:
+        raise ValueError(f"classes with examples are {', '.join(map(str, names))}; wanted {name!r} and one more")
+    place = names.index(name)
+    return from_resamples(means[0][:, place] - np.delete(means[0], place, 1).mean(1))
+
+
+def class_correlation(frame: pd.DataFrame, a: str, b: str, *, num_resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Rank correlation (Spearman) over classes between the class means of two columns; NaN where one is constant.
+
+    The interval says how far the few examples of each class may mislead, not what other classes would do. Noise in
+    the class means pulls a resampled correlation towards 0, so the interval may lie lower than its value.
+
+    Args:
+        frame, num_resamples, seed: as for `class_means`; only examples that have both columns count.
+        a, b: the columns.
+    """
+    _, _, (left, right), _ = _resampled(frame, [a, b], num_resamples, seed)
+    return from_resamples(spearman_rows(left, right))
+
+
+def correlation(
+    frame: pd.DataFrame, a: str, b: str, *, within: bool = False, num_resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Rank correlation (Spearman) over examples between two columns; NaN where one is constant.
+
+    Args:
+        frame, a, b, num_resamples, seed: as for `class_correlation`.
+        within: the mean over classes of the correlation inside a class, so that no class difference can make it;
+            classes of fewer than three examples do not count.
+    """
+    _, (left, right), _, counts = _resampled(frame, [a, b], num_resamples, seed)
+    if not within:
+        return from_resamples(spearman_rows(left, right))
+    cuts = np.cumsum(counts)[:-1]
+    parts = zip(np.split(left, cuts, 1), np.split(right, cuts, 1), strict=True)
+    inside = pd.DataFrame({i: spearman_rows(*part) for i, part in enumerate(parts) if part[0].shape[1] > 2})
+    lines = range(len(left))  # pandas leaves out NaN, which a constant class has
+    return from_resamples(inside.reindex(lines).mean(axis=1).to_numpy())
+
+
+def _resampled(
+    frame: pd.DataFrame, columns: Sequence[str], num_resamples: int, seed: int
+) -> tuple[list[Any], list[np.ndarray], list[np.ndarray], list[int]]:
+    """Classes, columns (1 + resample, example) sorted by class, their class means (1 + resample, class), class sizes.
+
+    The first line is the sample itself.
+    """
+    check_count(num_resamples, 2, "num_resamples")
+    whole = frame.dropna(subset=list(columns))
+    if whole.empty:
+        raise ValueError(f"no example has {' and '.join(columns)}; pass a frame with one row per example")
+    stream, parts = np.random.default_rng(seed), dict(list(whole.groupby("class", sort=False)))
+    counts = [len(part) for part in parts.values()]
+    picks = [np.vstack([np.arange(n), stream.integers(n, size=(num_resamples, n))]) for n in counts]
+    drawn = [
+        [part[column].to_numpy(float)[pick] for part, pick in zip(parts.values(), picks, strict=True)]
+        for column in columns
+    ]
+    values = [np.concatenate(each, 1) for each in drawn]
+    return list(parts), values, [np.stack([part.mean(1) for part in each], 1) for each in drawn], counts
+
+
+# Tables of means, one row per group.
+
+
+def over_examples(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Mean of a column over the rows of each group, one row per example, and two standard errors either way.
+
+    Returns:
+        Columns `by`, `value`, low, high; groups in order of appearance. low and high are NaN for a single example.
+    """
+    groups = frame.groupby(list(by), sort=False)[value]
+    mean, error = groups.mean(), groups.sem()
+    return pd.DataFrame({value: mean, "low": mean - 2 * error, "high": mean + 2 * error}).reset_index()
+
+
+def over_centres(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Mean of a column over centre networks, in an interval that covers every centre's own; see `OVER_CENTRES`.
+
+    Networks matter more than examples: centres that disagree make this interval wide, as they should.
+
+    Args:
+        frame: one row per group, seed (of the centre) and example.
+
+    Returns:
+        Columns `by`, `value`, low, high, centres; groups in order of appearance.
+    """
+    each = over_examples(frame, [*by, "seed"], value).groupby(list(by), sort=False)
+    ends = {value: each[value].mean(), "low": each["low"].min(), "high": each["high"].max(), "centres": each.size()}
+    return pd.DataFrame(ends).reset_index()
+
+
+def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str = "gain") -> pd.DataFrame:
+    """`mean_of_trainings` of a column in each group: columns `by`, `value`, low, high."""
+    groups = frame.groupby(list(by), sort=False)[value]
+    rows = [(*key, *mean_of_trainings(part)) for key, part in groups]
+    return pd.DataFrame(rows, columns=[*by, value, "low", "high"])

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xuqlib import Draws, Examples
+from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.study.training.networks import mini_vgg
 
 # A sum of a few thousand float64 terms, in another order: 1e-13 at most; the promise is 1e-10.
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
@@ -247,3 +249,9 @@ def tabular(num_examples: int = 64, *, classes: int | None = 3, seed: int = 0, s
 def same_networks(one: nn.Module, other: nn.Module) -> bool:
     tensors = copy.copy(other.state_dict())
     return all(torch.equal(value, tensors[key]) for key, value in one.state_dict().items())
+
+
+def two_networks():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return [FixedNetwork(mini_vgg(image_size=8, widths=(4, 4, 4), hidden=8, num_classes=3)) for _ in range(2)]

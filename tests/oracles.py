@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
@@ -159,3 +160,43 @@ def loop_lime_picture(
         maps.append(sum(c * (regions == name) for c, name in zip(coefficients, names, strict=True)))
         scores.append(score)
     return np.stack(maps), np.array(scores)
+
+
+def slow_terms(network, example, label):
+    """FullGrad's terms of one example by hooks: pairs of a layer and bias * slope, the input's first."""
+    met, handles = [], []
+    for module in network.modules():
+        if isinstance(module, BIASED):
+            handles.append(module.register_forward_hook(lambda layer, _, y: met.append((layer, y)) or y + 0))
+    point = example[None].clone().requires_grad_()
+    logit = network(point)[0, label]
+    slopes = torch.autograd.grad(logit, [point, *(y for _, y in met)])
+    for handle in handles:
+        handle.remove()
+    found = [(None, (point * slopes[0]).detach())]
+    for (layer, _), slope in zip(met, slopes[1:], strict=True):
+        bias = layer.bias.detach()
+        if hasattr(layer, "running_mean"):
+            bias = bias - layer.running_mean * layer.weight.detach() / (layer.running_var + layer.eps).sqrt()
+        axes = (-1,) if isinstance(layer, nn.Linear) else (-1, *[1] * (slope.dim() - 2))
+        found.append((layer, bias.view(axes) * slope))
+    return found
+
+
+def slow_map(network, example, label, psi):
+    """FullGrad's map of one example, (H, W) or (F,): one term at a time, in the words of the definition."""
+    total = 0
+    for layer, term in slow_terms(network, example, label):
+        if example.dim() == 1 and layer is None:
+            return psi_of(term, psi)[0]
+        if not isinstance(layer, nn.Linear):
+            stretched = F.interpolate(psi_of(term, psi), size=example.shape[1:], mode="bilinear", align_corners=False)
+            total = total + stretched.sum(1)[0]
+    return total
+
+
+def psi_of(term, psi):
+    size = term.abs()
+    if psi == "raw":
+        return size
+    return (size - size.min()) / (size.max() - size.min()) if size.max() > size.min() else 0 * size

@@ -47,10 +47,10 @@ from xuqlib import (
     uncertainties,
     variance_split,
 )
-from xuqlib.explainers import fullgrad, lime
+from xuqlib.explainers.fullgrad import fullgrad
+from xuqlib.explainers.lime import lime
 from xuqlib.posteriors.layers import weighted_layers
-from xuqlib.study.judging import clue
-from xuqlib.study.judging.clue import clue_counterfactuals, delta_clue, path_integral
+from xuqlib.study.judging.clue import clue, clue_counterfactuals, delta_clue, path_integral
 from xuqlib.study.judging.mitigation import attended, fit_attended, unit_maps
 from xuqlib.study.judging.scores import (
     brier_score,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -35,9 +36,10 @@ from xuqlib import (
     smoothgrad,
     variance_split,
 )
-from xuqlib import explain as explaining
 from xuqlib.distribution import CV_KINDS
 from xuqlib.explainers import lime
+
+explaining = sys.modules["xuqlib.explain"]  # the function of that name hides its module
 
 EXPLAINERS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "gradient": (gradient, {}),

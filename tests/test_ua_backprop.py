@@ -22,7 +22,7 @@ from core_networks import (
     table_mlp,
     torchvision_resnet,
 )
-from test_fullgrad import psi_of, slow_map
+from oracles import psi_of, slow_map
 from torch import nn, tensor
 from torch.testing import assert_close
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -45,7 +46,6 @@ from xuqlib import (
     smoothgrad,
     train_or_load,
 )
-from xuqlib import explain as explaining
 from xuqlib.fast import engine
 from xuqlib.fast.chain import Chain
 from xuqlib.fast.engine import Engine, computing_in
@@ -53,6 +53,8 @@ from xuqlib.fast.layers import Convolution
 from xuqlib.path import NO_RELU
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.layers import weighted_layers
+
+explaining = sys.modules["xuqlib.explain"]  # the function of that name hides its module
 
 PROMISE = 1e-10  # largest error in float64, relative to the largest number of the map: what the engine promises
 

@@ -8,12 +8,13 @@ import math
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tvf
+from core_networks import two_networks
 from torch import nn
 from torch.testing import assert_close
 
 import xuqlib as xuq
 from xuqlib import ExplanationDistribution
-from xuqlib.metrics.deletion import CURVES, insertion, (
+from xuqlib.metrics.deletion import (
     CURVES,
     auc,
     deletion,
@@ -26,7 +27,6 @@ from xuqlib.metrics.deletion import CURVES, insertion, (
     random_order,
 )
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.study.training.networks import mini_vgg
 
 
 def linear_network(weight):
@@ -42,12 +42,6 @@ def sigmoid(z):
 
 def pictures(num_examples=3, size=8):
     return torch.rand(num_examples, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def two_networks():
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return [FixedNetwork(mini_vgg(image_size=8, widths=(4, 4, 4), hidden=8, num_classes=3)) for _ in range(2)]
 
 
 WEIGHT, ONES = [4.0, 2.0, 1.0, -1.0], torch.ones(1, 1, 2, 2)

@@ -6,7 +6,7 @@ import ipywidgets
 import pandas as pd
 import pytest
 import torch
-from test_orderings import two_networks
+from core_networks import two_networks
 from torch.testing import assert_close
 
 import xuqlib as xuq

@@ -24,12 +24,12 @@ from xuqlib.lessons.grid import (
     runs,
     tiles,
 )
-from xuqlib.lessons.steadiness import pool, steadiness
 from xuqlib.lessons.summaries import resampled
 from xuqlib.metrics.deletion import importance, pixel_order, random_order
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.study.data.loading import Examples
+from xuqlib.study.judging.steadiness import pool, steadiness
 from xuqlib.study.training.networks import mini_vgg
 
 TARGET = torch.tensor([0, 1, 2, 1, 0])

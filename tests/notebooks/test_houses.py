@@ -29,7 +29,7 @@ from xuqlib.lessons.tables import (
 )
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.study.intervals import resampled
+from xuqlib.study.intervals import bootstrap
 
 
 def linear_draws(*weights, noise_variance=0.0):
@@ -93,7 +93,7 @@ def test_a_level_outside_zero_and_one_is_refused(diabetes, level):
 
 def test_the_bootstrap_interval_of_a_mean_is_that_of_its_standard_error():
     table = np.random.default_rng(0).normal(3.0, 2.0, size=(400, 2))
-    value, low, high = resampled(lambda rows: rows.mean(0), table, num_resamples=2000, seed=1)
+    value, low, high = bootstrap(lambda rows: rows.mean(0), table, num_resamples=2000, seed=1)
     error = 1.96 * table.std(0) / 20
     np.testing.assert_allclose(value, table.mean(0))
     np.testing.assert_allclose([value - low, high - value], [error, error], rtol=0.08)  # its own noise: 2000 draws
@@ -101,10 +101,10 @@ def test_the_bootstrap_interval_of_a_mean_is_that_of_its_standard_error():
 
 def test_the_bootstrap_keeps_the_rows_of_two_tables_together():
     table = normal(30, 1).numpy()
-    _, low, high = resampled(lambda a, b: np.abs(a - b).max(), table, table)
+    _, low, high = bootstrap(lambda a, b: np.abs(a - b).max(), table, table)
     assert low == high == 0
     with pytest.raises(ValueError, match=r"tables have \[30, 29\] rows"):
-        resampled(lambda a, b: a.mean() - b.mean(), table, table[1:])
+        bootstrap(lambda a, b: a.mean() - b.mean(), table, table[1:])
 
 
 def bars_by_hand():

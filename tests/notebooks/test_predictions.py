@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from xuqlib.lessons.predictions import SCORES, answers, reliability, score_points, score_row, settling
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples
+from xuqlib.study.judging.predictions import SCORES, answers, reliability, score_points, score_row, settling
 
 
 def logits_for(probs):

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from xuqlib import MCDropout, explain, gradient
-from xuqlib.lessons.steadiness import CVS, mask_walk, pool, quotients, std_errors, steadiness
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.study.intervals import over_examples
+from xuqlib.study.judging.steadiness import CVS, mask_walk, pool, quotients, std_errors, steadiness
 from xuqlib.study.training.networks import mini_vgg
 
 

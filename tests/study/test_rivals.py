@@ -35,8 +35,8 @@ from xuqlib import (
     uncertainties,
 )
 from xuqlib.checks import check_fixed
-from xuqlib.explainers import fullgrad, lime
-from xuqlib.explainers.fullgrad import fullgrad_terms
+from xuqlib.explainers.fullgrad import fullgrad, fullgrad_terms
+from xuqlib.explainers.lime import lime
 from xuqlib.study.judging.rivals import (
     CONTROLS,
     RIVALS,

@@ -12,11 +12,11 @@ import torch
 
 from xuqlib.explainers.gradients import Explainer
 from xuqlib.explainers.lime import lime
-from xuqlib.lessons.predictions import answers
-from xuqlib.lessons.steadiness import steadiness
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.intervals import BOOTSTRAP, class_correlation, class_gap, correlation
+from xuqlib.study.judging.predictions import answers
+from xuqlib.study.judging.steadiness import steadiness
 from xuqlib.study.record import Notebook
 from xuqlib.study.resuming import resumable
 from xuqlib.uncertainty import logits_of

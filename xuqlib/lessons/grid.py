@@ -24,14 +24,14 @@ from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explain import explain
 from xuqlib.explainers.lime import lime
 from xuqlib.explainers.superpixels import superpixels
-from xuqlib.lessons.predictions import answers
-from xuqlib.lessons.steadiness import CVS, pool
 from xuqlib.metrics.deletion import CURVES, auc, importance, pixel_order, random_order
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.figures.maps import SIGNED
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.judging.predictions import answers
+from xuqlib.study.judging.steadiness import CVS, pool
 from xuqlib.study.resuming import resumable
 from xuqlib.study.training.loading import train_or_load
 from xuqlib.uncertainty import decompose, logits_of

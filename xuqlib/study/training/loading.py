@@ -27,7 +27,11 @@ from xuqlib.study.training.fitting_together import fit_together
 from xuqlib.study.training.recipes import Recipe, build, recipe_for
 
 Stored = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and manifest
-METHODS = ("deep_ensemble", "mc_dropout", "mc_dropconnect", "flipout", "laplace")
+# The last three are random in every layer, or behind every block, instead of at the output alone.
+METHODS = (
+    *("deep_ensemble", "mc_dropout", "mc_dropconnect", "flipout", "laplace"),
+    *("mc_dropout_all", "mc_dropconnect_all", "flipout_all"),
+)
 
 
 def train_or_load(
@@ -48,7 +52,8 @@ def train_or_load(
     training goes on with the next. The network of Laplace is the ensemble's first member.
 
     Args:
-        method: "deep_ensemble", "mc_dropout", "mc_dropconnect", "flipout" or "laplace".
+        method: "deep_ensemble", "mc_dropout", "mc_dropconnect", "flipout" or "laplace"; "mc_dropout_all",
+            "mc_dropconnect_all" and "flipout_all" are those with `placement="all"`.
         dataset: a name of `data.load` that has a recipe.
         preset: "full", the recipe; "quick", a shortened one where the data is not embedded.
         seed: of the initial weights and of the training.
@@ -61,6 +66,8 @@ def train_or_load(
         CheckpointError: a checkpoint whose digest is wrong.
     """
     check_choice(method, METHODS, "method")
+    if method.endswith("_all"):
+        method, placement = method.removesuffix("_all"), "all"
     check_choice(placement, ("last", "all"), "placement")
     check_count(num_members, 1, "num_members")
     check_count(seed, 0, "seed")

@@ -856,7 +856,7 @@ def test_what_last_layer_draws_share_is_run_forward_once(monkeypatch, posterior)
             counted = count_backward(patch, Convolution, "forward")
             explain(draws, integrated_gradients, x, 1, num_steps=3)
         calls[num_draws] = len(counted)
-    assert calls == {1: 2, 8: 2}, "two convolutions, whatever the number of draws"
+    assert calls == {1: 4, 8: 4}, "two convolutions, and a look at an example; whatever the number of draws"
 
 
 # Out of memory

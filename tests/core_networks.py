@@ -210,7 +210,7 @@ def loop(draws: Draws, x: Tensor) -> Tensor:
 
 @contextmanager
 def assert_fast(wanted: bool = True) -> Iterator[None]:
-    """Whatever is evaluated inside takes the fast path, or, if that is `wanted`, none of it does.
+    """Every engine and graph of logits that is built inside takes the fast path; or none does, if not `wanted`.
 
     Without this, a test that compares with the plain loop over draws may compare that loop with itself.
     """

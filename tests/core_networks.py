@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xuqlib import Draws, Examples
+from xuqlib.explainers.fullgrad import LogitGraph
+from xuqlib.explainers.layer_maps import ChainGraph
+from xuqlib.fast.engine import Engine
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.study.training.networks import mini_vgg
 
@@ -204,6 +208,34 @@ def loop(draws: Draws, x: Tensor) -> Tensor:
     """The slow oracle of `draws(x)`: every draw by itself, (draw, example, class)."""
     outputs = [draws[i](x) for i in range(len(draws))]
     return torch.stack([output if output.ndim == 2 else output[:, None] for output in outputs])
+
+
+@contextmanager
+def assert_fast(wanted: bool = True) -> Iterator[None]:
+    """Every engine and graph of logits that is built inside takes the fast path; or none does, if not `wanted`.
+
+    Without this, a test that compares with the plain loop over draws may compare that loop with itself.
+    """
+    built: list[bool] = []
+
+    def noting(init: Callable[..., None]) -> Callable[..., None]:
+        def noted(self: Any, *args: Any, **options: Any) -> None:
+            init(self, *args, **options)
+            built.append(self.is_fast)
+
+        return noted
+
+    kinds: list[Any] = [Engine, ChainGraph, LogitGraph]
+    before = [kind.__init__ for kind in kinds]
+    for kind, init in zip(kinds, before, strict=True):
+        kind.__init__ = noting(init)
+    try:
+        yield
+    finally:
+        for kind, init in zip(kinds, before, strict=True):
+            kind.__init__ = init
+    assert built, "neither an engine nor a graph of logits was built"
+    assert built == [wanted] * len(built), "the plain loop was taken" if wanted else "the fast path was taken"
 
 
 def snapshot(network: nn.Module) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Job:
 
     @property
     def parts(self) -> Path:
-        """What a notebook of exactly this job has measured so far; see `xuqlib.study.record.resuming`."""
+        """What a notebook of exactly this job has measured so far; see `xuqlib.study.resuming`."""
         return self.path(f".{self.key[:16]}.parts").resolve()
 
 

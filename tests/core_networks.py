@@ -287,3 +287,11 @@ def two_networks():
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return [FixedNetwork(mini_vgg(image_size=8, widths=(4, 4, 4), hidden=8, num_classes=3)) for _ in range(2)]
+
+
+def grey_cnn():
+    """Convolutions with every geometry, two of them from one channel; one BatchNorm without weights."""
+    first = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.3)
+    middle = nn.Conv2d(4, 1, 3, padding=2, dilation=2, bias=False), nn.BatchNorm2d(1, affine=False), nn.ReLU()
+    last = nn.Conv2d(1, 4, (3, 2)), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU(), nn.Conv2d(4, 6, 1, groups=2)
+    return nn.Sequential(*first, *middle, nn.Sequential(*last), nn.Flatten(), nn.Dropout(0.4), nn.Linear(24, 3))

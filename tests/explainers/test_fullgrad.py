@@ -10,6 +10,7 @@ from core_networks import (
     TABLE,
     FunctionalRelu,
     assert_same,
+    grey_cnn,
     inplace_cnn,
     late_cnn,
     randn,
@@ -208,14 +209,6 @@ def test_a_term_too_flat_to_be_rescaled_vanishes():
     assert over_channels(3 * ones, ones[:, :, 0, 0], "minmax").tolist() == [[[0.0, 0.0], [0.0, 0.0]]]
     steps = tensor([[[[0.0, 1e-40], [2e-40, 0.0]]]])  # 1 / 2e-40 is infinite in float32
     assert over_channels(steps, ones[:, :, 0, 0], "minmax").tolist() == [[[0.0, 0.0], [0.0, 0.0]]]
-
-
-def grey_cnn():
-    """Convolutions with every geometry, two of them from one channel; one BatchNorm without weights."""
-    first = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.3)
-    middle = nn.Conv2d(4, 1, 3, padding=2, dilation=2, bias=False), nn.BatchNorm2d(1, affine=False), nn.ReLU()
-    last = nn.Conv2d(1, 4, (3, 2)), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU(), nn.Conv2d(4, 6, 1, groups=2)
-    return nn.Sequential(*first, *middle, nn.Sequential(*last), nn.Flatten(), nn.Dropout(0.4), nn.Linear(24, 3))
 
 
 def chains():

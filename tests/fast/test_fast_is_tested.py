@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import test_engine
 import torch
-from core_networks import EXACT, assert_fast, randn, seeded
-from test_fullgrad import grey_cnn
+from core_networks import EXACT, assert_fast, grey_cnn, randn, seeded
 from torch import Tensor, nn
 from torch.testing import assert_close
 

@@ -226,7 +226,7 @@ def test_every_choice_of_house_posterior_and_explainer_shows_its_own_bars(monkey
     def drawn(figure):  # without the time that pixels take
         return f"{figure.get_suptitle()} {[float(patch.get_width()) for patch in figure.axes[0].patches]}".encode()
 
-    monkeypatch.setattr("xuqlib.study.record.figures.choosers.png", drawn)
+    monkeypatch.setattr("xuqlib.study.figures.choosers.png", drawn)
     *choosers, picture, line = explore_houses(stored()).children
     assert [chooser.description for chooser in choosers] == ["house", "posterior", "explainer"]
     seen = {}

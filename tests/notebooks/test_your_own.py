@@ -155,7 +155,7 @@ def test_training_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatc
 def test_the_trained_network_is_kept_without_what_stayed_as_it_started(tmp_path, monkeypatch):
     monkeypatch.setenv("XUQ_DEVICE", "cpu")
     monkeypatch.setenv("XUQ_CACHE", str(tmp_path))
-    monkeypatch.setattr("xuqlib.study.record.training.checkpoints.ROOT", tmp_path / "nothing")
+    monkeypatch.setattr("xuqlib.study.training.checkpoints.ROOT", tmp_path / "nothing")
     monkeypatch.setitem(your_own.RECIPES, "planted", replace(TINY, epochs=1))
     few = load("planted", num_examples=16)
     monkeypatch.setattr(your_own, "load", lambda *_, **__: few)

@@ -76,7 +76,7 @@ def _published_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def train(*_: Any, **__: Any) -> None:
         raise AssertionError("no published checkpoint of today's recipe, so it would be trained")
 
-    monkeypatch.setattr("xuqlib.study.record.training.loading._Job.train", train)
+    monkeypatch.setattr("xuqlib.study.training.loading._Job.train", train)
     monkeypatch.setattr(Laplace, "fit", train)
 
 

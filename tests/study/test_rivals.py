@@ -275,9 +275,9 @@ def test_many_examples_are_explained_in_parts(monkeypatch):
     wanted = RIVALS["covig_marg"](draws, x, baseline=start)
     sizes, at_once = [], explain
     monkeypatch.setattr(
-        "xuqlib.study.record.judging.rivals.explain", lambda *a, **k: (sizes.append(len(a[2])), at_once(*a, **k))[1]
+        "xuqlib.study.judging.rivals.explain", lambda *a, **k: (sizes.append(len(a[2])), at_once(*a, **k))[1]
     )
-    monkeypatch.setattr("xuqlib.study.record.judging.rivals.LARGEST", 3 * 5 * 2)  # draws, features, examples
+    monkeypatch.setattr("xuqlib.study.judging.rivals.LARGEST", 3 * 5 * 2)  # draws, features, examples
     assert_close(RIVALS["covig_marg"](draws, x, baseline=start), wanted, **EXACT)
     assert sizes == [2, 2]
 

@@ -140,7 +140,7 @@ def cache(tmp_path, monkeypatch):
     """An empty cache, no published checkpoints, and a recipe that takes no time."""
     monkeypatch.setenv("XUQ_CACHE", str(tmp_path))
     monkeypatch.delenv("XUQ_RETRAIN", raising=False)
-    monkeypatch.setattr("xuqlib.study.record.training.checkpoints.ROOT", tmp_path / "nothing")
+    monkeypatch.setattr("xuqlib.study.training.checkpoints.ROOT", tmp_path / "nothing")
     monkeypatch.setitem(VAE_RECIPES, "digits", dataclasses.replace(SHORT, epochs=1, num_train=40))
     return tmp_path / "checkpoints"
 

@@ -260,7 +260,7 @@ class Notebook:
 
         Args:
             statement: the claim, in words that can be wrong.
-            estimate: from `xuqlib.study.record.intervals`, which says what its interval is of.
+            estimate: from `xuqlib.study.intervals`, which says what its interval is of.
             above: it holds where the whole interval lies above, and fails where none of it does; 0 by default.
             between: it holds where the whole interval lies inside, and fails where none of it does.
             unit, claim, dataset, source: as for `claim`.

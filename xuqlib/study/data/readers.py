@@ -50,7 +50,7 @@ class Raw(NamedTuple):
 
 
 def planted(part: str, data: Folder = None) -> Raw:
-    """The generated pictures of `xuqlib.study.record.data.planted`. No file is needed."""
+    """The generated pictures of `xuqlib.study.data.planted`. No file is needed."""
     x, y, probs, masks = generate(part)
     return Raw(x, y, probs, CLASS_NAMES, masks)
 

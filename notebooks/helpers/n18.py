@@ -53,7 +53,7 @@ def gain_dots(frame: pd.DataFrame, *, title: str) -> Figure:
     axes = figure.axes[0]
     axes.axvline(0, color="black", linewidth=1.5)
     axes.locator_params(axis="x", nbins=5)
-    axes.xaxis.label.set_size(12)
+    axes.xaxis.label.set_fontsize(12)
     return figure
 
 

@@ -26,7 +26,7 @@ def definitions(name: str, **given: object) -> SimpleNamespace:
         for node in kept:
             names = {target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)}
             if not names & set(given):
-                exec(compile(ast.Module([node], []), str(path), "exec"), space)
+                exec(compile(ast.Module([node], []), str(path), "exec", dont_inherit=True), space)
     return SimpleNamespace(**space)
 
 

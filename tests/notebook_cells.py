@@ -35,8 +35,8 @@ def _defines(node: ast.stmt) -> bool:
     """Whether a statement imports, defines, or names a constant made of literals, functions and what is imported."""
     if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef):
         return True
-    if not isinstance(node, ast.Assign):
-        return False
+    if not isinstance(node, ast.Assign) or any(isinstance(target, ast.Subscript) for target in node.targets):
+        return False  # an entry of what an experiment made
     parts = list(_at_once(node.value))
     calls = [part for part in parts if isinstance(part, ast.Call)]
     known = all(isinstance(call.func, ast.Name) and call.func.id == "partial" for call in calls)

@@ -70,13 +70,13 @@ def test_every_order_of_the_notebook_ranks_each_pixel_once():
 def test_a_contest_scores_each_order_as_the_curves_do_and_shares_the_blind_ones():
     x, draws = images(), two_networks()
     blind, first = {"random": random_order(5, (8, 8))}, draws[:1]
+    cells = definitions("06", num_lime=3)
     orders = {
         "mean": lambda run: run.maps["mean"],
-        "first": lambda run: run.mean_of(first),
+        "first": lambda run: cells.mean_map_of(run, first),
         "mean x edges": lambda run: run.maps["mean"] * sobel(run.x),
     }
     explainers = {"gradient": by_gradient, "lime": by_gradient}
-    cells = definitions("06", num_lime=3)
     found = cells.contest(draws, x, TARGET, explainers=explainers, orders=orders, blind=blind, num_steps=4)
     assert {name for explainer, name, _ in found if explainer == "lime"} == {*orders, "random"}
     maps = cells.maps_of(by_gradient, first, x[:3], TARGET[:3])

@@ -10,7 +10,7 @@ from helpers import n07
 from notebook_cells import definitions
 
 from xuqlib import gradient, train_or_load
-from xuqlib.study.judging.coverage import LEVELS, Forecast, agreement, forecast, image_blind, unit_maps
+from xuqlib.study.judging.coverage import LEVELS, Forecast, agreement, forecast, image_blind, scaled_maps
 
 cells = definitions("07", num_draws=2, drop_rates=[0.01, 0.5])
 
@@ -112,7 +112,7 @@ def test_a_trial_puts_every_posterior_and_its_rivals_to_the_same_test():
             return torch.nn.Linear(5, 1).double()
 
     def unit(draws, x, target):
-        return unit_maps(draws, gradient, x, target)
+        return scaled_maps(draws, gradient, x, target)
 
     networks = {"own": [linear(0)], "fit": [linear(1), linear(2)], "test": [linear(3)]}
     posteriors = {

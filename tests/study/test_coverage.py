@@ -14,16 +14,16 @@ from xuqlib.study.intervals import mean_of_centres, over_centres
 from xuqlib.study.judging.coverage import (
     Forecast,
     agreement,
-    beside,
     centred_coverage,
+    compare_intervals,
     counting_coverage,
     forecast,
     image_blind,
     interval_score,
     intervals,
     perfect_ratio,
+    scaled_maps,
     simulated,
-    unit_maps,
     unit_scale,
 )
 
@@ -56,7 +56,7 @@ def test_unit_maps_are_explanations_summed_over_channels_and_scaled():
     with torch.no_grad():
         network[1].weight.copy_(weight[None])
     x = torch.rand(3, 2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = unit_maps([network.double()], gradient_x_input, x, None, block=2)
+    found = scaled_maps([network.double()], gradient_x_input, x, None, block=2)
     by_hand = (x.flatten(1) * weight.double()).view(3, 2, 4).sum(1)  # gradient x input of a linear network is w * x
     torch.testing.assert_close(found[0], by_hand / by_hand.abs().mean(1, keepdim=True))
 
@@ -185,7 +185,7 @@ def test_a_claim_about_centres_is_decided_only_where_each_of_them_decides_it(val
 
 def test_tests_stand_side_by_side_under_their_names():
     expected, held_out = around_one_network(S), gaussian_maps(1, seed=1)
-    found = beside(
+    found = compare_intervals(
         {"narrow": {"expected": expected, "held_out": held_out}, "same": {"expected": expected, "held_out": held_out}}
     )
     assert found.loc[("all", "narrow")].equals(found.loc[("all", "same")])

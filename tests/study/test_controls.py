@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from xuqlib.study.judging.controls import other_image, permuted_last_layer, runner_up, sobel
+from xuqlib.study.judging.controls import other_image, permuted_last_layer, sobel
 from xuqlib.study.training.networks import mini_vgg
 
 
@@ -65,7 +65,3 @@ def test_two_classes_are_swapped_and_one_is_refused():
     assert_close(permuted_last_layer(layer).weight, layer.weight.flip(0))
     with pytest.raises(ValueError, match="the number of outputs"):
         permuted_last_layer(nn.Linear(3, 1))
-
-
-def test_the_runner_up_is_the_second_largest():
-    assert runner_up(torch.tensor([[0.2, 0.5, 0.3], [0.7, 0.1, 0.2]])).tolist() == [2, 2]

@@ -79,6 +79,7 @@ def test_what_differs_has_another_fingerprint_and_what_is_equal_the_same():
     unlike = [
         *(None, 0, 0.0, "0", [0], (0,), {"a": 0}, {"a": 1}, torch.zeros(1), torch.zeros(1).double(), torch.zeros(1, 1)),
         *(layer, other, MCDropout(mlp(num_features=2, dropout=0.5)), pd.Series([0]), pd.Series([1]), abs, max),
+        *(lambda x: x[..., 0], lambda x: x[0, ...], lambda x: x[:, 0]),
         *(lambda: 1, lambda: 2, partial(max, 1), partial(max, 2), Recipe(), Recipe(epochs=3), torch.float32, "float32"),
     ]
     found = [resuming.fingerprint(each) for each in unlike]

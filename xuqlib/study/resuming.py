@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial, wraps
 from pathlib import Path
-from types import CodeType
+from types import CodeType, EllipsisType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -45,7 +45,9 @@ def fingerprint(value: Any) -> str:
 
 def _parts(value: Any) -> Iterable[bytes]:
     yield f"<{type(value).__qualname__}>".encode()
-    if value is None or isinstance(value, str | bytes | bool | int | float | complex | Path | range | slice):
+    if value is None or isinstance(
+        value, str | bytes | bool | int | float | complex | Path | range | slice | EllipsisType
+    ):
         yield repr(value).encode()
     elif isinstance(value, torch.dtype | torch.device):
         yield str(value).encode()

@@ -60,8 +60,3 @@ def permuted_last_layer(network: nn.Module, *, seed: int = 0) -> nn.Module:
     dealt[order] = order.roll(1)  # one cycle through all classes: none stays
     frozen = copy_with(network, {key: value[dealt.to(value.device)] for key, value in weights.items()})
     return frozen.eval()
-
-
-def runner_up(probs: Tensor) -> Tensor:
-    """Class with the second largest probability of each example; (N, C) to (N,)."""
-    return probs.topk(2, dim=1).indices[:, 1]

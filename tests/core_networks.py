@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xuqlib import Draws, Examples
+from xuqlib.explainers.fullgrad import LogitGraph
+from xuqlib.explainers.layer_maps import ChainGraph
+from xuqlib.fast.engine import Engine
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.study.training.networks import mini_vgg
 
@@ -206,6 +210,34 @@ def loop(draws: Draws, x: Tensor) -> Tensor:
     return torch.stack([output if output.ndim == 2 else output[:, None] for output in outputs])
 
 
+@contextmanager
+def assert_fast(wanted: bool = True) -> Iterator[None]:
+    """Every engine and graph of logits that is built inside takes the fast path; or none does, if not `wanted`.
+
+    Without this, a test that compares with the plain loop over draws may compare that loop with itself.
+    """
+    built: list[bool] = []
+
+    def noting(init: Callable[..., None]) -> Callable[..., None]:
+        def noted(self: Any, *args: Any, **options: Any) -> None:
+            init(self, *args, **options)
+            built.append(self.is_fast)
+
+        return noted
+
+    kinds: list[Any] = [Engine, ChainGraph, LogitGraph]
+    before = [kind.__init__ for kind in kinds]
+    for kind, init in zip(kinds, before, strict=True):
+        kind.__init__ = noting(init)
+    try:
+        yield
+    finally:
+        for kind, init in zip(kinds, before, strict=True):
+            kind.__init__ = init
+    assert built, "neither an engine nor a graph of logits was built"
+    assert built == [wanted] * len(built), "the plain loop was taken" if wanted else "the fast path was taken"
+
+
 def snapshot(network: nn.Module) -> dict[str, Any]:
     """Everything about a network that sampling and explaining must leave as it is."""
     return {
@@ -255,3 +287,11 @@ def two_networks():
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return [FixedNetwork(mini_vgg(image_size=8, widths=(4, 4, 4), hidden=8, num_classes=3)) for _ in range(2)]
+
+
+def grey_cnn():
+    """Convolutions with every geometry, two of them from one channel; one BatchNorm without weights."""
+    first = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.3)
+    middle = nn.Conv2d(4, 1, 3, padding=2, dilation=2, bias=False), nn.BatchNorm2d(1, affine=False), nn.ReLU()
+    last = nn.Conv2d(1, 4, (3, 2)), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU(), nn.Conv2d(4, 6, 1, groups=2)
+    return nn.Sequential(*first, *middle, nn.Sequential(*last), nn.Flatten(), nn.Dropout(0.4), nn.Linear(24, 3))

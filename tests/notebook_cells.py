@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ def definitions(name: str, **given: object) -> SimpleNamespace:
         for node in kept:
             names = {target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)}
             if not names & set(given):
-                exec(compile(ast.Module([node], []), str(path), "exec"), space)
+                exec(compile(ast.Module([node], []), str(path), "exec", dont_inherit=True), space)
     return SimpleNamespace(**space)
 
 
@@ -34,11 +35,19 @@ def _defines(node: ast.stmt) -> bool:
     """Whether a statement imports, defines, or names a constant made of literals, functions and what is imported."""
     if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef):
         return True
-    if not isinstance(node, ast.Assign):
-        return False
-    parts = list(ast.walk(node.value))
+    if not isinstance(node, ast.Assign) or any(isinstance(target, ast.Subscript) for target in node.targets):
+        return False  # an entry of what an experiment made
+    parts = list(_at_once(node.value))
     calls = [part for part in parts if isinstance(part, ast.Call)]
     known = all(isinstance(call.func, ast.Name) and call.func.id == "partial" for call in calls)
     upper = all(isinstance(target, ast.Name) and (target.id.isupper()) for target in node.targets)
     literal = not any(isinstance(part, ast.Name | ast.Call | ast.Attribute) for part in parts)
     return literal or (upper and known)
+
+
+def _at_once(node: ast.AST) -> Iterator[ast.AST]:
+    """The parts of an expression that run where it stands: not the bodies of its lambdas."""
+    yield node
+    if not isinstance(node, ast.Lambda):
+        for part in ast.iter_child_nodes(node):
+            yield from _at_once(part)

@@ -162,6 +162,9 @@ def loop_lime_picture(
     return np.stack(maps), np.array(scores)
 
 
+BIASED = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+
+
 def slow_terms(network, example, label):
     """FullGrad's terms of one example by hooks: pairs of a layer and bias * slope, the input's first."""
     met, handles = [], []

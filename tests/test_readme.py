@@ -37,8 +37,10 @@ def test_the_first_cell_for_colab_does_nothing_elsewhere(monkeypatch):
     exec(code, {"get_ipython": lambda: shell})
     assert ran == []
     monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     exec(code, {"get_ipython": lambda: shell})
-    assert "git clone" in ran[0] and ran[1:] == [("cd", "xuq")]
+    assert "git clone" in ran[0] and ran[1:] == [("cd", "xuq/notebooks")]
+    assert (ROOT / "notebooks" / sys.path[0] / "xuqlib").is_dir()
 
 
 def test_every_picture_and_file_that_is_named_exists():

@@ -13,6 +13,7 @@ from core_networks import (
     PICTURES,
     TABLE,
     OneOutput,
+    assert_fast,
     assert_same,
     inplace_cnn,
     late_cnn,
@@ -157,7 +158,8 @@ def slow_coefficients(p, i, setting):
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_it_equals_one_pass_per_draw_class_and_example(name, setting, kind):
     draws, x = case(name)
-    found = ua_backprop(draws, x, kind, setting=setting)
+    with assert_fast():
+        found = ua_backprop(draws, x, kind, setting=setting)
     assert_close(found, slow_ua(draws, x, kind, SETTINGS[setting]), **EXACT)
 
 
@@ -167,7 +169,9 @@ def test_each_argument_replaces_what_the_setting_says(name):
     choices = [{"tau1": 0.03}, {"tau2": 0.4}, {"psi": "raw"}, {"normalise": "sum"}, {"coefficients": "row-normalised"}]
     for given in [*choices, {"coefficients": "ratio"}]:
         wanted = slow_ua(draws, x, "epistemic", SETTINGS["paper"]._replace(**given))
-        assert_close(ua_backprop(draws, x, **given), wanted, **EXACT)
+        with assert_fast():
+            found = ua_backprop(draws, x, **given)
+        assert_close(found, wanted, **EXACT)
 
 
 def test_any_explainer_can_be_plugged_in():
@@ -190,7 +194,8 @@ def test_any_explainer_can_be_plugged_in():
 @pytest.mark.parametrize("name", ["mlp", "cnn", "late cnn"])
 def test_the_linear_variant_weighs_the_signed_terms_of_every_logit(name, coefficients):
     draws, x = case(name)
-    found = ua_backprop_linear(draws, x, "epistemic", coefficients=coefficients)
+    with assert_fast():
+        found = ua_backprop_linear(draws, x, "epistemic", coefficients=coefficients)
     logits = draws(x).detach()
     handed_on = logit_coefficients(logits, coefficients, SETTINGS["paper"].tau1)
     shares = torch.einsum("sni,snij->snj", probability_shares(logits), handed_on)

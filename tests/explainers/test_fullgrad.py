@@ -10,6 +10,7 @@ from core_networks import (
     TABLE,
     FunctionalRelu,
     assert_same,
+    grey_cnn,
     inplace_cnn,
     late_cnn,
     randn,
@@ -29,10 +30,8 @@ from xuqlib.explainers import layer_maps as saliencies
 from xuqlib.explainers.fullgrad import FullGradTerms, LogitGraph, fullgrad, fullgrad_terms, logit_graph, saliency
 from xuqlib.explainers.gradients import gradient_x_input
 from xuqlib.explainers.layer_maps import PSI, ChainGraph, over_channels
+from xuqlib.fast.layers import Convolution, Flatten
 from xuqlib.posteriors.fixing import FixedNetwork
-
-BIASED = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
-
 
 # By hand
 
@@ -212,14 +211,6 @@ def test_a_term_too_flat_to_be_rescaled_vanishes():
     assert over_channels(steps, ones[:, :, 0, 0], "minmax").tolist() == [[[0.0, 0.0], [0.0, 0.0]]]
 
 
-def grey_cnn():
-    """Convolutions with every geometry, two of them from one channel; one BatchNorm without weights."""
-    first = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.3)
-    middle = nn.Conv2d(4, 1, 3, padding=2, dilation=2, bias=False), nn.BatchNorm2d(1, affine=False), nn.ReLU()
-    last = nn.Conv2d(1, 4, (3, 2)), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU(), nn.Conv2d(4, 6, 1, groups=2)
-    return nn.Sequential(*first, *middle, nn.Sequential(*last), nn.Flatten(), nn.Dropout(0.4), nn.Linear(24, 3))
-
-
 def chains():
     grey = seeded(grey_cnn)
     for posterior in (MCDropout(grey), MCDropConnect(grey, placement="all"), Flipout(grey, placement="all")):
@@ -232,7 +223,7 @@ def chains():
 def test_a_chain_of_known_layers_gives_what_autograd_gives(psi, monkeypatch):
     for network, x in chains():
         found, wanted = logit_graph(network, x), LogitGraph(network, x)
-        assert isinstance(found, ChainGraph)
+        assert isinstance(found, ChainGraph) and found.is_fast and not wanted.is_fast
         assert_close(found.logits, wanted.logits.detach(), **EXACT)
         weights = randn(5, *wanted.logits.shape)
         slow = torch.stack([saliency(wanted.terms(question), psi) for question in weights])
@@ -260,6 +251,32 @@ def test_what_is_no_chain_of_known_layers_keeps_its_graph():
     for network in (hooked, inside, FixedNetwork(hooked), smooth, batch_norm_first, drawn_anew, lambda x: 2 * x):
         x = randn(2, 3) if not isinstance(network, nn.Module) else randn(*PICTURES)
         assert isinstance(logit_graph(network, x), LogitGraph)
+    on_pictures = seeded(lambda: nn.Sequential(nn.Linear(8, 6), nn.Flatten(), nn.Linear(144, 3))).eval()
+    assert isinstance(logit_graph(on_pictures, randn(*PICTURES)), LogitGraph), "a dense layer on more than features"
+
+
+def failing(*_):
+    raise ZeroDivisionError("a bug")
+
+
+@pytest.mark.parametrize("name", ["forward", "__init__"])
+def test_a_chain_that_fails_where_the_graph_does_not_is_a_fault_of_the_library(monkeypatch, name):
+    monkeypatch.setattr(Convolution, name, failing)
+    with pytest.raises(RuntimeError, match=r"fault of xuqlib, please report it \(ZeroDivisionError: a bug\)"):
+        logit_graph(seeded(late_cnn).eval(), randn(*PICTURES))
+
+
+def test_a_backward_pass_that_fails_raises(monkeypatch):
+    graph = logit_graph(seeded(late_cnn).eval(), randn(*PICTURES))
+    monkeypatch.setattr(Flatten, "backward", failing)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        graph.saliencies(randn(1, 3, 3), "raw")
+
+
+def test_what_the_network_refuses_is_said_by_the_network():
+    draw = MCDropout(seeded(late_cnn)).sample(1)[0]
+    with pytest.raises(ValueError, match=r"cannot evaluate x of shape \(3, 2, 8, 8\)"):
+        logit_graph(draw, randn(3, 2, 8, 8))
 
 
 # What every explainer promises

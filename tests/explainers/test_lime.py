@@ -11,11 +11,13 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from core_networks import assert_fast
 from torch import Tensor, nn
 
 from xuqlib.explainers import EXPLAINERS
 from xuqlib.explainers.lime import lime, lime_fit
 from xuqlib.explainers.superpixels import superpixels
+from xuqlib.posteriors.fixing import FixedNetwork
 
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, one well-conditioned system of at most 40 unknowns
 
@@ -71,11 +73,13 @@ def test_lime_of_a_table_equals_ridge_regression_one_copy_at_a_time(alpha: float
     design[0] = 0
     wanted, r2 = oracles.loop_lime_table(network, x, TARGET, design, alpha, np.broadcast_to(scale, 5))
     option = scale if isinstance(scale, float) else torch.tensor(scale)
-    found = lime_fit(network, x, TARGET, num_samples=40, seed=7, alpha=alpha, scale=option)
     # The scales are read as float32 numbers where a tensor gives them so.
     close = TIGHT if isinstance(scale, float) else {"rtol": 1e-6, "atol": 1e-6}
-    torch.testing.assert_close(found.attribution, torch.from_numpy(wanted), **close)
-    torch.testing.assert_close(found.r2, torch.from_numpy(r2), **close)
+    for given, fast in ((network, False), (FixedNetwork(network), True)):
+        with assert_fast(fast):
+            found = lime_fit(given, x, TARGET, num_samples=40, seed=7, alpha=alpha, scale=option)
+        torch.testing.assert_close(found.attribution, torch.from_numpy(wanted), **close)
+        torch.testing.assert_close(found.r2, torch.from_numpy(r2), **close)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -84,10 +88,12 @@ def test_lime_of_pictures_equals_ridge_regression_one_copy_at_a_time(channels: i
     segments = torch.stack([quarters(1)[0], torch.zeros(8, 8).long(), 5 * torch.arange(8)[:, None].expand(8, 8) - 3])
     uniform = np.random.default_rng(3).random((8, 30))
     wanted, r2 = oracles.loop_lime_picture(network, x, TARGET, segments.numpy(), uniform, alpha=1.0)
-    found = lime_fit(network, x, TARGET, num_samples=30, seed=3, segments=segments)
-    torch.testing.assert_close(found.attribution.sum(1), torch.from_numpy(wanted), **TIGHT)
-    torch.testing.assert_close(found.attribution, found.attribution.mean(1, keepdim=True).expand_as(x), **TIGHT)
-    torch.testing.assert_close(found.r2, torch.from_numpy(r2), **TIGHT)
+    for given, fast in ((network, False), (FixedNetwork(network), True)):
+        with assert_fast(fast):
+            found = lime_fit(given, x, TARGET, num_samples=30, seed=3, segments=segments)
+        torch.testing.assert_close(found.attribution.sum(1), torch.from_numpy(wanted), **TIGHT)
+        torch.testing.assert_close(found.attribution, found.attribution.mean(1, keepdim=True).expand_as(x), **TIGHT)
+        torch.testing.assert_close(found.r2, torch.from_numpy(r2), **TIGHT)
 
 
 def test_lime_with_its_own_superpixels_equals_lime_given_them() -> None:

@@ -17,6 +17,7 @@ from core_networks import (
     FunctionalRelu,
     OneOutput,
     TwiceDropout,
+    assert_fast,
     assert_same,
     clones,
     late_cnn,
@@ -49,7 +50,7 @@ from xuqlib import (
 from xuqlib.fast import engine
 from xuqlib.fast.chain import Chain
 from xuqlib.fast.engine import Engine, computing_in
-from xuqlib.fast.layers import Convolution
+from xuqlib.fast.layers import Convolution, Flatten, NotAChain, Relu
 from xuqlib.path import NO_RELU
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.layers import weighted_layers
@@ -80,14 +81,23 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max()) / (float(expected.abs().max()) or 1e-300)
 
 
-def assert_equals_the_loop(draws: Any, x: Tensor, target: Any = None, *, names: Any = EXPLAINERS) -> None:
-    """All attributions and their mean, by each explainer."""
+def explained(draws: Any, explainer: Callable[..., Tensor], x: Tensor, target: Any = None, **options: Any) -> Any:
+    """`explain`, which must take the fast path: else what is compared with the loop is that loop itself."""
+    with assert_fast():
+        return explain(draws, explainer, x, target, **options)
+
+
+def assert_equals_the_loop(
+    draws: Any, x: Tensor, target: Any = None, *, names: Any = EXPLAINERS, fast: bool = True
+) -> None:
+    """All attributions and their mean, by each explainer; on the fast path, or by the loop, as is known beforehand."""
     for name in names:
         explainer, options = EXPLAINERS[name]
         expected = looped(draws, explainer, x, target, **options)
-        found = explain(draws, explainer, x, target, **options).values
+        with assert_fast(fast):
+            found = explain(draws, explainer, x, target, **options).values
+            mean = explain(draws, explainer, x, target, keep="mean", **options).mean()
         assert error(found, expected) < PROMISE, name
-        mean = explain(draws, explainer, x, target, keep="mean", **options).mean()
         assert error(mean, expected.mean(0)) < PROMISE, f"{name}, mean"
 
 
@@ -295,9 +305,9 @@ def test_on_random_networks_explaining_equals_the_loop_over_draws(monkeypatch, k
     for name in random.Random(seed).sample(list(EXPLAINERS), 3):
         explainer, options = EXPLAINERS[name]
         expected = looped(draws, explainer, x, target, **options)
-        found = explain(draws, explainer, x, target, chunk=chunk, **options).values
+        found = explained(draws, explainer, x, target, chunk=chunk, **options).values
         assert error(found, expected) < PROMISE, f"{name}, {chunk} examples and {rows} rows at a time"
-        mean = explain(draws, explainer, x, target, keep="mean", chunk=chunk, **options).mean()
+        mean = explained(draws, explainer, x, target, keep="mean", chunk=chunk, **options).mean()
         assert error(mean, expected.mean(0)) < PROMISE, f"mean of {name}, {chunk} and {rows} at a time"
 
 
@@ -309,7 +319,7 @@ def test_in_float32_the_maps_are_those_of_float64(posterior, seed):
     for name in ("gradient", "guided_backprop", "smoothgrad"):
         explainer, options = EXPLAINERS[name]
         expected = looped(draws.to(torch.float64), explainer, x, target, **options)
-        found = explain(draws.to(torch.float32), explainer, x.float(), target, **options).values
+        found = explained(draws.to(torch.float32), explainer, x.float(), target, **options).values
         # Round-off of 2^-24 through ten layers; of these networks none has a kink so near that a ReLU flips.
         assert found.dtype == torch.float32
         assert (found - expected).norm() <= 1e-5 * expected.norm(), name
@@ -325,7 +335,7 @@ def test_one_example_fills_less_than_a_pass_and_many_fill_several(monkeypatch, n
         for rows in (None, 1, 4):
             if rows:
                 cut_to(monkeypatch, rows)
-            assert error(explain(draws, explainer, x, 1, **options).values, expected) < PROMISE, rows
+            assert error(explained(draws, explainer, x, 1, **options).values, expected) < PROMISE, rows
         monkeypatch.undo()
 
 
@@ -335,7 +345,7 @@ def test_draws_are_folded_into_rows_in_whatever_blocks_fit(monkeypatch, num_draw
     expected = looped(draws, gradient, x, 1)
     for rows in (1, 2, 4, 5, 100):  # 1, 1, 2, 2 and all draws at once
         cut_to(monkeypatch, rows)
-        assert error(explain(draws, gradient, x, 1, chunk=2).values, expected) < PROMISE
+        assert error(explained(draws, gradient, x, 1, chunk=2).values, expected) < PROMISE
 
 
 @pytest.mark.parametrize("seed", [1, 3])
@@ -347,7 +357,8 @@ def test_on_random_networks_the_logits_equal_the_loop_over_draws(monkeypatch, ki
     for rows in (None, 3):
         if rows:
             cut_to(monkeypatch, rows)
-        found = Engine(draws, x[:1]).logits(x)
+        with assert_fast():
+            found = Engine(draws, x[:1]).logits(x)
         assert error(found, expected) < PROMISE and not found.requires_grad
 
 
@@ -358,7 +369,7 @@ def test_on_random_networks_the_logits_equal_the_loop_over_draws(monkeypatch, ki
 def test_dropout_layers_are_off_in_draws_of_weights(posterior):
     # By hand: a Dropout in eval mode hands on what it is given, and does not divide by 1 - p.
     one = seeded(lambda: nn.Sequential(nn.Linear(2, 2, bias=False), nn.Dropout(0.5), nn.Linear(2, 2, bias=False)))
-    found = explain(DeepEnsemble([one, one]).sample(), gradient, randn(1, 2), 0).values
+    found = explained(DeepEnsemble([one, one]).sample(), gradient, randn(1, 2), 0).values
     assert_close(found[0, 0], one[2].weight[0].detach() @ one[0].weight.detach(), **EXACT)
     draws = POSTERIORS[posterior](lambda **_: table_mlp(), (4, 5), 3)
     assert_equals_the_loop(draws, randn(4, 5), 1)
@@ -386,7 +397,7 @@ def test_each_kind_of_dropout_and_each_of_its_calls_has_the_mask_of_the_fixed_ne
 
 def test_a_rate_of_one_drops_everything():
     draws = MCDropout(seeded(lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 4), nn.Dropout(1.0), nn.Linear(4, 3))))
-    found = explain(draws.sample(3), gradient, randn(2, 5), 0).values
+    found = explained(draws.sample(3), gradient, randn(2, 5), 0).values
     assert torch.equal(found, torch.zeros(3, 2, 5, dtype=torch.float64))
 
 
@@ -405,7 +416,7 @@ def test_a_guided_relu_sees_the_sum_of_the_slopes_of_windows_that_overlap():
     network = seeded(lambda: nn.Sequential(nn.ReLU(), nn.MaxPool2d((1, 2), 1), nn.Flatten(), nn.Linear(2, 1)))
     network[3].weight.data = torch.tensor([[3.0, -1.0]], dtype=torch.float64)
     x = torch.tensor([0.0, 2.0, 0.0], dtype=torch.float64).view(1, 1, 1, 3)
-    found = explain(DeepEnsemble([network, network]).sample(), guided_backprop, x).values
+    found = explained(DeepEnsemble([network, network]).sample(), guided_backprop, x).values
     assert found[0].flatten().tolist() == [0, 2, 0]  # 3 - 1 is positive; 3 alone would be the sum of positive parts
 
 
@@ -452,7 +463,7 @@ def test_relus_of_every_kind_are_met_in_draws_that_are_folded(relu):
     build = lambda: nn.Sequential(nn.Linear(5, 8), relu(), nn.Linear(8, 3))  # noqa: E731
     draws = MCDropConnect(seeded(build), p=0.3, placement="all").sample(3, seed=1)
     for keep in ("all", "mean"):
-        assert no_relu_warnings(lambda keep=keep: explain(draws, guided_backprop, randn(2, 5), 1, keep=keep)) == 0
+        assert no_relu_warnings(lambda keep=keep: explained(draws, guided_backprop, randn(2, 5), 1, keep=keep)) == 0
     assert_equals_the_loop(draws, randn(2, 5), 1, names=["guided_backprop"])
 
 
@@ -584,6 +595,10 @@ OF_USERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+NOT_LAYERS = (
+    *("functional relu", "functional dropout", "a dropout called twice", "an output layer called with a number too"),
+    *("an output layer called with a list", "the weight of the output layer used before it"),
+)
 WITHOUT_DROPOUT = ("functional relu", "a sum at the end", "the weight of the output layer used before it")
 USERS_CASES = [
     (name, posterior)
@@ -591,6 +606,13 @@ USERS_CASES = [
     for posterior in ("mc_dropout", "mc_dropconnect last", "flipout all", "deep_ensemble")
     if posterior != "mc_dropout" or name not in WITHOUT_DROPOUT
 ]
+
+OF_ALL_LAYERS = ("mc_dropout", "flipout all", "deep_ensemble")
+LOOPED = {  # a dense layer on more than features; else networks that are random before their output layer
+    *((name, posterior) for name, posterior in USERS_CASES if name.startswith("a dense layer on pictures")),
+    *((name, posterior) for name, posterior in USERS_CASES if name in NOT_LAYERS and posterior in OF_ALL_LAYERS),
+    ("the weight of the output layer used before it", "mc_dropconnect last"),
+}
 
 
 @IGNORE_NO_RELU
@@ -600,7 +622,7 @@ def test_networks_of_users_are_explained_as_by_the_loop(name, posterior):
     draws = POSTERIORS[posterior](lambda **_: build(), shape, 3)
     target = None if name == "a sum at the end" else 1
     names = ["gradient", "guided_backprop", "integrated_gradients"]
-    assert_equals_the_loop(draws, randn(*shape), target, names=names)
+    assert_equals_the_loop(draws, randn(*shape), target, names=names, fast=(name, posterior) not in LOOPED)
 
 
 class TinyVit(nn.Module):
@@ -624,10 +646,10 @@ def test_what_draws_of_the_output_layer_of_a_torchvision_network_share_is_run_on
     first.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
     last = MCDropConnect(network, p=0.3).sample(4, seed=1)
     rows.clear()
-    found = explain(last, gradient, x, 1).values
+    found = explained(last, gradient, x, 1).values
     assert [count for count in rows if count > 1] == [2], "one pass for 4 draws, besides looks at one example"
     assert error(found, looped(last, gradient, x, 1)) < PROMISE
-    mean = explain(last, integrated_gradients, x, 1, keep="mean", num_steps=2).mean()
+    mean = explained(last, integrated_gradients, x, 1, keep="mean", num_steps=2).mean()
     assert error(mean, looped(last, integrated_gradients, x, 1, num_steps=2).mean(0)) < PROMISE
 
 
@@ -635,7 +657,7 @@ def test_what_draws_of_the_output_layer_of_a_torchvision_network_share_is_run_on
 @pytest.mark.parametrize("build", [torchvision_resnet, TinyVit], ids=["resnet18", "vision transformer"])
 def test_draws_of_all_layers_of_a_torchvision_network_are_looped_over(build):
     draws, x = MCDropConnect(seeded(build), placement="all").sample(2, seed=1), randn(2, 3, 8, 8)
-    assert_equals_the_loop(draws, x, 1, names=["guided_backprop"])
+    assert_equals_the_loop(draws, x, 1, names=["guided_backprop"], fast=False)
 
 
 def test_what_draws_of_the_output_layer_share_is_run_once_behind_blocks_of_a_user_too():
@@ -643,7 +665,7 @@ def test_what_draws_of_the_output_layer_share_is_run_once_behind_blocks_of_a_use
     rows: list[int] = []
     network[2].register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
     draws = MCDropConnect(network, p=0.3).sample(4, seed=1)
-    found = explain(draws, gradient, x, 1).values
+    found = explained(draws, gradient, x, 1).values
     assert [count for count in rows if count > 1] == [3], "one pass for 4 draws, besides looks at one example"
     assert error(found, looped(draws, gradient, x, 1)) < PROMISE
 
@@ -658,7 +680,8 @@ def test_hooks_of_the_user_are_obeyed(posterior, where, kind):
         return network
 
     draws = POSTERIORS[posterior](build, (4, 5), 3)
-    assert_equals_the_loop(draws, randn(4, 5), 1, names=["gradient", "guided_backprop"])
+    fast = posterior != "deep_ensemble"  # each of whose members has a hook of its own
+    assert_equals_the_loop(draws, randn(4, 5), 1, names=["gradient", "guided_backprop"], fast=fast)
 
 
 def hook(module: nn.Module, kind: str) -> None:
@@ -676,7 +699,7 @@ def test_hooks_in_a_network_of_the_user_are_obeyed_once(kind, name):
     network = seeded(FunctionalRelu)
     hook(network.get_submodule(name), kind)
     draws, x = MCDropConnect(network, p=0.3).sample(3, seed=1), randn(4, 5)
-    assert_equals_the_loop(draws, x, 1, names=["gradient", "integrated_gradients"])
+    assert_equals_the_loop(draws, x, 1, names=["gradient", "integrated_gradients"], fast=bool(name))
     assert_close(draws(x), torch.stack([draw(x) for draw in draws]), **EXACT)
 
 
@@ -690,7 +713,7 @@ def test_a_hook_on_one_draw_or_one_member_is_obeyed():
     hooked = MCDropout(seeded(table_mlp)).sample(3)
     hooked[1].register_forward_hook(twice)
     for draws in (DeepEnsemble(members).sample(), hooked):
-        assert_equals_the_loop(draws, x, 1, names=["gradient"])
+        assert_equals_the_loop(draws, x, 1, names=["gradient"], fast=False)
         assert_close(draws(x), torch.stack([draw(x) for draw in draws]), **EXACT)
 
 
@@ -730,20 +753,22 @@ def test_members_of_different_architectures_are_each_explained_as_they_are(name)
     x = randn(4, 5)
     for networks in (members, members[::-1]):
         draws = DeepEnsemble(networks).sample()
-        assert_equals_the_loop(draws, x, 1, names=["gradient", "guided_backprop", "integrated_gradients"])
+        names = ["gradient", "guided_backprop", "integrated_gradients"]
+        assert_equals_the_loop(draws, x, 1, names=names, fast=False)
         assert_close(draws(x), torch.stack([draw(x) for draw in draws]), **EXACT)
 
 
 def test_draws_whose_dropout_has_another_rate_keep_it():
     few, many = (seeded(lambda p=p: mlp_of(p=p)).eval() for p in (0.1, 0.6))
     draws = Draws([FixedNetwork(few, 1), FixedNetwork(many, 1), FixedNetwork(few, 2)])
-    assert_equals_the_loop(draws, randn(4, 5), 1, names=["gradient"])
+    assert_equals_the_loop(draws, randn(4, 5), 1, names=["gradient"], fast=False)
 
 
 def test_the_same_network_may_be_several_draws():
     network = seeded(late_cnn).eval()
-    for draws in (Draws([FixedNetwork(network)] * 3), Draws([FixedNetwork(network, 1)] * 2), Draws([network] * 2)):
-        assert_equals_the_loop(draws, randn(2, 3, 8, 8), 1, names=["gradient", "guided_backprop"])
+    fixed, masked = Draws([FixedNetwork(network)] * 3), Draws([FixedNetwork(network, 1)] * 2)
+    for draws, fast in ((fixed, True), (masked, True), (Draws([network] * 2), False)):
+        assert_equals_the_loop(draws, randn(2, 3, 8, 8), 1, names=["gradient", "guided_backprop"], fast=fast)
 
 
 def test_a_network_without_layers_is_the_identity():
@@ -763,7 +788,8 @@ def test_a_network_without_layers_is_the_identity():
 @pytest.mark.parametrize("posterior", ["mc_dropout", "mc_dropconnect all", "deep_ensemble"])
 @IGNORE_NO_RELU
 def test_a_regression_is_explained_with_one_output_per_example(build, posterior):
-    assert_equals_the_loop(POSTERIORS[posterior](lambda **_: build(), (4, 5), 3), randn(4, 5))
+    draws = POSTERIORS[posterior](lambda **_: build(), (4, 5), 3)
+    assert_equals_the_loop(draws, randn(4, 5), fast=build is not OneOutput)
 
 
 # Options of explainers
@@ -774,7 +800,7 @@ def test_a_baseline_for_every_example_is_cut_with_the_examples(monkeypatch):
     options = {"baseline": start, "num_steps": 3}
     expected = looped(draws, integrated_gradients, x, 1, **options)
     for chunk in (None, 2):
-        found = explain(draws, integrated_gradients, x, 1, chunk=chunk, **options).values
+        found = explained(draws, integrated_gradients, x, 1, chunk=chunk, **options).values
         assert error(found, expected) < PROMISE
 
 
@@ -817,7 +843,7 @@ def test_the_mean_over_last_layer_draws_is_one_way_back_however_many_there_are(m
             expected = looped(draws, explainer, x, 1, **options).mean(0)
             with monkeypatch.context() as patch:
                 calls = count_backward(patch, Convolution)
-                found = explain(draws, explainer, x, 1, keep="mean", **options).mean()
+                found = explained(draws, explainer, x, 1, keep="mean", **options).mean()
             assert len(calls) == 2, f"two convolutions of {name}, {num_draws} draws"
             assert error(found, expected) < PROMISE, name
 
@@ -828,12 +854,12 @@ def test_the_mean_of_guided_maps_takes_one_way_back_for_each_draw(monkeypatch):
     expected = looped(draws, guided_backprop, x, 1).mean(0)
     cut_to(monkeypatch, 4)  # one draw at a time
     calls = count_backward(monkeypatch, Convolution)
-    assert error(explain(draws, guided_backprop, x, 1, keep="mean", chunk=4).mean(), expected) < PROMISE
+    assert error(explained(draws, guided_backprop, x, 1, keep="mean", chunk=4).mean(), expected) < PROMISE
     assert len(calls) == 2 * 8
 
 
 def test_a_distribution_of_which_only_the_mean_was_kept_says_so():
-    e = explain(MCDropout(seeded(late_cnn)).sample(3), gradient, randn(2, 3, 8, 8), 1, keep="mean")
+    e = explained(MCDropout(seeded(late_cnn)).sample(3), gradient, randn(2, 3, 8, 8), 1, keep="mean")
     assert e.num_draws == 3 and e.mean().shape == (2, 3, 8, 8) and e.mean().dtype == torch.float64
     for statistic in (e.std, e.snr, e.cv, lambda: e.cv("signed"), lambda: e.cv("ratio"), e.standard_error):
         with pytest.raises(ValueError, match="only the mean over draws was kept; explain with keep="):
@@ -856,9 +882,9 @@ def test_what_last_layer_draws_share_is_run_forward_once(monkeypatch, posterior)
         draws, x = LAST[posterior](num_draws), randn(2, 3, 8, 8)
         with monkeypatch.context() as patch:
             counted = count_backward(patch, Convolution, "forward")
-            explain(draws, integrated_gradients, x, 1, num_steps=3)
+            explained(draws, integrated_gradients, x, 1, num_steps=3)
         calls[num_draws] = len(counted)
-    assert calls == {1: 2, 8: 2}, "two convolutions, whatever the number of draws"
+    assert calls == {1: 4, 8: 4}, "two convolutions, and a look at an example; whatever the number of draws"
 
 
 # Out of memory
@@ -896,7 +922,7 @@ def test_out_of_memory_halves_the_pass_and_goes_on(monkeypatch, name, keep, room
     expected = looped(draws, explainer, x, 1, **options)
     memory = SmallMemory(monkeypatch, room)
     with pytest.warns(UserWarning, match="out of memory; going on with .* rows in one pass"):
-        e = explain(draws, explainer, x, 1, keep=keep, **options)
+        e = explained(draws, explainer, x, 1, keep=keep, **options)
     assert memory.most <= room
     assert e.num_draws == 3 and error(e.mean(), expected.mean(0)) < PROMISE
     if keep == "all":
@@ -909,7 +935,7 @@ def test_out_of_memory_is_said_once(monkeypatch):
     draws, x = MCDropout(seeded(late_cnn)).sample(3, seed=1), randn(8, 3, 8, 8)
     SmallMemory(monkeypatch, 2)
     with pytest.warns(UserWarning, match="memory") as caught:
-        explain(draws, gradient, x, 1, chunk=4)
+        explained(draws, gradient, x, 1, chunk=4)
     assert len(halvings(caught)) == 1
 
 
@@ -926,7 +952,7 @@ def test_memory_that_runs_out_between_draws_loses_none_and_repeats_none(monkeypa
     monkeypatch.setattr(Chain, "slopes", slopes)
     cut_to(monkeypatch, 4)
     with pytest.warns(UserWarning, match="2 rows"):
-        found = explain(draws, gradient, x, 1, chunk=2).values
+        found = explained(draws, gradient, x, 1, chunk=2).values
     assert [list(some) for some in asked] == [[0, 1], [2, 3], [2], [3], [4], [5]]
     assert error(found, expected) < PROMISE
 
@@ -938,7 +964,7 @@ def test_one_row_that_does_not_fit_is_an_error(monkeypatch, keep):
         pytest.warns(UserWarning, match="out of memory"),
         pytest.raises(torch.OutOfMemoryError, match="one example at one step of its path does not fit"),
     ):
-        explain(MCDropout(seeded(late_cnn)).sample(2), gradient, randn(2, 3, 8, 8), 1, keep=keep)
+        explained(MCDropout(seeded(late_cnn)).sample(2), gradient, randn(2, 3, 8, 8), 1, keep=keep)
 
 
 class Narrow(nn.Module):
@@ -1012,7 +1038,7 @@ def test_a_choice_of_tf32_by_torchs_newer_names_is_no_obstacle_and_is_put_back()
     at_first = MATMUL.fp32_precision
     MATMUL.fp32_precision = "tf32"
     try:
-        assert explain(DeepEnsemble([seeded(table_mlp)]).sample(), gradient, randn(2, 5), 1).num_draws == 1
+        assert explained(DeepEnsemble([seeded(table_mlp)]).sample(), gradient, randn(2, 5), 1).num_draws == 1
         assert MATMUL.fp32_precision == "tf32"
     finally:
         MATMUL.fp32_precision = at_first
@@ -1020,7 +1046,7 @@ def test_a_choice_of_tf32_by_torchs_newer_names_is_no_obstacle_and_is_put_back()
 
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="unknown precision 'float16'; known: float32, tf32, bfloat16"):
-        explain(MCDropout(seeded(table_mlp)).sample(1), gradient, randn(2, 5), 1, precision="float16")
+        explained(MCDropout(seeded(table_mlp)).sample(1), gradient, randn(2, 5), 1, precision="float16")
 
 
 # Bounds on the relative L2 error of the mean and the std map of 8 draws of the published network. Measured: 16 and 12,
@@ -1034,8 +1060,8 @@ def test_bfloat16_rounds_the_maps_of_a_trained_network_a_little(name):
     options = {"num_steps": 8} if options else {}
     posterior = train_or_load("mc_dropout", "planted", progress=False)
     x, draws = load("planted").x[:8], posterior.sample(8, seed=1)
-    full = explain(draws, explainer, x, **options)
-    rounded = explain(draws, explainer, x, full.target, precision="bfloat16", **options)
+    full = explained(draws, explainer, x, **options)
+    rounded = explained(draws, explainer, x, full.target, precision="bfloat16", **options)
     assert rounded.values.dtype == torch.float32
     for statistic, bound in zip(("mean", "std"), BFLOAT16[name], strict=True):
         found, expected = getattr(rounded, statistic)(), getattr(full, statistic)()
@@ -1047,11 +1073,163 @@ def test_bfloat16_rounds_the_maps_of_a_trained_network_a_little(name):
 def test_bfloat16_gives_float32_maps_of_networks_of_every_kind(build, keep):
     draws = MCDropConnect(seeded(build, dtype=torch.float32), p=0.3).sample(2, seed=1)
     x = randn(2, 3, 8, 8, dtype=torch.float32)
-    full, rounded = (explain(draws, gradient, x, 1, keep=keep, precision=p) for p in ("float32", "bfloat16"))
+    full, rounded = (explained(draws, gradient, x, 1, keep=keep, precision=p) for p in ("float32", "bfloat16"))
     # 8 bits of mantissa, and ReLUs near their kink flip: these networks are not trained.
     assert 0 < (rounded.mean() - full.mean()).norm() < 0.5 * full.mean().norm()
     if keep == "all":
         assert rounded.values.dtype == torch.float32
+
+
+# Errors
+
+
+def failing(*_: Any) -> None:
+    raise ZeroDivisionError("a bug")
+
+
+OUR_FAULT = r"fast path failed where the plain loop over draws does not; this is a fault of xuqlib.*\(\w+: a bug\)"
+
+
+@pytest.mark.parametrize("keep", ["all", "moments", "mean"])
+@pytest.mark.parametrize("kind", [Convolution, Relu, Flatten])
+def test_a_step_that_fails_is_a_fault_of_the_library_and_the_loop_does_not_hide_it(monkeypatch, kind, keep):
+    draws, x = MCDropout(seeded(two_convolutions)).sample(3, seed=1), randn(2, 3, 8, 8)
+    monkeypatch.setattr(kind, "backward", failing)
+    with pytest.raises(RuntimeError, match=OUR_FAULT) as caught:
+        explain(draws, gradient, x, 1, keep=keep)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotAChain, ValueError])
+def test_a_failure_of_any_kind_is_raised_and_the_engine_stays_fast(monkeypatch, error):
+    def stop(*_: Any) -> None:
+        raise error("a bug")
+
+    draws, x = MCDropout(seeded(two_convolutions)).sample(3, seed=1), randn(2, 3, 8, 8)
+    found = Engine(draws, x)
+    with monkeypatch.context() as patch:
+        patch.setattr(Convolution, "forward", stop)
+        for call in (
+            lambda: next(found.attributions(gradient.path(x), torch.ones(2, dtype=torch.long))),
+            lambda: found.mean(gradient.path(x), torch.ones(2, dtype=torch.long)),
+            lambda: found.logits(x),
+        ):
+            with pytest.raises(RuntimeError, match=OUR_FAULT):
+                call()
+    assert found.is_fast
+    assert error_of_logits(found, draws, x) < PROMISE
+
+
+def error_of_logits(found: Engine, draws: Draws, x: Tensor) -> float:
+    return error(found.logits(x), torch.stack([draw(x) for draw in draws]))
+
+
+def test_a_failure_while_an_engine_is_built_is_raised_unless_it_says_that_there_is_no_chain(monkeypatch):
+    draws, x = MCDropout(seeded(two_convolutions)).sample(2, seed=1), randn(2, 3, 8, 8)
+    for name in ("__init__", "forward"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Convolution, name, failing)
+            with pytest.raises(RuntimeError, match=OUR_FAULT):
+                Engine(draws, x)
+
+    def not_a_chain(*_: Any) -> None:
+        raise NotAChain("of another kind")
+
+    monkeypatch.setattr(Convolution, "forward", not_a_chain)
+    assert not Engine(draws, x).is_fast
+
+
+def test_a_failure_is_looked_into_with_one_draw(monkeypatch):
+    draws, x, asked = MCDropout(seeded(two_convolutions)).sample(8, seed=1), randn(2, 3, 8, 8), list[Any]()
+    whole = FixedNetwork.forward
+    monkeypatch.setattr(FixedNetwork, "forward", lambda draw, x: asked.append(draw) or whole(draw, x))
+    monkeypatch.setattr(Convolution, "backward", failing)
+    with pytest.raises(RuntimeError, match=OUR_FAULT):
+        explain(draws, gradient, x, 1)
+    assert len(asked) == 1
+
+
+def test_whether_draws_are_a_chain_is_known_before_they_are_evaluated():
+    for name, (build, shape) in OF_USERS.items():
+        if name.startswith("a dense layer on pictures"):
+            assert not Engine(MCDropout(seeded(build)).sample(2), randn(*shape)).is_fast, name
+
+
+def test_x_that_does_not_fit_the_network_is_said_by_the_network():
+    draws, good, bad = MCDropout(seeded(table_mlp)).sample(2), randn(3, 5), randn(3, 4)
+    message, target = r"the network cannot evaluate x of shape \(3, 4\)", torch.ones(3, dtype=torch.long)
+    assert not Engine(draws, bad).is_fast
+    for found in (Engine(draws, good), Engine(draws, bad)):
+        for call in (
+            lambda found=found: next(found.attributions(gradient.path(bad), target)),
+            lambda found=found: found.mean(gradient.path(bad), target),
+            lambda found=found: found.logits(bad),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()
+
+
+class Picky(nn.Module):
+    """A block of a user that refuses some numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (x > 9).any():
+            raise LookupError("more than 9")
+        return x
+
+
+@pytest.mark.parametrize("keep", ["all", "mean"])
+def test_what_a_block_of_a_user_raises_is_what_is_raised(keep):
+    draws = MCDropConnect(seeded(lambda: nn.Sequential(Picky(), nn.Linear(5, 3))), p=0.3).sample(2, seed=1)
+    assert_equals_the_loop(draws, randn(2, 5), 1, names=["gradient"])
+    with pytest.raises(LookupError, match="more than 9"):
+        explain(draws, gradient, torch.cat([randn(2, 5), torch.full((1, 5), 10.0).double()]), 1, keep=keep)
+
+
+class Squeeze(nn.Module):
+    """Drops all axes of one entry: that of the examples too, where there is one example."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.squeeze()
+
+
+@pytest.mark.parametrize(("num_outputs", "fast"), [(3, True), (1, False)])
+def test_networks_for_which_one_example_has_another_shape_are_explained_as_by_the_loop(num_outputs, fast):
+    def build() -> nn.Module:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), Squeeze(), nn.Linear(3, num_outputs))
+
+    draws = MCDropConnect(seeded(build), p=0.3).sample(2, seed=1)
+    target = None if num_outputs == 1 else 1
+    assert_equals_the_loop(draws, randn(4, 3, 2, 2), target, names=["gradient"], fast=fast)
+    if num_outputs == 1:  # a single number is a regression's answer to one example
+        assert_equals_the_loop(draws, randn(1, 3, 2, 2), names=["gradient"], fast=False)
+    else:
+        with pytest.raises(ValueError, match=r"network returned shape \(3,\) for 1 examples"):
+            explain(draws, gradient, randn(1, 3, 2, 2), 1)
+
+
+class Threshold(nn.Module):
+    """A layer that autograd does not see through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x > 0).to(x.dtype)
+
+
+def test_a_layer_without_a_slope_has_logits_on_the_fast_path_and_no_gradient():
+    build = lambda: nn.Sequential(nn.Linear(5, 6), Threshold(), nn.Dropout(0.3), nn.Linear(6, 3))  # noqa: E731
+    draws, x = MCDropout(seeded(build)).sample(3, seed=1), randn(2, 5)
+    with assert_fast():
+        assert error_of_logits(Engine(draws, x), draws, x) < PROMISE
+    with pytest.raises(ValueError, match="does not depend on x as far as autograd can see"):
+        explain(draws, gradient, x, 1)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("build", [table_mlp, residual_mlp], ids=["chain", "blocks"])
+def test_logits_are_evaluated_where_gradients_are_off(build, mode):
+    draws = MCDropConnect(seeded(build), p=0.3).sample(3, seed=1)
+    with mode(), assert_fast():
+        assert error_of_logits(Engine(draws, randn(2, 5)), draws, randn(2, 5)) < PROMISE
 
 
 # Nothing is left behind
@@ -1073,7 +1251,7 @@ def test_explaining_leaves_networks_and_examples_as_they_were(build, keep):
     before, before_draws, before_x = snapshot(network), [snapshot(draw) for draw in draws], x.clone()
     for name in ("gradient", "guided_backprop", "integrated_gradients"):
         explainer, options = EXPLAINERS[name]
-        found = explain(draws, explainer, x, 1, keep=keep, **options)
+        found = explained(draws, explainer, x, 1, keep=keep, **options)
         assert not found.mean().requires_grad and (found.values is None or not found.values.requires_grad)
     assert given is network
     assert_same(before, snapshot(network))
@@ -1103,7 +1281,7 @@ def test_explaining_works_where_gradients_are_off(build, keep, mode):
         explainer, options = EXPLAINERS[name]
         expected = looped(draws, explainer, x, 1, **options)
         with mode():
-            found = explain(draws, explainer, randn(*shape), 1, keep=keep, **options)
+            found = explained(draws, explainer, randn(*shape), 1, keep=keep, **options)
         assert error(found.mean(), expected.mean(0)) < PROMISE, name
 
 
@@ -1160,5 +1338,5 @@ def test_no_maps_but_those_of_one_pass_are_held_while_moments_are_kept(monkeypat
         return found
 
     monkeypatch.setattr(Chain, "slopes", slopes)
-    explain(draws, gradient, x, 1, keep="moments", chunk=2)
+    explained(draws, gradient, x, 1, keep="moments", chunk=2)
     assert len(blocks) == 6

@@ -71,10 +71,9 @@ def test_the_score_is_the_mean_probability_and_not_the_probability_of_the_mean()
 def test_no_order_beats_that_by_contribution_and_none_is_worse_than_its_reverse():
     orders = [torch.tensor([order]) for order in itertools.permutations(range(4))]  # the first is by contribution
     for kind, sign in (("deletion", 1), ("insertion", -1)):
-        options = {"kind": kind, "fill": "black", "num_steps": 4}
-        areas = [
-            sign * float(auc(deletion([linear_network(WEIGHT)], ONES, order, FIRST, **options))) for order in orders
-        ]
+        networks = [linear_network(WEIGHT)]
+        curves = [CURVES[kind](networks, ONES, order, FIRST, fill="black", num_steps=4) for order in orders]
+        areas = [sign * float(auc(curve)) for curve in curves]
         assert areas[0] == min(areas) < areas[-1] == max(areas)
 
 

@@ -1,4 +1,4 @@
-"""Explained tables: bars, CVs, importances and removal against hand calculations; the chooser, for every option."""
+"""Notebook 08: CVs, importances and removal against hand calculations; the chooser, for every option."""
 
 from __future__ import annotations
 
@@ -9,27 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.n08 import bar_table, cv_panels, house_bars, removal_panels, score_panels, stacked
+from notebook_cells import definitions
 from scipy.stats import norm
 from torch import nn
 
 from xuqlib import ExplanationDistribution, load
-from xuqlib.lessons.houses import cv_panels, explore_houses, house_bars, noise_bars, removal_panels, score_panels
-from xuqlib.lessons.tables import (
-    agreement_table,
-    bar_table,
-    by_feature,
-    feature_cvs,
-    orders_of,
-    permutation_importance,
-    prediction_table,
-    removal_gain,
-    removal_table,
-    replaced,
-    verdict,
-)
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.study.intervals import bootstrap
+from xuqlib.study.figures.choosers import explore
 
 
 def linear_draws(*weights, noise_variance=0.0):
@@ -53,7 +41,7 @@ def diabetes():
 
 def test_a_bar_is_the_mean_and_std_over_draws_in_units_of_the_target(diabetes):
     values = normal(3, 2, 10)
-    bars = bar_table(ExplanationDistribution(values), diabetes, posterior="p")
+    bars = bar_table(ExplanationDistribution(values), diabetes)
     assert len(bars) == 20
     row = bars[(bars["example"] == 1) & (bars["feature"] == "bmi")].iloc[0]
     draws, unit = values[:, 1, 2].numpy(), diabetes.target_scale.std
@@ -65,16 +53,30 @@ def test_a_bar_is_the_mean_and_std_over_draws_in_units_of_the_target(diabetes):
     assert row["value"] == pytest.approx(float(diabetes.x[1, 2]) * scale.std[2] + scale.mean[2])
 
 
-def test_bars_of_other_examples_than_the_table_are_refused(diabetes):
-    with pytest.raises(ValueError, match="5 examples x 10 features but the table has 4 x 10"):
-        bar_table(ExplanationDistribution(normal(2, 5, 10)), diabetes)
+def test_bars_of_images_are_refused():
     with pytest.raises(ValueError, match="planted is no table"):
         bar_table(ExplanationDistribution(normal(2, 1, 10)), load("planted", num_examples=1))
 
 
+def test_stacked_tables_keep_their_keys_in_front():
+    one = pd.DataFrame({"a": [1, 2]})
+    found = stacked({(0, "p"): one, (1, "q"): one}, ["seed", "posterior"])
+    assert list(found) == ["seed", "posterior", "a"]
+    assert found["posterior"].tolist() == ["p", "p", "q", "q"]
+    assert found.index.tolist() == [0, 1, 2, 3]
+
+
+def cells(diabetes=None, **given):
+    """What the cells define, for the given names of the experiment."""
+    if diabetes is not None:
+        centre, unit, _ = diabetes.target_scale
+        given |= {"x": diabetes.x.double(), "y": diabetes.y.double(), "centre": centre, "unit": unit}
+    return definitions("08", **given)
+
+
 def test_a_prediction_adds_variances_and_covers_as_a_gaussian_does(diabetes):
     draws = linear_draws([0.5] + [0.0] * 9, [-0.1] + [0.2] * 9, noise_variance=0.3)
-    found = prediction_table(draws, diabetes, level=0.8)
+    found = cells(diabetes).prediction_table(draws, level=0.8)
     answers = np.array([network(diabetes.x.double()).detach().numpy()[:, 0] for network in draws])
     sd, truth, unit = np.sqrt(answers.var(0) + 0.3), diabetes.y[:, 0].numpy(), diabetes.target_scale.std
     np.testing.assert_allclose(found["total"], sd * unit)
@@ -83,28 +85,6 @@ def test_a_prediction_adds_variances_and_covers_as_a_gaussian_does(diabetes):
     low, high = norm(answers.mean(0), sd).interval(0.8)
     np.testing.assert_array_equal(found["covered"], (low <= truth) & (truth <= high))
     np.testing.assert_allclose(found["truth"] - found["prediction"], (truth - answers.mean(0)) * unit)
-
-
-@pytest.mark.parametrize("level", [0.0, 1.0, 90])
-def test_a_level_outside_zero_and_one_is_refused(diabetes, level):
-    with pytest.raises(ValueError, match="level is"):
-        prediction_table(linear_draws([1.0] * 10), diabetes, level=level)
-
-
-def test_the_bootstrap_interval_of_a_mean_is_that_of_its_standard_error():
-    table = np.random.default_rng(0).normal(3.0, 2.0, size=(400, 2))
-    value, low, high = bootstrap(lambda rows: rows.mean(0), table, num_resamples=2000, seed=1)
-    error = 1.96 * table.std(0) / 20
-    np.testing.assert_allclose(value, table.mean(0))
-    np.testing.assert_allclose([value - low, high - value], [error, error], rtol=0.08)  # its own noise: 2000 draws
-
-
-def test_the_bootstrap_keeps_the_rows_of_two_tables_together():
-    table = normal(30, 1).numpy()
-    _, low, high = bootstrap(lambda a, b: np.abs(a - b).max(), table, table)
-    assert low == high == 0
-    with pytest.raises(ValueError, match=r"tables have \[30, 29\] rows"):
-        bootstrap(lambda a, b: a.mean() - b.mean(), table, table[1:])
 
 
 def bars_by_hand():
@@ -118,8 +98,9 @@ def bars_by_hand():
 
 
 def test_the_cv_of_a_feature_is_the_sum_of_std_over_the_sum_of_sizes():
-    found = feature_cvs(bars_by_hand(), ["posterior"])
+    found = cells(features=["b", "a"]).feature_cvs(bars_by_hand(), ["posterior"])
     assert list(found["feature"]) == ["b", "a"]  # in their order, not the alphabet's
+    assert list(found["posterior"]) == ["p", "p"]
     # b: (1.5 + 1) / (3 + 1), a: (2 + 1) / (1 + 1); averaged over the two trainings first
     np.testing.assert_allclose(found["cv"], [2.5 / 4, 3 / 2])
     assert found["low"].tolist() == pytest.approx([0.5, 1.0])  # house 0 or house 1 alone: both happen often
@@ -128,75 +109,79 @@ def test_the_cv_of_a_feature_is_the_sum_of_std_over_the_sum_of_sizes():
 
 def test_the_folded_cv_of_noise_is_at_the_ceiling(diabetes):
     e = ExplanationDistribution(normal(4000, 4, 10))
-    bars = bar_table(e, diabetes, posterior="p")
-    found = feature_cvs(bars, ["posterior"], folded=True)["cv"]
+    bars = bar_table(e, diabetes).assign(posterior="p")
+    feature_cvs = cells(features=list(diabetes.feature_names)).feature_cvs
+    found = feature_cvs(bars, ["posterior"], prefix="folded_")["cv"]
     np.testing.assert_allclose(found, e.noise_ceiling, rtol=0.03)  # 16,000 numbers per feature
     assert feature_cvs(bars, ["posterior"])["cv"].min() > 10
 
 
-def test_by_feature_averages_over_trainings():
-    np.testing.assert_allclose(by_feature(bars_by_hand(), "std"), [[1.5, 2.0], [1.0, 1.0]])
+def test_numbers_of_a_house_are_averaged_over_trainings():
+    found = cells(features=["b", "a"]).by_house(bars_by_hand(), "std")
+    np.testing.assert_allclose(found, [[1.5, 2.0], [1.0, 1.0]])
+
+
+def test_a_posterior_as_wide_as_new_networks_has_width_one():
+    one = cells(x=range(30))
+    variance = np.random.default_rng(0).uniform(1, 2, size=(30, 4))
+    assert tuple(one.resampled(one.width, variance, variance)) == (1, 1, 1)
+    assert one.resampled(one.width, variance / 4, variance).value == pytest.approx(0.5)
 
 
 def test_a_feature_that_no_network_reads_has_no_importance():
     x = normal(2000, 3) * torch.tensor([1.0, 1.0, 3.0])
     y = x[:, 2:] * 2
-    found = permutation_importance(linear_draws([0.0, 0.0, 1.5], [0.0, 0.0, 2.5]), x, y, num_repeats=4)
+    draws = linear_draws([0.0, 0.0, 1.5], [0.0, 0.0, 2.5])
+    found = cells().permutation_importance(draws, x, y, num_repeats=4)
     assert found.shape == x.shape
     assert found[:, :2].abs().max() == 0
     # The mean network is right; with another's last feature it is off by 2 (x' - x), of mean square 4 * 2 * 3^2.
     assert float(found[:, 2].mean()) == pytest.approx(72, rel=0.1)
 
 
-def test_features_are_replaced_in_their_order():
+def test_features_move_in_their_order():
     x = torch.tensor([[1.0, 2.0, 3.0]])
-    found = replaced(x, torch.tensor([[2, 0, 1]]), 0.0)[:, 0]
+    found = cells().moves(x, torch.zeros_like(x), torch.tensor([[2, 0, 1]]))[:, 0]
     torch.testing.assert_close(found, torch.tensor([[1.0, 2, 3], [1, 2, 0], [0, 2, 0], [0, 0, 0]]))
 
 
 def test_deletion_and_insertion_of_a_linear_network_by_hand():
     x, draws = torch.tensor([[3.0, 1.0]], dtype=torch.float64), linear_draws([1.0, 1.0], [1.0, 3.0])
     # Mean weights 1 and 2: the prediction is 5, of which feature 0 gives 3 and feature 1 gives 2.
-    found = removal_table(draws, x, {"mean": [torch.tensor([[-3.0, 2.0]])]}, unit=10, posterior="p", explainer="e")
+    found = cells(unit=10).removal_table(draws, x, {"mean": [torch.tensor([[-3.0, 2.0]])]})
     gaps = found.set_index("way")[["gap_0", "gap_1", "gap_2", "area"]]
     np.testing.assert_allclose(gaps.loc["deletion"].astype(float), [0, 30, 50, 27.5])
     np.testing.assert_allclose(gaps.loc["insertion"].astype(float), [50, 20, 0, 22.5])
 
 
 def test_the_true_order_beats_its_reverse_and_gains_nothing_over_itself():
-    x, draws = normal(50, 4).abs(), linear_draws([4.0, 3.0, 2.0, 1.0])
+    x, draws, one = normal(50, 4).abs(), linear_draws([4.0, 3.0, 2.0, 1.0]), cells(unit=1)
     true = x * torch.tensor([4.0, 3, 2, 1])
     orders = {"mean": [true], "one draw": [true], "random": [1 / true]}
-    removal = removal_table(draws, x, orders, posterior="p", explainer="e")
-    assert removal_gain(removal, "random").min() > 0
-    assert removal_gain(removal, "one draw").abs().max() == 0
-    assert removal_gain(removal, "random").index.names == ["posterior", "explainer", "example"]
+    removal = one.removal_table(draws, x, orders).assign(posterior="p", explainer="e")
+    assert one.gain(removal, "random").min() > 0
+    assert one.gain(removal, "one draw").abs().max() == 0
+    assert one.gain(removal, "random").index.names == ["posterior", "explainer", "example"]
 
 
 def test_orders_know_what_they_say():
-    e = ExplanationDistribution(normal(5, 3, 4))
-    orders = orders_of(e, 2.0, num_repeats=2, seed=1)
-    torch.testing.assert_close(orders["mean"][0], 2 * e.mean())
-    torch.testing.assert_close(orders["sd"][0], 2 * e.std())
-    torch.testing.assert_close(orders["one draw"][1], 2 * e.values[1])
-    torch.testing.assert_close(orders["another house"][0], 2 * e.mean()[[1, 2, 0]])
-    assert [len(several) for several in orders.values()] == [1, 2, 1, 1, 2]
-    assert torch.equal(orders["random"][0], orders_of(e, 1.0, num_repeats=2, seed=1)["random"][0])
-    assert not torch.equal(orders["random"][0], orders["random"][1])
+    e, orders = ExplanationDistribution(normal(5, 3, 4)), cells(num_repeats=2).ORDERS
+    sizes = {name: order(e, 2.0, seed=1) for name, order in orders.items()}
+    torch.testing.assert_close(sizes["mean"][0], 2 * e.mean())
+    torch.testing.assert_close(sizes["sd"][0], 2 * e.std())
+    torch.testing.assert_close(sizes["one draw"][1], 2 * e.values[1])
+    torch.testing.assert_close(sizes["another house"][0], 2 * e.mean()[[1, 2, 0]])
+    assert [len(several) for several in sizes.values()] == [1, 2, 1, 1, 2]
+    assert torch.equal(sizes["random"][0], orders["random"](e, 1.0, seed=1)[0])
+    assert not torch.equal(sizes["random"][0], sizes["random"][1])
 
 
 def test_agreement_tells_posteriors_from_houses():
     one = torch.tensor([[[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]])  # two houses, opposite orders
-    found = agreement_table([ExplanationDistribution(torch.cat([one, scale * one])) for scale in (2.0, 5.0)], seed=3)
-    means = found.groupby("pair", sort=False)["alike"].mean()
-    assert means.to_dict() == pytest.approx({"two posteriors": 1, "two draws": 1, "two houses (control)": -1})
-    assert len(found) == 6
-    assert set(found["seed"]) == {3}
-
-
-@pytest.mark.parametrize(("ends", "expected"), [((1.1, 2), True), ((0, 1), False), ((0.5, 1.5), None), ((1, 2), None)])
-def test_only_an_interval_on_one_side_decides(ends, expected):
-    assert verdict(*ends, above=1) is expected
+    es = [ExplanationDistribution(torch.cat([one, scale * one])) for scale in (2.0, 5.0)]
+    found = cells().agreement(es)
+    assert found.mean().to_dict() == pytest.approx({"two posteriors": 1, "two draws": 1, "two houses (control)": -1})
+    assert len(found) == 2
 
 
 def stored(num_houses=3):
@@ -227,7 +212,7 @@ def test_every_choice_of_house_posterior_and_explainer_shows_its_own_bars(monkey
         return f"{figure.get_suptitle()} {[float(patch.get_width()) for patch in figure.axes[0].patches]}".encode()
 
     monkeypatch.setattr("xuqlib.study.figures.choosers.png", drawn)
-    *choosers, picture, line = explore_houses(stored()).children
+    *choosers, picture, line = explore(stored(), ["house", "posterior", "explainer"], house_bars).children
     assert [chooser.description for chooser in choosers] == ["house", "posterior", "explainer"]
     seen = {}
     for house in choosers[0].options:
@@ -242,7 +227,7 @@ def test_every_choice_of_house_posterior_and_explainer_shows_its_own_bars(monkey
 
 
 def test_a_house_is_redrawn_in_a_fifth_of_a_second():
-    *choosers, _, _ = explore_houses(stored()).children
+    *choosers, _, _ = explore(stored(), ["house", "posterior", "explainer"], house_bars).children
     took = []
     for value in ("house 1", "house 2", "house 0"):
         start = time.process_time()
@@ -268,20 +253,14 @@ def test_score_panels_draw_what_is_right_where_something_is():
     assert not [line for line in second.lines if line.get_linestyle() == "--"]
 
 
-def test_removal_panels_return_the_mean_gaps_that_they_draw():
-    x, draws = normal(6, 3), linear_draws([1.0, 2.0, 3.0])
-    removal = removal_table(draws, x, {"mean": [x], "random": [normal(6, 3, seed=1)]})
-    figure, frame = removal_panels(removal, unit="$")
+def test_removal_panels_draw_a_line_for_each_order():
+    rows = [
+        (way, order, k, k * (order == "mean"))
+        for way in ("deletion", "insertion")
+        for order in ("mean", "random")
+        for k in range(3)
+    ]
+    figure = removal_panels(pd.DataFrame(rows, columns=["way", "order", "moved", "gap"]), unit="$")
     assert [axes.get_title() for axes in figure.axes] == ["deletion", "insertion"]
-    wanted = removal[(removal["way"] == "deletion") & (removal["order"] == "random")]["gap_2"].mean()
-    row = frame[(frame["way"] == "deletion") & (frame["order"] == "random") & (frame["moved"] == 2)]
-    assert row["gap"].item() == pytest.approx(wanted)
-    drawn = figure.axes[0].lines[1].get_ydata()
-    np.testing.assert_allclose(drawn[2], wanted)
-
-
-def test_noise_is_a_dashed_line_across_the_bars():
-    frame = pd.DataFrame({"feature": ["b", "a"], "posterior": "p", "cv": [0.2, 0.7], "low": 0.1, "high": 0.8})
-    axes = noise_bars(frame, 0.75).axes[0]
-    assert [patch.get_height() for patch in axes.patches] == [0.2, 0.7]
-    assert [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() == "--"] == [[0.75, 0.75]]
+    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
+    assert lines == {"mean": [0, 1, 2], "random": [0, 0, 0]}

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from core_networks import EXACT, randn
+from helpers import n18
+from notebook_cells import definitions
 from torch import nn
 from torch.testing import assert_close
 
 from xuqlib import Draws, Notebook, attribute_uncertainty, ua_backprop, uncertainties
-from xuqlib.lessons import inside, parts
 from xuqlib.metrics.deletion import filled, pixel_order
+from xuqlib.study.intervals import over_examples
 from xuqlib.study.judging.blurring import auc_urr, uncertainty_curves
-from xuqlib.study.judging.rivals import fullgrad_of_prediction
+from xuqlib.study.judging.rivals import distance_to_blur, fullgrad_of_prediction
 from xuqlib.study.training.networks import mini_vgg
 from xuqlib.ua_backprop import SETTINGS, Setting
 from xuqlib.uncertainty import KINDS
 
+inside = definitions("18", num_steps=2, num_path=2, BLOCK=3, num_scanned=40)
+steps3 = definitions("18", num_steps=3)
+SIGNED = ("rival", "signed gradient x input of U")
 X = randn(4, 3, 8, 8).sigmoid()
 
 
@@ -39,7 +46,7 @@ SOME = [
 
 
 class Line(nn.Module):
-    """Two classes, whose logits are +-a x for the first pixel x of the picture."""
+    """Two classes, whose logits are +-a x for the first pixel x of the image."""
 
     def __init__(self, a):
         super().__init__()
@@ -59,24 +66,33 @@ def one_pixel():
     return x
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_setting_from_the_same_maps_is_that_of_ua_backprop(kind):
-    found = inside.variants(DRAWS, X, SOME, kind, block=3)
+def test_every_setting_from_the_same_maps_is_that_of_ua_backprop():
+    found = inside.ua_maps(DRAWS, X, SOME)
     assert list(found) == SOME
     for chosen, values in found.items():
-        given = chosen._asdict()
-        if chosen.coefficients == "ratio":
-            del given["tau1"]
-        if chosen.normalise == "sum":
-            del given["tau2"]
-        assert_close(values, ua_backprop(DRAWS, X, kind, **given), **EXACT)
+        assert_close(values, ua_backprop(DRAWS, X, **arguments(chosen)), **EXACT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shares_of_each_kind_spread_by_the_same_maps_are_those_of_ua_backprop(kind):
+    for chosen in SOME:
+        shares = inside.logit_shares(inside.logits_of(DRAWS, X), chosen, kind)
+        values = inside.spread(shares, inside.logit_maps(DRAWS, X, chosen.psi), chosen)
+        assert_close(values, ua_backprop(DRAWS, X, kind, **arguments(chosen)), **EXACT)
+
+
+def arguments(chosen):
+    """The fields of a setting that have an effect, as `ua_backprop` wants them."""
+    without = {"tau1"} if chosen.coefficients == "ratio" else set()
+    without |= {"tau2"} if chosen.normalise == "sum" else set()
+    return {name: value for name, value in chosen._asdict().items() if name not in without}
 
 
 def test_the_score_is_the_area_under_the_fall_by_hand():
     x = one_pixel()
     marks = torch.zeros(2, 8, 8, dtype=torch.float64)
     marks[:, 0, 0] = 1
-    frame = inside.scored(LINES, x, {"right": marks, "wrong": -marks}, num_steps=3).set_index(["map", "example"])
+    frame = steps3.scored(LINES, x, {"right": marks, "wrong": -marks}).set_index(["map", "example"])
     moved = torch.where(x > 0, filled(x, "blurred"), x)
     u, left = uncertainties(LINES, x).epistemic, uncertainties(LINES, moved).epistemic
     fall = (u - left) / u
@@ -93,40 +109,40 @@ def test_the_score_says_how_often_the_answer_is_kept_and_watches_the_kind_that_i
     for kind in KINDS:
         shares = [0, 0.025, 0.05]
         curves = uncertainty_curves(DRAWS, x, order, kind, shares=shares)
-        frame = inside.scored(DRAWS, x, maps, kind, num_steps=2)
+        frame = inside.scored(DRAWS, x, maps, kind)
         np.testing.assert_allclose(frame["auc"], auc_urr(curves, 0.05))
     marks = torch.zeros(1, 8, 8, dtype=torch.float64)
     marks[0, 0, 0] = 1
     turned = one_pixel()[:1] * -1
     turned[0, 0, 0, 1:3] = turned[0, 0, 1:3, :3] = 60.0  # so the blurred first pixel has the other sign
-    assert inside.scored(LINES, turned, {"": marks}, num_steps=3)["kept"].tolist() == [0]
+    assert steps3.scored(LINES, turned, {"": marks})["kept"].tolist() == [0]
 
 
 def test_a_sweep_has_a_row_for_each_setting_and_example():
-    frame = inside.sweep(DRAWS, X, SOME, num_steps=2)
+    frame = inside.sweep(DRAWS, X, SOME)
     assert list(frame) == [*Setting._fields, "example", "auc", "kept"]
     assert len(frame) == len(SOME) * len(X)
-    maps = {"": inside.variants(DRAWS, X, SOME[2:3])[SOME[2]]}
-    np.testing.assert_allclose(frame["auc"][8:12], inside.scored(DRAWS, X, maps, num_steps=2)["auc"])
+    maps = {"": inside.ua_maps(DRAWS, X, SOME[2:3])[SOME[2]]}
+    np.testing.assert_allclose(frame["auc"][8:12], inside.scored(DRAWS, X, maps)["auc"])
     assert (frame["coefficients"][8:12] == "row-normalised").all()
 
 
 def test_the_best_setting_has_the_largest_mean_over_data_sets_however_many_examples_each_has():
     rows = [("a", SOME[0], 0.9)] * 9 + [("b", SOME[0], 0.1)] + [("a", SOME[1], 0.6)] * 9 + [("b", SOME[1], 0.5)]
     frame = pd.DataFrame([{"dataset": name, **chosen._asdict(), "auc": auc} for name, chosen, auc in rows])
-    assert parts.best(frame) == SOME[1]
+    assert inside.best(frame) == SOME[1]
 
 
 def test_own_shares_run_from_all_to_an_even_part():
     chosen = SOME[0]
-    settings = [chosen._replace(tau1=1e-9), chosen._replace(tau1=inside.EVEN), SOME[3]]
+    settings = [chosen._replace(tau1=1e-9), chosen._replace(tau1=inside.VERY_LARGE), SOME[3]]
     own = inside.own_shares(DRAWS, X, settings)["own"].to_numpy().reshape(3, 4)
     np.testing.assert_allclose(own, np.array([[1], [1 / 3], [1 / 2]]) + np.zeros(4), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_changed_maps_change_one_part_and_stay_complete(name):
-    maps, parts = inside.changed_maps(DRAWS, X, name, num_path=2, block=3), uncertainties(DRAWS, X)
+    maps, parts = inside.changed_maps(DRAWS, X, name), uncertainties(DRAWS, X)
     other = "raw" if SETTINGS[name].psi == "minmax" else "minmax"
     for (part, change), values in maps.items():
         if part in ("", "coefficients", "logit map", "normalisation"):
@@ -137,7 +153,7 @@ def test_changed_maps_change_one_part_and_stay_complete(name):
         inside.UNCHANGED: {},
         ("coefficients", "row-normalised"): {"coefficients": "row-normalised"},
         ("coefficients", "ratio"): {"coefficients": "ratio"},
-        inside.EVENLY: {"tau1": inside.EVEN},
+        inside.EVEN: {"tau1": inside.VERY_LARGE},
         ("logit map", f"FullGrad, {other}"): {"psi": other},
         ("logit map", "gradient x input"): {"explainer": "gradient_x_input"},
         ("logit map", "integrated gradients"): {"explainer": "integrated_gradients", "num_steps": 2},
@@ -145,7 +161,8 @@ def test_changed_maps_change_one_part_and_stay_complete(name):
     for key, changes in expected.items():
         assert_close(maps[key], ua_backprop(DRAWS, X, setting=name, **changes), **EXACT)
     assert_close(maps[inside.FULLGRAD], fullgrad_of_prediction(DRAWS, X, setting=name), **EXACT)
-    assert_close(maps[inside.SIGNED], attribute_uncertainty(DRAWS, X), **EXACT)
+    assert_close(maps[SIGNED], attribute_uncertainty(DRAWS, X), **EXACT)
+    assert_close(maps["rival", "|x - blur|"], distance_to_blur(DRAWS, X), **EXACT)
     assert len(maps) == 16
     same = [key for key, values in maps.items() if torch.allclose(values, maps[inside.UNCHANGED], rtol=1e-6, atol=0)]
     # With a small tau1 and unsure draws, either softmax leaves each share with its own logit.
@@ -153,40 +170,57 @@ def test_changed_maps_change_one_part_and_stay_complete(name):
 
 
 def test_an_ablation_scores_every_map_and_says_what_it_looks_like():
-    frame = inside.ablation(DRAWS, X, num_steps=2, num_path=1)
+    frame = inside.ablation(DRAWS, X)
     assert len(frame) == 2 * 16 * 4
     same = frame[frame["change"] == "unchanged"]
     assert same["unchanged"].tolist() == pytest.approx([1] * 8)
     assert frame.loc[frame["change"] == inside.FULLGRAD[1], "prediction"].tolist() == pytest.approx([1] * 8)
     assert frame.loc[frame["change"] == "random", "unchanged"].abs().max() < 0.5
     maps = {"": ua_backprop(DRAWS, X, setting="recommended")}
-    alone = inside.scored(DRAWS, X, maps, num_steps=2)
+    alone = inside.scored(DRAWS, X, maps)
     np.testing.assert_allclose(same.loc[same["setting"] == "recommended", "auc"], alone["auc"])
 
 
 def test_maps_of_each_kind_are_scored_by_each_uncertainty():
-    frame = inside.crossed(DRAWS, X, num_steps=2).set_index(["setting", "kind", "uncertainty"])["auc"]
+    frame = inside.crossed(DRAWS, X).set_index(["setting", "kind", "uncertainty"])["auc"]
     assert len(frame) == 2 * 3 * 3 * 4
     maps = {"": ua_backprop(DRAWS, X, "total", setting="paper")}
-    alone = inside.scored(DRAWS, X, maps, "aleatoric", num_steps=2)["auc"]
+    alone = inside.scored(DRAWS, X, maps, "aleatoric")["auc"]
     np.testing.assert_allclose(frame.loc["paper", "total", "aleatoric"], alone)
 
 
 def test_maps_of_few_draws_are_scored_by_the_uncertainty_over_all():
-    frame = inside.few_draws(DRAWS, X, counts=[2, 3], num_steps=2).set_index(["setting", "name", "draws"])["auc"]
+    frame = inside.few_draws(DRAWS, X, counts=[2, 3]).set_index(["setting", "name", "draws"])["auc"]
     for count in (2, 3):
         maps = {"": ua_backprop(DRAWS[:count], X, setting="recommended")}
-        alone = inside.scored(DRAWS, X, maps, num_steps=2)["auc"]
+        alone = inside.scored(DRAWS, X, maps)["auc"]
         np.testing.assert_allclose(frame.loc["recommended", "UA-Backprop", count], alone)
     maps = {"": fullgrad_of_prediction(DRAWS, X)}
-    alone = inside.scored(DRAWS, X, maps, num_steps=2)["auc"]
+    alone = inside.scored(DRAWS, X, maps)["auc"]
     np.testing.assert_allclose(frame.loc["paper", inside.FULLGRAD[1], 3], alone)
 
 
-def test_blocks_are_put_together_in_order():
+def test_a_part_that_is_put_in_is_tried_and_stays_complete():
+    own = definitions("18", num_steps=2, num_path=2)
+    own.COEFFICIENTS["own logit"] = lambda logits, tau1: torch.eye(3).double().expand(*logits.shape, -1)
+    own.PSIS["even"] = lambda network, x: torch.ones(len(x), 3, 8, 8).double()
+    own.NORMALISATIONS["first pixel"] = lambda shares, maps, tau2: shares.sum(1)[:, None, None] * one_pixel()[:1, 0]
+    own.EXPLAINERS["half"] = lambda network, x, target: x / 2
+    own.CONTROLS["zero"] = lambda draws, x: torch.zeros_like(x[:, 0])
+    maps = own.changed_maps(DRAWS, X, "paper")
+    assert len(maps) == 16 + 5
+    epistemic = uncertainties(DRAWS, X).epistemic
+    for key in [("coefficients", "own logit"), ("logit map", "FullGrad, even"), ("logit map", "half")]:
+        assert_close(maps[key].flatten(1).sum(1), epistemic, **EXACT)
+    assert_close(maps["normalisation", "first pixel"][:, 0, 0], epistemic, **EXACT)
+    assert maps["rival", "zero"].abs().max() == 0
+    assert set(own.ablation(DRAWS, X[:1])["change"]) >= {"own logit", "FullGrad, even", "half", "first pixel", "zero"}
+
+
+def test_lots_of_images_are_put_together_in_order():
     tasks = {"a": (DRAWS, X), "b": (DRAWS, X[:1])}
-    frame = parts.over_blocks(inside.sweep, tasks, rows=3, settings=SOME[:2], num_steps=2)
-    whole = inside.sweep(DRAWS, X, SOME[:2], num_steps=2)
+    frame = inside.in_lots(partial(inside.sweep, settings=SOME[:2]), tasks, rows=3)
+    whole = inside.sweep(DRAWS, X, SOME[:2])
     found = frame[frame["dataset"] == "a"].sort_values([*Setting._fields, "example"]).reset_index(drop=True)
     pd.testing.assert_frame_equal(
         found.drop(columns="dataset"), whole.sort_values([*Setting._fields, "example"]).reset_index(drop=True)
@@ -194,18 +228,17 @@ def test_blocks_are_put_together_in_order():
     assert frame.loc[frame["dataset"] == "b", "example"].tolist() == [0, 0]
 
 
-def test_differences_are_taken_on_the_same_example_and_setting():
+def test_gains_are_taken_on_the_same_example_and_setting():
     rows = [("p", "unchanged", 0, 0.2), ("p", "unchanged", 1, 0.3), ("p", "other", 1, 0.9), ("p", "other", 0, 0.1)]
     rows += [("q", "unchanged", 0, 0.5), ("q", "other", 0, 0.5), ("q", "unchanged", 1, np.nan), ("q", "other", 1, 1.0)]
-    frame = pd.DataFrame(rows, columns=["setting", "change", "example", "auc"])
-    found = parts.differences(frame, {"change": "unchanged"}).set_index(["setting", "change", "example"])["auc"]
+    frame = pd.DataFrame(rows, columns=["setting", "change", "example", "auc"]).assign(dataset="toy")
+    found = inside.gains(frame).set_index(["setting", "change", "example"])["auc"]
     assert found.to_dict() == pytest.approx({("p", "other", 1): 0.6, ("p", "other", 0): -0.1, ("q", "other", 0): 0})
 
 
-def test_unsure_pictures_are_above_the_median_of_those_that_were_scanned():
-    asked = {"num_scanned": 40, "dtype": "float64", "preset": "quick", "posterior": "laplace", "num_draws": 3}
-    draws, x = parts.unsure("digits", "validation", num_examples=20, **asked)
-    _, fewer = parts.unsure("digits", "validation", num_examples=5, **asked)
+def test_unsure_images_are_above_the_median_of_those_that_were_scanned():
+    draws, x = inside.unsure("digits", "validation", wanted=20, posterior="laplace", num_draws=3)
+    _, fewer = inside.unsure("digits", "validation", wanted=5, posterior="laplace", num_draws=3)
     assert (len(draws), x.shape, x.dtype) == (3, (20, 1, 8, 8), torch.float64)
     # Twenty of forty are above the median, so five are among them.
     assert all(any(torch.equal(one, each) for each in x) for one in fewer)
@@ -222,12 +255,10 @@ def swept():
     return pd.DataFrame(rows)
 
 
-def test_the_losses_are_taken_from_the_best_pair_of_each_data_set_and_drawn():
-    frame = swept()
-    frame.loc[(frame["dataset"] == "b") & (frame["tau1"] == 0.1), "auc"] = 0.9
-    figure, table = parts.loss_figure(frame, SETTINGS["paper"]._replace(tau1=0.1))
-    losses = table.set_index(["dataset", "tau1"])["loss"].to_dict()
-    assert losses == pytest.approx({("a", 0.1): -0.105, ("a", 1e-5): 0, ("b", 0.1): 0, ("b", 1e-5): -0.595})
+def test_the_losses_are_written_in_full_and_the_frozen_pair_in_brackets():
+    rows = [("a", 0.1, -0.105), ("a", 1e-5, 0), ("b", 0.1, -1e-5), ("b", 1e-5, -0.595)]
+    frame = pd.DataFrame(rows, columns=["dataset", "tau1", "loss"]).assign(tau2=1.0)
+    figure = n18.loss_panels(frame, frozen=SETTINGS["paper"]._replace(tau1=0.1), title="")
     texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert texts == [["0.000", "[-0.105]"], ["-0.595", "[0.000]"]]
 
@@ -235,15 +266,16 @@ def test_the_losses_are_taken_from_the_best_pair_of_each_data_set_and_drawn():
 @pytest.mark.parametrize(("tau1", "verdict"), [(0.1, "fails"), (1e-5, "holds")])
 def test_frozen_temperatures_are_judged_against_the_best_of_the_sweep(tau1, verdict, monkeypatch):
     study = Notebook("18", preset="quick", seed=0)
-    monkeypatch.setitem(parts.SETTINGS, "paper", SETTINGS["paper"]._replace(tau1=tau1))
-    parts.claim_frozen(study, swept(), "paper")
+    monkeypatch.setitem(SETTINGS, "paper", SETTINGS["paper"]._replace(tau1=tau1))
+    inside.judge_frozen(study, swept(), "paper")
     assert [claim["verdict"] for claim in study._claims] == [verdict]
     assert study._claims[0]["n"] == 12
 
 
 def ablated(own, signed, ratio):
-    values = {inside.UNCHANGED: own, inside.SIGNED: signed, ("coefficients", "ratio"): ratio}
-    values |= {("coefficients", "row-normalised"): own} | dict.fromkeys(inside.CONTROLS, 0.4)
+    values = {inside.UNCHANGED: own, SIGNED: signed, ("coefficients", "ratio"): ratio}
+    controls = [inside.EVEN, inside.SHUFFLED, inside.FULLGRAD, ("rival", "|x - blur|"), ("rival", "random")]
+    values |= {("coefficients", "row-normalised"): own} | dict.fromkeys(controls, 0.4)
     about = {"dataset": "toy", "setting": "paper", "prediction": 0.7}
     rows = []
     for (part, change), auc in values.items():
@@ -258,7 +290,7 @@ def ablated(own, signed, ratio):
 def test_parts_are_judged_against_controls_other_coefficients_and_signed_gradients(values, better, other, signed):
     study = Notebook("18", preset="quick", seed=0)
     own, signs, ratio = values
-    parts.claim_parts(study, ablated(own, signs, ratio))
+    inside.judge_parts(study, ablated(own, signs, ratio))
     verdicts = [claim["verdict"] for claim in study._claims]
     assert verdicts == [*[better] * 5, other, signed, "holds"]
     assert study._claims[5]["value"] == pytest.approx(ratio - own)
@@ -267,7 +299,7 @@ def test_parts_are_judged_against_controls_other_coefficients_and_signed_gradien
 
 def test_the_best_variant_is_what_signed_gradients_have_to_beat():
     study = Notebook("18", preset="quick", seed=0)
-    parts.claim_parts(study, ablated(0.5, 0.55, 0.6))
+    inside.judge_parts(study, ablated(0.5, 0.55, 0.6))
     assert study._claims[6]["verdict"] == "fails"
     assert study._claims[6]["value"] == pytest.approx(-0.05)
 
@@ -275,13 +307,16 @@ def test_the_best_variant_is_what_signed_gradients_have_to_beat():
 def test_the_most_draws_are_judged_against_the_fewest_and_drawn():
     rows = []
     for posterior, gain in {"a": 0.1, "b": -0.1}.items():
-        for name in ("UA-Backprop", inside.EVENLY[1], inside.FULLGRAD[1]):
+        for name in ("UA-Backprop", inside.EVEN[1], inside.FULLGRAD[1]):
             for count in (2, 5) if name == "UA-Backprop" else (5,):
                 about = {"dataset": "toy", "posterior": posterior, "setting": "paper", "name": name, "draws": count}
                 rows += [about | {"example": i, "auc": 0.3 + gain * (count == 5)} for i in range(3)]
     frame, study = pd.DataFrame(rows), Notebook("18", preset="quick", seed=0)
-    parts.claim_draws(study, frame)
+    inside.judge_draws(study, frame)
     assert [claim["verdict"] for claim in study._claims] == ["holds", "fails"]
-    figure, points = parts.draws_figure(frame)
+    points = over_examples(
+        frame.assign(panel="toy: " + frame["posterior"]), ["panel", "setting", "name", "draws"], "auc"
+    )
+    figure = n18.draws_panels(points, controls={"+": inside.EVEN[1], "x": inside.FULLGRAD[1]}, title="")
     assert [axes.get_title() for axes in figure.axes] == ["toy: a", "toy: b"]
-    assert len(points) == 8
+    assert [len(axes.lines) for axes in figure.axes] == [3, 3]  # a line, and a cross for each control

@@ -1,159 +1,59 @@
-"""Attention by hand, a plain training loop as oracle, a case where attention must help, and arms of equal length."""
+"""Notebook 11: arms of equal length, controls made of the map that they control for, gains paired by seed."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from core_networks import EXACT
+from helpers.n11 import gain_panels
+from notebook_cells import definitions
 from scipy import stats
-from torch import nn, tensor
+from torch import nn
 from torch.testing import assert_close
 
-from xuqlib import Draws, Notebook, Recipe, uncertainties
-from xuqlib.lessons import adding, mitigating, paired
-from xuqlib.lessons.mitigating import ARMS, OURS, Plan
+from xuqlib import Draws, Notebook, uncertainties
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.study.intervals import mean_of_trainings, over_seeds
-from xuqlib.study.judging.mitigation import attended, fit_attended, unit_maps
-from xuqlib.study.training.fitting import one_cycle
+from xuqlib.study.intervals import OVER_SEEDS, mean_of_trainings, over_seeds
+from xuqlib.study.judging.mitigation import attended, unit_maps
 
-PLAN = Plan("digits", clutter=True, num_test=20, widths=(2, 2), hidden=4, epochs=2, batch_size=8, every=1)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=generator_of(seed), dtype=torch.float64)
-
-
-def linear(seed=0, features=4, classes=2):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Linear(features, classes).double()
-
-
-def test_a_unit_map_starts_at_its_least_positive_part_and_ends_at_1():
-    maps = tensor([[[-4.0, 0.0], [1.0, 3.0]], [[2.0, 3.0], [2.5, 4.0]]])
-    assert_close(unit_maps(maps), tensor([[[0.0, 0.0], [1 / 3, 1.0]], [[0.0, 0.5], [0.25, 1.0]]]))
-
-
-@pytest.mark.parametrize("value", [-1.0, 0.0, 2.0])
-def test_a_flat_map_takes_nothing_away(value):
-    assert_close(unit_maps(torch.full((1, 2, 2), value)), torch.zeros(1, 2, 2))
-
-
-def test_attention_is_1_minus_the_map_on_every_channel():
-    x = tensor([[[[2.0, 4.0]], [[-1.0, 8.0]]]])  # one picture, two channels, 1 x 2 pixels
-    maps = tensor([[[0.25, 1.0]]])
-    assert_close(attended(x, maps), tensor([[[[1.5, 0.0]], [[-0.75, 0.0]]]]))
-    assert_close(attended(x, maps, tau=0.5), x * tensor([math.exp(-0.5), math.exp(-2.0)]))
-    assert_close(attended(x, maps, fill=tensor([[[1.0, 1.0]]])), tensor([[[[1.75, 1.0]], [[-0.5, 1.0]]]]))
-
-
-def test_a_table_is_attended_feature_by_feature():
-    assert_close(attended(tensor([[4.0, 6.0]]), tensor([[0.5, 0.0]])), tensor([[2.0, 6.0]]))
-
-
-@pytest.mark.parametrize("maps", [torch.full((1, 2, 2), 1.5), torch.full((1, 2, 2), math.nan), torch.zeros(1, 1, 2, 2)])
-def test_maps_that_are_no_attention_are_one_clear_error(maps):
-    with pytest.raises(ValueError, match="rescale them with unit_maps"):
-        attended(torch.ones(1, 1, 2, 2), maps)
-
-
-def test_training_is_a_plain_loop_for_each_network():
-    x, y, recipe = normal(10, 4), torch.arange(10) % 2, Recipe(epochs=3, batch_size=4, learning_rate=0.1)
-    networks, twins = ([linear(seed) for seed in (1, 2)] for _ in range(2))
-    state = torch.get_rng_state()
-    assert fit_attended(networks, x, y, recipe, seed=5) == 9
-    assert torch.equal(torch.get_rng_state(), state)
-    for member, twin in enumerate(twins):
-        optimiser, schedule = one_cycle(twin.parameters(), recipe, 10)
-        order = generator_of(5, 1, member)
-        for _ in range(3):
-            for batch in torch.randperm(10, generator=order).split(4):
-                optimiser.zero_grad()
-                nn.functional.cross_entropy(twin(x[batch]), y[batch]).backward()
-                optimiser.step()
-                schedule.step()
-        assert_close(networks[member].weight, twin.weight, **EXACT)
-
-
-def test_inside_the_loop_the_inputs_are_attended_anew_by_the_networks_of_the_moment():
-    x, y, recipe = normal(8, 4), torch.arange(8) % 2, Recipe(epochs=7, batch_size=8, learning_rate=0.1)
-    seen = []
-
-    def attend(draws, plain):
-        seen.append((len(draws), draws[0].network.weight.clone(), plain))
-        return 0 * plain  # from now on the weights have no gradient, the biases do
-
-    network = linear()
-    steps = fit_attended([network], x, y, recipe, attend=attend, every=3)
-    assert steps == fit_attended([linear()], x, y, recipe) == 7
-    assert [(count, plain is x) for count, _, plain in seen] == [(1, True)] * 2  # before epochs 4 and 7
-    twin = linear()
-    fit_attended([twin], x, y, recipe, attend=lambda _, plain: plain, every=3)
-    assert not torch.equal(seen[0][1], seen[1][1])
-    assert not torch.equal(network.weight, twin.weight)
-    plain = linear()
-    fit_attended([plain], x, y, recipe)
-    assert_close(twin.weight, plain.weight, **EXACT)
-
-
-def test_training_that_diverges_is_one_clear_error():
-    with pytest.raises(FloatingPointError, match="epoch 1; lower learning_rate"):
-        fit_attended([linear()], torch.full((4, 4), math.nan, dtype=torch.float64), torch.zeros(4).long())
-
-
-def test_attention_on_the_true_noise_helps_and_a_random_map_does_not():
-    # The first two features hold the class, faintly; thirty others hold noise that training fits instead.
-    def examples(count, seed):
-        y = torch.arange(count) % 2
-        x = 5 * normal(count, 32, seed=seed)
-        x[:, :2] = 0.7 * (2 * y[:, None] - 1) + 0.3 * normal(count, 2, seed=seed + 1)
-        return x, y
-
-    (x, y), (test, truth) = examples(24, 1), examples(400, 3)
-    mask = (torch.arange(32) >= 2).double()
-    noise = torch.rand(424, 32, generator=generator_of(7), dtype=torch.float64)
-    scores = {}
-    arms = {"none": (0 * noise[:24], 0 * noise[24:]), "random": (noise[:24], noise[24:])}
-    arms["true"] = (mask.expand(24, 32), mask.expand(400, 32))
-    for name, (taken, taken_too) in arms.items():
-        network = linear(features=32)
-        fit_attended([network], attended(x, taken), y, Recipe(epochs=15, batch_size=8, learning_rate=0.05))
-        answer = network(attended(test, taken_too)).argmax(1)
-        scores[name] = float((answer == truth).double().mean())
-    assert scores["true"] > 0.95
-    assert scores["true"] > scores["none"] + 0.2
-    assert scores["random"] < scores["none"] + 0.05
-
-
-def test_a_patch_is_a_third_as_wide_and_nothing_else_changes():
-    x = torch.full((40, 1, 9, 12), 2.0)
-    shown, inside = mitigating.patched(x, seed=1)
-    assert inside.sum((1, 2)).tolist() == [9.0] * 40
-    assert torch.equal(shown == 2, inside[:, None] == 0)  # noise is below 1
-    assert (inside.amax(1).argmax(1).unique().numel(), inside.amax(2).argmax(1).unique().numel()) == (10, 7)
-    assert torch.equal(inside[0].amax(1)[:, None] * inside[0].amax(0), inside[0])  # one square
+N = definitions(
+    "11",
+    num_members=2,
+    num_test=20,
+    epochs=2,
+    batch_size=8,
+    map_every=1,
+    corruptions=["gaussian_noise", "contrast"],
+    added=[4, 12],
+    num_pool=12,
+)
+OURS = N.OURS
 
 
 @pytest.fixture(scope="module")
 def found():
-    return mitigating.one_seed(0, PLAN, 20)
+    return N.one_seed("digits", True, 20, 0, list(N.ARMS))
+
+
+def first_stage():
+    train, _, images, patches = N.load_images("digits", True, 10, 0)
+    draws, _ = N.train_ensemble(train, images["train"], 0, stage=1)
+    ours = {part: N.recommended(draws, x) for part, x in images.items()}
+    return train, N.FirstStage(draws, images, patches, ours, 0)
 
 
 def test_the_networks_of_all_arms_take_equally_many_steps(found):
     assert set(found["steps"]) == {6}
-    assert list(dict.fromkeys(found["arm"])) == list(ARMS)
+    assert list(dict.fromkeys(found["arm"])) == list(N.ARMS)
     assert list(dict.fromkeys(found["test"])) == ["clean", "gaussian_noise", "contrast", "corrupted"]
 
 
-def test_the_arm_none_is_a_training_on_plain_pictures(found):
-    train, parts = PLAN.train(0, 20), mitigating.pictures(PLAN, 0, 20)[0]
-    draws, _ = PLAN.fit(train, parts["train"], seed=0, stage=2)
-    wanted = mitigating.measured(draws, parts["contrast"], PLAN.test(0).y)
+def test_the_arm_none_is_a_training_on_plain_images(found):
+    train, test, images, _ = N.load_images("digits", True, 20, 0)
+    draws, _ = N.train_ensemble(train, images["train"], 0, stage=2)
+    wanted = N.scores(draws, images["contrast"], test.y)
     row = found[(found["arm"] == "none") & (found["test"] == "contrast")].iloc[0]
     assert {name: row[name] for name in wanted} == wanted
     assert row["kept"] == 1
@@ -164,25 +64,60 @@ def test_corrupted_is_the_mean_over_the_other_tests(found):
     assert part["corrupted"] == pytest.approx((part["gaussian_noise"] + part["contrast"]) / 2, abs=1e-12)
 
 
-def test_a_true_mask_is_left_out_where_there_is_none():
-    plain = Plan(**{**vars(PLAN), "clutter": False, "epochs": 1})
-    assert set(mitigating.one_seed(0, plain, 10, ["none", "true mask"])["arm"]) == {"none"}
-    with pytest.raises(ValueError, match="unknown arm 'best'"):
-        mitigating.one_seed(0, plain, 10, ["best"])
+def test_kept_is_the_mean_attention_of_every_form(found):
+    # attention is 1 - m, exp(-m / 2), 1 - m towards another colour, or m: the same maps give four kinds of it
+    *_, patches = N.load_images("digits", True, 20, 0)
+    kept = found[found["test"] == "clean"].set_index("arm")["kept"]
+    assert kept["inverted"] == pytest.approx(1 - kept[OURS], abs=1e-12)
+    assert kept["towards the mean"] == kept[OURS] == pytest.approx(kept["shuffled pixels"], abs=1e-12)
+    assert kept[OURS] < kept["milder"] < 1
+    assert kept["true mask"] == pytest.approx(1 - float(patches["clean"].mean()), abs=1e-12)
+
+
+def test_clutter_comes_with_its_place_and_plain_images_have_none():
+    (_, test, plain, nowhere), (_, _, images, patches) = (
+        N.load_images("digits", each, 10, 0) for each in (False, True)
+    )
+    assert torch.equal(plain["clean"], test.x.double())
+    assert all(mask.abs().max() == 0 for mask in nowhere.values())
+    outside = 1 - patches["clean"][:, None]
+    assert torch.equal(outside * images["clean"], outside * plain["clean"])
+    assert torch.equal(patches["clean"], patches["contrast"])
+    assert patches["train"].mean() > 0
+
+
+def test_an_arm_more_is_one_entry_and_changes_no_other(found, monkeypatch):
+    monkeypatch.setitem(N.ARMS, "half", (lambda first, part: first.ours[part] / 2, N.fade))
+    more = N.one_seed("digits", True, 20, 0, ["half", OURS])
+    pd.testing.assert_frame_equal(
+        more[more["arm"] == OURS].reset_index(drop=True), found[found["arm"] == OURS].reset_index(drop=True)
+    )
+    kept = more[more["test"] == "clean"].set_index("arm")["kept"]
+    assert 1 - kept["half"] == pytest.approx((1 - kept[OURS]) / 2, abs=1e-12)
 
 
 def test_controls_are_made_of_the_map_that_they_control_for():
-    parts = mitigating.pictures(PLAN, 0, 10)[0]
-    draws, _ = PLAN.fit(PLAN.train(0, 10), parts["train"], seed=0, stage=1)
-    ours = {name: mitigating.ua_maps(draws, x) for name, x in parts.items()}
-    made = {arm: mitigating.maps_of(arm, draws, parts, ours) for arm in (*ARMS[:4], OURS, "inverted")}
-    shuffled, mean = made["shuffled pixels"]["clean"], made["dataset-mean map"]["clean"]
-    assert torch.equal(shuffled.flatten(1).sort(1).values, ours["clean"].flatten(1).sort(1).values)
-    assert not torch.equal(shuffled, ours["clean"])
-    assert_close(mean, unit_maps(ours["train"].mean(0, keepdim=True)).expand_as(mean), **EXACT)
-    assert_close(made["inverted"]["contrast"], 1 - ours["contrast"], **EXACT)
-    assert made["none"]["clean"].abs().max() == 0
-    assert made["random map"]["clean"].std() > 0.25
+    _, first = first_stage()
+    ours, clean = first.ours["clean"], first.images["clean"]
+    maps = {arm: make(first, "clean") for arm, (make, _) in N.ARMS.items() if make}
+    shuffled, mean = maps["shuffled pixels"], maps["dataset-mean map"]
+    assert torch.equal(shuffled.flatten(1).sort(1).values, ours.flatten(1).sort(1).values)
+    assert not torch.equal(shuffled, ours)
+    assert_close(mean, unit_maps(first.ours["train"].mean(0, keepdim=True)).expand_as(mean), **EXACT)
+    assert maps["none"].abs().max() == 0
+    assert maps["random map"].std() > 0.25
+    assert torch.equal(maps["true mask"], first.patches["clean"])
+    assert_close(N.keep_the_uncertain(clean, ours, None), ours[:, None] * clean, **EXACT)
+    assert all(each.min() >= 0 and each.max() <= 1 for each in maps.values())
+
+
+def test_end_to_end_fades_by_the_maps_of_its_own_networks():
+    train, first = first_stage()
+    draws, _, maps, shown = N.second_stage("end-to-end", first, train)
+    assert_close(maps["clean"], N.recommended(draws, first.images["clean"]), **EXACT)
+    assert_close(shown["clean"], attended(first.images["clean"], maps["clean"]), **EXACT)
+    plain, _ = N.train_ensemble(train, first.images["train"], 0, stage=2)
+    assert not torch.equal(draws(first.images["clean"]), plain(first.images["clean"]))
 
 
 def scores_of_two():
@@ -193,7 +128,7 @@ def scores_of_two():
 
 
 def test_a_gain_is_paired_by_seed_and_above_0_where_it_is_better():
-    found = paired.gains(scores_of_two(), by=["test"], side="arm", against="none", scores=["accuracy", "nll"])
+    found = N.gains(scores_of_two(), by=["test"], side="arm", against="none", scores=["accuracy", "nll"])
     pairs = {(seed, score): gain for seed, score, gain in found[["seed", "score", "gain"]].to_numpy()}
     assert pairs == {(0, "accuracy"): 0.25, (0, "nll"): -0.5, (1, "accuracy"): 0.125, (1, "nll"): 1.0}
     table = over_seeds(found, ["arm", "score"]).set_index("score")
@@ -203,28 +138,72 @@ def test_a_gain_is_paired_by_seed_and_above_0_where_it_is_better():
 def test_the_interval_is_that_of_a_t_test():
     values = pd.Series([0.1, 0.4, 0.2, 0.6, 0.3])
     wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert mean_of_trainings(values) == pytest.approx((0.32, *wanted), abs=1e-12)
-    assert np.isnan(mean_of_trainings(values[:1])[1:]).all()
+    assert tuple(mean_of_trainings(values)) == pytest.approx((0.32, *wanted), abs=1e-12)
+    assert np.isnan([*mean_of_trainings(values[:1])][1:]).all()
 
 
-@pytest.mark.parametrize(("gain", "verdict"), [(1.0, "holds"), (-1.0, "fails"), (0.0, "undecided")])
-def test_verdicts_follow_the_interval(gain, verdict, tmp_path, monkeypatch):
-    monkeypatch.setenv("XUQ_FIGURES", str(tmp_path))
+@pytest.mark.parametrize(
+    ("gain", "verdict"),
+    [
+        ([1.1, 0.9, 1.2], "holds"),
+        ([-1.1, -0.9, -1.2], "fails"),
+        ([0.1, -0.1, 0.2], "undecided"),
+        ([1.0, 1.0, 1.0], "undecided"),  # alike in every seed
+    ],
+)
+def test_verdicts_follow_the_interval_over_seeds(gain, verdict, figures):
     study = Notebook("11", preset="quick", seed=0)
-    paired.judge_seeds(study, "it helps", gain + pd.Series([0.1, -0.1, 0.2]), "nll", dataset="toy", source="this study")
-    assert study.claims()["verdict"].tolist() == [verdict]
+    rows = [("none", seed, 2.0) for seed in range(3)] + [(OURS, seed, 2.0 - each) for seed, each in enumerate(gain)]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "nll"])
+    frame = frame.assign(accuracy=0.5, dataset="toy", num_train=4, test="clean")
+    definitions("11", study=study).judge_pair(frame, "clean", OURS, "none")
+    claims = study.claims()
+    assert claims["verdict"].tolist() == ["undecided", verdict]
+    assert claims["value"].tolist() == pytest.approx([0, sum(gain) / 3])
+    assert claims["statement"][1] == f"toy, 4 pictures, clean test: {OURS} has a better nll than none"
+    assert (claims["claim"] == "U6").all() and (claims["note"] == OVER_SEEDS).all()
+    assert claims["unit"].tolist() == ["", "nats"]
+
+
+def test_the_dots_of_a_panel_are_the_means_of_its_gains():
+    gains = pd.DataFrame(
+        {"panel": "p", "arm": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "gain": [0.0, 1.0, -2.0, 0.0]}
+    )
+    figure, points = gain_panels(gains, by="panel", side="arm", unit="nats", title="t")
+    assert points.set_index("arm")["gain"].to_dict() == {"a": 0.5, "b": -1.0}
+    dots = figure.axes[0].lines[0]
+    assert (list(dots.get_xdata()), list(dots.get_ydata())) == ([0.5, -1.0], [0, 1])
 
 
 def test_a_whole_pool_leaves_nothing_to_choose():
-    found = adding.more_pictures(0, PLAN, 10, [4, 12], 12).set_index(["choice", "added"])["nll"].unstack()
+    found = N.buy_labels("digits", 10, 0).set_index(["choice", "added"])["nll"].unstack()
+    assert list(found.index) == sorted(N.CHOICES)
     assert found[0].nunique() == found[12].nunique() == 1
     assert found[4].nunique() > 1
 
 
-def test_the_most_uncertain_pictures_come_first():
-    draws, x = Draws([linear(1).eval(), linear(2).eval()]), normal(9, 4)
-    orders, u = adding._orders(draws, x, 0), uncertainties(draws, x)
-    assert orders["epistemic"].tolist() == sorted(range(9), key=lambda i: -u.epistemic[i])
-    assert orders["total"].tolist() == sorted(range(9), key=lambda i: -u.total[i])
-    assert sorted(orders["random"].tolist()) == list(range(9))
-    assert orders["random"].tolist() != list(range(9))
+def linear(seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Linear(4, 2).double().eval()
+
+
+def test_the_most_uncertain_images_come_first():
+    draws = Draws([linear(1), linear(2)])
+    x = torch.randn(9, 4, generator=generator_of(0), dtype=torch.float64)
+    u = uncertainties(draws, x)
+    assert N.largest_epistemic(draws, x, 5, 0).tolist() == sorted(range(9), key=lambda i: -u.epistemic[i])[:5]
+    assert N.largest_total(draws, x, 5, 0).tolist() == sorted(range(9), key=lambda i: -u.total[i])[:5]
+    order = N.at_random(draws, x, 9, 0).tolist()
+    assert sorted(order) == list(range(9)) and order != list(range(9))
+    assert N.at_random(draws, x, 3, 0).tolist() == order[:3]  # a smaller purchase is part of a larger one
+
+
+def test_the_concentrated_ones_are_among_twice_as_many_of_the_most_uncertain():
+    draws = Draws([linear(1), linear(2)])
+    x = torch.randn(9, 4, generator=generator_of(0), dtype=torch.float64)
+    rows = N.most_concentrated(draws, x, 3, 0).tolist()
+    candidates = N.largest_epistemic(draws, x, 6, 0).tolist()
+    assert len(set(rows)) == 3 and set(rows) <= set(candidates)
+    sparse = {row: float(N.sparseness(N.recommended(draws, x[row : row + 1])).nan_to_num(-1)) for row in candidates}
+    assert min(sparse[row] for row in rows) >= max(sparse[row] for row in set(candidates) - set(rows)) - 1e-12

@@ -7,16 +7,18 @@ import pandas as pd
 import pytest
 import torch
 from core_networks import EXACT, randn
+from helpers import n09
+from notebook_cells import definitions
 from torch import nn
 from torch.testing import assert_close
 
 from xuqlib import Draws, Notebook, ua_backprop, uncertainties
-from xuqlib.lessons import sources
 from xuqlib.study.data.planted import kinds
 from xuqlib.study.training.networks import mini_vgg
 from xuqlib.ua_backprop import SETTINGS, class_maps
 from xuqlib.uncertainty import KINDS
 
+lesson = definitions("09")
 X = randn(5, 3, 8, 8).sigmoid()
 
 
@@ -43,14 +45,15 @@ def test_the_masks_of_these_tests_are_those_of_planted_pictures():
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_all_maps_at_once_are_those_of_ua_backprop(setting, kind):
-    found = sources.maps_of(DRAWS, X, block=2)
-    assert_close(found[kind, setting], ua_backprop(DRAWS, X, kind, setting=setting), **EXACT)
+def test_all_maps_at_once_are_those_of_ua_backprop(setting):
+    many = randn(18, 3, 8, 8).sigmoid()  # more than are made in one pass
+    found = lesson.maps_of(DRAWS, many, settings=[setting])
+    for kind in KINDS:
+        assert_close(found[kind, setting], ua_backprop(DRAWS, many, kind, setting=setting), **EXACT)
 
 
 def test_the_controls_are_maps_of_all_logits_and_of_the_predicted_one():
-    found = sources.maps_of(DRAWS, X, settings=["recommended"], block=2)
+    found = lesson.maps_of(DRAWS, X, settings=["recommended"])
     total, predicted = uncertainties(DRAWS, X).total, DRAWS(X).softmax(-1).mean(0).argmax(1)
     even, own = torch.zeros(5, 8, 8, dtype=X.dtype), torch.zeros(5, 8, 8, dtype=X.dtype)
     for network in DRAWS:
@@ -64,26 +67,28 @@ def test_the_controls_are_maps_of_all_logits_and_of_the_predicted_one():
     assert_close(found["prediction", "recommended"], own, **EXACT)
 
 
+def test_a_row_that_is_added_to_the_shares_is_spread_like_the_others(monkeypatch):
+    twice = lambda logits, c: 2 * lesson.evenly(logits, c)  # noqa: E731
+    monkeypatch.setitem(lesson.SHARES, "twice", twice)
+    found = lesson.maps_of(DRAWS, X, settings=["paper"])
+    assert_close(found["twice", "paper"], 2 * found["even shares", "paper"], **EXACT)
+
+
 def test_every_map_of_a_kind_is_complete_and_the_gap_says_where_it_is_not():
-    found, parts = sources.maps_of(DRAWS, X), uncertainties(DRAWS, X)
-    assert sources.gaps(found, parts).shape == (6, 5)
-    assert sources.gaps(found, parts).max() < 1e-13
+    found, parts = lesson.maps_of(DRAWS, X, settings=SETTINGS), uncertainties(DRAWS, X)
+    assert lesson.gaps(found, parts).shape == (6, 5)
+    assert lesson.gaps(found, parts).max() < 1e-13
     assert parts.total[2] > 1 > parts.epistemic[2]
     found["total", "paper"][2, 0, 0] += 0.25
     found["epistemic", "paper"][2, 0, 0] += 0.25
-    gap = sources.gaps(found, parts)
+    gap = lesson.gaps(found, parts)
     assert_close(gap[0, 2], 0.25 / parts.total[2], **EXACT)
     assert gap[2, 2].item() == pytest.approx(0.25, abs=1e-12)  # in nats, where U is below 1
     assert gap[:, :2].max() < 1e-13
 
 
-def test_an_unknown_setting_is_one_clear_error():
-    with pytest.raises(ValueError, match="unknown setting 'best'"):
-        sources.maps_of(DRAWS, X, settings=["best"])
-
-
 def test_sharpened_networks_answer_alike_with_larger_logits_and_leave_the_network_alone():
-    assert_close(sources.Sharpened(DRAWS[0], 3.0)(X), 3 * DRAWS[0](X), **EXACT)
+    assert_close(lesson.Sharpened(DRAWS[0], 3.0)(X), 3 * DRAWS[0](X), **EXACT)
     assert not any(module.training for module in DRAWS[0].modules())
 
 
@@ -101,7 +106,7 @@ class Line(nn.Module):
 
 def test_of_sharper_draws_the_map_keeps_the_uncertainty_and_the_gradient_goes_to_nothing():
     x = torch.full((1, 1, 2, 2), 0.25, dtype=torch.float64)  # sums to 1
-    frame = sources.sharpening([Line(1.0), Line(-1.0)], x, [1, 20])
+    frame = lesson.sharpening([Line(1.0), Line(-1.0)], x, [1, 20])
     value = frame.set_index(["quantity", "factor"])["value"]
     # Two sure draws that contradict each other: the entropy of a fair coin, and no slope.
     assert value["uncertainty", 20] == pytest.approx(np.log(2))
@@ -112,12 +117,12 @@ def test_of_sharper_draws_the_map_keeps_the_uncertainty_and_the_gradient_goes_to
     p = 1 / (1 + np.exp(-2))
     assert value["uncertainty", 1] == pytest.approx(np.log(2) + p * np.log(p) + (1 - p) * np.log(1 - p))
     assert value["sum of input x gradient", 1] == pytest.approx(4 * p * (1 - p))
-    assert value["own share", 1] == pytest.approx(1 / (1 + np.exp(-2 * p * (1 - p) / sources.SETTINGS["paper"].tau1)))
+    assert value["own share", 1] == pytest.approx(1 / (1 + np.exp(-2 * p * (1 - p) / SETTINGS["paper"].tau1)))
 
 
 def test_patch_scores_look_at_the_patch_of_each_kind():
     evidence = masks()["evidence"].double()
-    frame = sources.patch_scores({("all on evidence", "paper"): evidence}, masks(), KIND)
+    frame = lesson.patch_scores({("all on evidence", "paper"): evidence}, masks(), KIND)
     found = frame.groupby("patch", sort=False)[["mass", "rank", "chance"]].mean()
     assert list(found.index) == ["ambiguous", "rare", "unseen", "unseen: evidence"]
     assert list(frame["example"]) == [1, 2, 3, 4, 5, 6, 5, 6]
@@ -126,25 +131,19 @@ def test_patch_scores_look_at_the_patch_of_each_kind():
     np.testing.assert_allclose(found["chance"], 0.25)
 
 
-def test_a_flat_map_misses_nothing_and_finds_by_chance():
-    parts = sources.Uncertainties(*(torch.full((7,), value, dtype=torch.float64) for value in (0.5, 0.3, 0.2)))
-    maps = {("epistemic", "paper"): 0.2 * masks()["novel"].double() / 4, ("other", "paper"): torch.ones(7, 4, 4)}
-    maps["even shares", "paper"] = torch.full((7, 4, 4), 0.4 / 16, dtype=torch.float64)
-    table = sources.complete_maps(maps, parts, masks(), KIND)
-    assert list(table.index) == [("epistemic", "paper"), ("even shares", "paper"), ("flat", sources.ALONE)]
-    np.testing.assert_allclose(table["miss"], [0.2, 0.1, 0], atol=1e-12)  # all of it, of pictures without a patch
-    np.testing.assert_allclose(table["rank"], [1, 0.25, 0.25])
-    np.testing.assert_allclose(table["mass"], [1, 0.25, 0.25])
+def test_a_flat_map_finds_by_chance():
+    frame = lesson.patch_scores({("flat", lesson.ALONE): torch.full((7, 4, 4), 0.2)}, masks(), KIND)
+    np.testing.assert_allclose(frame[["rank", "mass", "chance"]], 0.25)
 
 
-def test_likeness_is_one_for_equal_maps_and_leaves_constant_ones_out():
+def test_likeness_is_one_for_equal_maps_and_undefined_for_constant_ones():
     ramp = torch.arange(16.0).view(1, 4, 4)
     same = {(name, "paper"): torch.cat([ramp, -ramp]) for name in (*KINDS, "even shares")}
     same["prediction", "paper"] = torch.cat([-ramp, torch.ones_like(ramp)])
-    frame = sources.likeness({"toy": same}).set_index(["pair", "example"])["spearman"]
-    assert frame["total, epistemic"].tolist() == pytest.approx([1, 1])
-    assert frame["epistemic, other picture"].tolist() == pytest.approx([-1, -1])
-    assert frame["epistemic, prediction"].to_dict() == pytest.approx({0: -1})
+    found = {pair: lesson.likeness(same, pair, "paper") for pair in lesson.PAIRS}
+    assert found["total, epistemic"].tolist() == pytest.approx([1, 1])
+    assert found["epistemic, other picture"].tolist() == pytest.approx([-1, -1])
+    assert found["epistemic, prediction"].tolist() == pytest.approx([-1, np.nan], nan_ok=True)
 
 
 def notebook():
@@ -153,7 +152,7 @@ def notebook():
 
 def test_completeness_is_claimed_in_both_precisions_and_the_networks_stay_as_they_were():
     study = notebook()
-    sources.claim_completeness(study, {"toy": DRAWS}, {"toy": X})
+    lesson.judge_completeness(study, {"toy": DRAWS}, {"toy": X})
     assert [claim["verdict"] for claim in study._claims] == ["holds", "holds"]
     assert [claim["n"] for claim in study._claims] == [30, 30]
     assert 1e-12 < study._claims[0]["value"] < 1e-5
@@ -165,8 +164,8 @@ def scores(right):
     """Every map ranks the patch at 0.3, the map of the patch's kind at `right`; chance is 0.25."""
     rows = []
     names = [(kind, setting) for kind in (*KINDS, "prediction") for setting in SETTINGS]
-    names += [(f"input x gradient, {kind}", sources.ALONE) for kind in KINDS] + [("|x - blur|", sources.ALONE)]
-    for patch in ("ambiguous", "rare", "unseen", "unseen: evidence"):
+    names += [(f"input x gradient, {kind}", lesson.ALONE) for kind in KINDS] + [("|x - blur|", lesson.ALONE)]
+    for patch in lesson.PATCHES:
         own = {"ambiguous": "aleatoric", "unseen: evidence": ""}.get(patch, "epistemic")
         for name, setting in names:
             for example in range(3):
@@ -179,7 +178,7 @@ def scores(right):
 @pytest.mark.parametrize(("right", "verdict"), [(0.6, "holds"), (0.1, "fails")])
 def test_a_map_is_judged_against_chance_the_other_kind_and_the_rivals(right, verdict):
     study = notebook()
-    sources.claim_patches(study, scores(right), seeds=3)
+    lesson.judge_patches(study, scores(right), seeds=3)
     assert {claim["verdict"] for claim in study._claims} == {verdict}
     assert len(study._claims) == 2 * (3 * 5 + 1)
     assert {claim["seeds"] for claim in study._claims} == {3}
@@ -187,4 +186,14 @@ def test_a_map_is_judged_against_chance_the_other_kind_and_the_rivals(right, ver
     start = "paper: rank accuracy of the aleatoric map on the ambiguous patch is above that of "
     assert values[start + "chance"] == pytest.approx(right + 0.01 - 0.25)
     assert values[start + "the epistemic map"] == pytest.approx(right - 0.3)
-    assert sum(claim["source"] == sources.PAPER for claim in study._claims) == 12
+    assert sum(claim["source"] == lesson.PAPER for claim in study._claims) == 12
+
+
+def test_the_figure_has_a_row_for_every_map_and_marks_both_settings():
+    frame = scores(0.6).rename(columns={"rank": "value"})
+    frame = frame.assign(panel=frame["patch"], low=frame["value"] - 0.1, high=frame["value"] + 0.1)
+    figure = n09.patch_dots(frame, title="?")
+    assert [axes.get_title() for axes in figure.axes[:4]] == list(lesson.PATCHES)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == list(dict.fromkeys(frame["map"]))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*SETTINGS, lesson.ALONE]

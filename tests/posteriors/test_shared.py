@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from xuqlib import DeepEnsemble, Draws, Flipout, MCDropConnect, MCDropout
+from xuqlib.posteriors import shared as sharing
 from xuqlib.posteriors.draws import copy_with, shared_trunk
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.layers import DropConnectLayer
@@ -277,12 +278,13 @@ class Dropping(nn.Module):
     [
         (lambda layer, h: layer(h), True),
         (lambda layer, h: layer(h, scale=3.0), False),
+        (lambda layer, h: layer(x=h), False),
         (lambda layer, h: layer(h, 3.0), False),
         (lambda layer, h: layer([h]), False),
         (lambda layer, h: layer(F.dropout(h, 0.2)), False),
         (lambda layer, h: F.dropout(layer(h), 0.2), False),
     ],
-    ids=["plain", "option", "two inputs", "list", "dropout before", "dropout behind"],
+    ids=["plain", "option", "by name", "two inputs", "list", "dropout before", "dropout behind"],
 )
 def test_an_output_layer_that_drops_must_be_given_one_tensor_and_hold_all_dropout(use, is_shared):
     assert depths(dropped(lambda: Output(use, Dropping()))) == ((1, 1) if is_shared else None)
@@ -343,6 +345,72 @@ def test_a_network_that_fails_on_the_example_shares_nothing_and_says_why_when_it
     with pytest.raises(ValueError, match=r"cannot evaluate x of shape \(4, 6\)"):
         draws(randn(4, 6))
     assert split(DeepEnsemble([seeded(CarelessDropout)]).sample().networks, randn(*TABLE)) is None
+
+
+def test_an_output_layer_that_cannot_be_called_with_a_tensor_alone_is_not_called_so():
+    class Strict(nn.Linear):
+        def forward(self, x: Tensor, *, scale: float) -> Tensor:
+            return scale * super().forward(x)
+
+    network = seeded(lambda: Output(lambda layer, h: layer(h, scale=2.0), Strict(4, 3)))
+    assert depths(MCDropConnect(network, p=0.3, placement=["output"]).sample(2, seed=1)) is None
+
+
+def test_a_network_that_refuses_an_example_by_itself_is_explained_all_the_same():
+    class Picky(FunctionalRelu):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) == 1:
+                raise LookupError("one is not enough")
+            return super().forward(x)
+
+    draws = last(Picky)
+    assert split(draws.networks, randn(*TABLE)) is None
+    assert_close(draws(randn(*TABLE)), torch.stack([draw(randn(*TABLE)) for draw in draws]), **EXACT)
+
+
+def test_features_that_do_not_fit_another_draws_layer_are_not_shared():
+    class Member(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.inside = nn.Linear(5, 3)
+            self.layers = [nn.Linear(5, width, dtype=torch.float64), nn.Linear(width, 5, dtype=torch.float64)]
+            self.output = Behind([self.layers[1]])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.output(self.layers[0](x))
+
+    class Behind(nn.Module):
+        def __init__(self, layers: list[nn.Module]) -> None:
+            super().__init__()
+            self.line, self.layers = nn.Linear(5, 3), layers
+
+        def forward(self, h: Tensor) -> Tensor:
+            return self.line(self.layers[0](h))
+
+    members = [seeded(lambda width=width: Member(width)).requires_grad_(False) for width in (4, 6)]
+    for member in members:
+        del member.inside
+    assert depths(DeepEnsemble(members).sample()) is None
+
+
+@pytest.mark.parametrize("broken", ["enter", "leave", "gave", "forget"])
+def test_a_bug_in_looking_is_not_taken_for_a_network_that_shares_nothing(monkeypatch, broken):
+    def failing(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    draws = last(FunctionalRelu)
+    monkeypatch.setattr(sharing._Calls, broken, failing)
+    with pytest.raises(RuntimeError, match="a bug"):
+        split(draws.networks, randn(*TABLE))
+
+
+def test_a_bug_in_comparing_is_not_taken_for_a_network_that_shares_nothing(monkeypatch):
+    def failing(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Split, "head", failing)
+    with pytest.raises(RuntimeError, match="a bug"):
+        split(last(FunctionalRelu).networks, randn(*TABLE))
 
 
 @pytest.mark.parametrize("build", [late_cnn, torchvision_resnet, TwiceDropout, FunctionalDropout])

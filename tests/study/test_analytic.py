@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_networks import EXACT, randn, seeded
+from core_networks import EXACT, assert_fast, randn, seeded
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -77,7 +77,8 @@ def test_the_slope_of_a_linear_network_spreads_as_its_weights_do():
 def test_the_covariance_is_that_of_the_weights_through_the_jacobian(posterior_of):
     x = randn(3, 2, 6, 6)
     posterior = posterior_of(plain_cnn, randn(16, 2, 6, 6, seed=5))
-    found = analytic_distribution(posterior, gradient, x, torch.tensor([0, 2, 1]), keep_roots=True)
+    with assert_fast():
+        found = analytic_distribution(posterior, gradient, x, torch.tensor([0, 2, 1]), keep_roots=True)
     many = posterior.sample(800, seed=3)
     trunk = nn.Sequential(*list(posterior.network)[:-1]).eval()
     name = "weight" if isinstance(posterior, Laplace) else "layer.weight"
@@ -99,7 +100,8 @@ def test_laplace_covariance_equals_its_definition_to_round_off():
     # Of vec(rows @ (noise / sqrt(precision)) @ columns^T), written out.
     mixing = torch.einsum("ci,ij,dj->cdij", factor["rows"], factor["precision"].rsqrt(), factor["columns"])
     weights = torch.einsum("cdij,ceij->cde", mixing, mixing)  # (C, D, D)
-    found = analytic_distribution(posterior, gradient, x, 1, keep_roots=True)
+    with assert_fast():
+        found = analytic_distribution(posterior, gradient, x, 1, keep_roots=True)
     hidden = (x @ posterior.network[0].weight.T + posterior.network[0].bias > 0).double()
     for example in range(2):
         jacobian = hidden[example][:, None] * posterior.network[0].weight  # (D, F)
@@ -111,8 +113,9 @@ def test_many_draws_come_close(posterior_of, name):
     explainer, options = EXPLAINERS[name]
     x = randn(3, 5)
     posterior = posterior_of(plain_mlp, randn(16, 5, seed=5))
-    found = analytic_distribution(posterior, explainer, x, 2, **options)
-    e = explain(posterior.sample(1000, seed=1), explainer, x, 2, keep="moments", **options)
+    with assert_fast():
+        found = analytic_distribution(posterior, explainer, x, 2, **options)
+        e = explain(posterior.sample(1000, seed=1), explainer, x, 2, keep="moments", **options)
     # 1000 draws: a std is off by 2.2 % (1 / sqrt(2 T)), a mean by 3.2 % of it; 15 numbers, so four times that.
     assert_close(e.std(), found.std, rtol=0.09, atol=1e-12)
     assert float(((e.mean() - found.mean).abs() / found.std).nan_to_num(0).max()) < 0.13

@@ -9,22 +9,21 @@ import pandas as pd
 import pytest
 import torch
 
-from xuqlib import Notebook, gradient_x_input
-from xuqlib.lessons.centres import gain, settle, variance_ratios
-from xuqlib.study.intervals import over_centres
+from xuqlib import gradient_x_input
+from xuqlib.study.intervals import mean_of_centres, over_centres
 from xuqlib.study.judging.coverage import (
     Forecast,
     agreement,
-    beside,
     centred_coverage,
+    compare_intervals,
     counting_coverage,
     forecast,
     image_blind,
     interval_score,
     intervals,
     perfect_ratio,
+    scaled_maps,
     simulated,
-    unit_maps,
     unit_scale,
 )
 
@@ -57,7 +56,7 @@ def test_unit_maps_are_explanations_summed_over_channels_and_scaled():
     with torch.no_grad():
         network[1].weight.copy_(weight[None])
     x = torch.rand(3, 2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = unit_maps([network.double()], gradient_x_input, x, None, block=2)
+    found = scaled_maps([network.double()], gradient_x_input, x, None, block=2)
     by_hand = (x.flatten(1) * weight.double()).view(3, 2, 4).sum(1)  # gradient x input of a linear network is w * x
     torch.testing.assert_close(found[0], by_hand / by_hand.abs().mean(1, keepdim=True))
 
@@ -174,35 +173,19 @@ def test_an_interval_over_centres_covers_each_of_them():
     assert (found["score"], found["low"], found["high"], found["centres"]) == (3.5, 0.0, 5.0, 2)  # 2 ± 2, and 5 ± 0
 
 
-def test_a_variance_ratio_is_taken_at_each_centre():
-    frame = pd.DataFrame({"seed": [0, 0, 1], "name": "a", "variance": [1.0, 3.0, 1.0], "deviation": [2.0, 2.0, 4.0]})
-    found = variance_ratios(frame, ["name"]).iloc[0]
-    assert (found["ratio"], found["low"], found["high"]) == (0.625, 0.25, 1.0)
-
-
-def test_a_gain_pairs_pictures_at_the_same_centre():
-    rows = [("a", 0, 1, 3.0), ("a", 0, 0, 1.0), ("b", 0, 0, 4.0), ("b", 0, 1, 2.0), ("b", 1, 0, 9.0)]
-    frame = pd.DataFrame(rows, columns=["posterior", "seed", "example", "score"]).assign(version="factor")
-    found = gain(frame, ("a", "factor"), ("b", "factor"), times=2.0).set_index("example")["gain"]
-    assert found.to_dict() == {0: (8 - 1) / 5, 1: (4 - 3) / 5}  # the mean score of b is 5
-
-
-@pytest.mark.parametrize(
-    ("values", "verdict"), [([0.9, 0.91], "holds"), ([0.5, 0.52], "fails"), ([0.8, 0.99], "undecided")]
-)
-def test_a_claim_about_centres_is_settled_only_where_each_of_them_settles_it(values, verdict, figures):
-    study = Notebook("07", preset="quick", seed=0)
+@pytest.mark.parametrize(("values", "verdict"), [([0.9, 0.91], True), ([0.5, 0.52], False), ([0.8, 0.99], None)])
+def test_a_claim_about_centres_is_decided_only_where_each_of_them_decides_it(values, verdict):
     frame = pd.DataFrame(
         {"seed": [0, 0, 1, 1], "example": [0, 1, 0, 1], "coverage": [values[0], values[0], values[1], values[1]]}
     )
-    settle(study, "covers", frame, "coverage", at_least=0.85, at_most=0.95)
-    row = study.claims().iloc[0]
-    assert row["verdict"] == verdict and (row["low"], row["high"]) == tuple(values)
+    found = mean_of_centres(frame, "coverage")
+    assert found.between(0.85, 0.95) is verdict
+    assert (found.low, found.high, found.n, found.seeds) == (*values, 2, 2)
 
 
 def test_tests_stand_side_by_side_under_their_names():
     expected, held_out = around_one_network(S), gaussian_maps(1, seed=1)
-    found = beside(
+    found = compare_intervals(
         {"narrow": {"expected": expected, "held_out": held_out}, "same": {"expected": expected, "held_out": held_out}}
     )
     assert found.loc[("all", "narrow")].equals(found.loc[("all", "same")])

@@ -200,3 +200,9 @@ def test_drawing_leaves_matplotlib_as_it_was():
 
 def test_a_figure_shows_itself_in_a_notebook_without_pyplot():
     assert charts.Picture(figsize=(1, 1))._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_row_of_a_pixel_frame_is_the_same_pixel_of_every_map():
+    frame = figures.pixel_frame({"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.zeros(2, 2)})
+    assert frame["pixel"].tolist() == [0, 1, 2, 3]
+    assert frame["a"].tolist() == [1.0, 2.0, 3.0, 4.0]

@@ -255,6 +255,7 @@ def test_retrained_results_stay_out_of_the_published_folder(tmp_path):
 
 def test_the_list_shows_names_and_parameters_and_runs_nothing(tmp_path, capsys):
     write(tmp_path, "04_second", parameters='preset = "quick"\nseed = 0\nnum_draws = 8')
+    (tmp_path / "notebooks" / "sizes.yaml").write_text('full:\n  "04":\n    num_draws: 50\n')
     assert run_all.main(["--project", str(tmp_path), "--list", "--preset", "full"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("04_second  preset='full', seed=0, num_draws=50")
@@ -350,8 +351,38 @@ def test_a_retrained_table_that_was_never_published_is_said_to_be_so(tmp_path):
     assert "not published" in run_all.compare(tmp_path / "old.csv", tmp_path / "new.csv", {"accuracy": 0.04})
 
 
+def test_a_notebook_runs_again_when_a_helper_that_it_uses_has_changed(tmp_path):
+    write(tmp_path, "50_first", "from helpers import n50")
+    write(tmp_path, "51_second", PUBLISH)
+    helpers = tmp_path / "notebooks" / "helpers"
+    helpers.mkdir()
+    (helpers / "n50.py").write_text("from helpers.common import size\n")
+    (helpers / "common.py").write_text("size = 1\n")
+    (helpers / "n52.py").write_text("")
+
+    def keys():
+        return [job.key for job in run_all.plan(run_all.parse(["--project", str(tmp_path)]))]
+
+    before = keys()
+    (helpers / "n52.py").write_text("size = 3\n")
+    assert keys() == before  # nobody uses it
+    for name in ("n50", "common"):  # itself, or through another
+        (helpers / f"{name}.py").write_text((helpers / f"{name}.py").read_text() + "more = 2\n")
+        after = keys()
+        assert after[0] != before[0] and after[1] == before[1]
+        before = after
+
+
+@pytest.mark.parametrize("sizes", ["full: [1, 2]", "full:\n  '50': 3", "- 1"])
+def test_a_file_of_sizes_that_is_none_is_one_clear_error(tmp_path, sizes):
+    write(tmp_path, "50_first")
+    (tmp_path / "notebooks" / "sizes.yaml").write_text(sizes)
+    with pytest.raises(ValueError, match=r"sizes.yaml should hold"):
+        run_all.plan(run_all.parse(["--project", str(tmp_path), "--preset", "full"]))
+
+
 def test_a_notebook_that_reads_results_is_planned_anew_when_they_change(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_all.study, "READS", {"51": "full/*_claims.csv"})
+    monkeypatch.setattr(run_all.runs, "READS", {"51": "full/*_claims.csv"})
     write(tmp_path, "50_first", PUBLISH)
     write(tmp_path, "51_reader", PUBLISH)
     full = tmp_path / "figures" / "full"
@@ -370,7 +401,7 @@ def test_a_notebook_that_reads_results_is_planned_anew_when_they_change(tmp_path
 
 
 def test_a_notebook_that_reads_results_runs_after_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_all.study, "READS", {"50": "full/*_claims.csv"})
+    monkeypatch.setattr(run_all.runs, "READS", {"50": "full/*_claims.csv"})
     write(tmp_path, "50_reader", PUBLISH)
     write(tmp_path, "51_other", PUBLISH)
     ran: list[str] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pandas as pd
 import pytest
 import torch
 from core_networks import FunctionalRelu, randn, seeded
@@ -13,7 +12,7 @@ from torch import nn
 from xuqlib import DeepEnsemble, Flipout, MCDropConnect, MCDropout, gradient, guided_backprop
 from xuqlib.metrics.similarity import spearman
 from xuqlib.posteriors.draws import inner
-from xuqlib.study.judging.sanity import OTHER_PICTURE, cascade, independent, passes, randomised, sanity_checks
+from xuqlib.study.judging.sanity import OTHER_PICTURE, cascade, independent, randomised, sanity_checks
 from xuqlib.study.training.networks import mini_vgg
 
 
@@ -125,19 +124,3 @@ def test_tables_have_no_structural_similarity():
     found = sanity_checks(draws, gradient, randn(3, 5), torch.zeros(3, dtype=torch.long))
     assert found["ssim"].isna().all()
     assert found["signed"].notna().any()
-
-
-def test_a_map_passes_by_how_far_it_lies_below_the_bound_of_each_rule():
-    rows = [(0, "a", 0.2), (1, "a", 0.5), (2, "a", 0.25), (0, "b", 0.2), (1, "b", 0.9), (2, "b", 0.4)]
-    frame = pd.DataFrame(rows, columns=["step", "case", "signed"]).assign(statistic="std", example=7)
-    found = passes(frame, ["case"])
-    halfway, near = found.groupby("rule", sort=False)
-    assert "output layer" in halfway[0] and "all layers" in near[0]
-    assert halfway[1]["margin"].tolist() == pytest.approx([0.6 - 0.5, 0.6 - 0.9])
-    assert near[1]["margin"].tolist() == pytest.approx([0.3 - 0.25, 0.3 - 0.4])
-    assert set(found["example"]) == {7}
-
-
-def test_a_constant_map_neither_passes_nor_fails():
-    frame = pd.DataFrame({"step": [0, 1], "signed": [0.1, math.nan], "statistic": "std", "example": 0})
-    assert passes(frame).empty

@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
-from xuqlib import DeepEnsemble, explain, guided_backprop, load
-from xuqlib.study.judging.stress import CORRUPTIONS, attacked, combined, compare, corrupt, detection, fgsm, pgd, signals
+from xuqlib import DeepEnsemble, load
+from xuqlib.study.judging.stress import CORRUPTIONS, combined, corrupt, detection, fgsm, pgd
 from xuqlib.study.training.networks import mini_vgg
 
 
@@ -119,22 +119,6 @@ def test_one_full_step_of_pgd_is_fgsm_and_no_attack_leaves_the_ball_or_the_range
         torch.testing.assert_close(fgsm(draws, x, target, 0.0), x)
 
 
-def test_signals_are_those_of_the_answer_and_of_the_explanation_of_that_answer():
-    networks = [seeded(lambda: mini_vgg(image_size=8, widths=(4, 4, 4), hidden=8), seed=seed) for seed in (1, 2)]
-    draws, x = DeepEnsemble(networks).sample(), pictures(5, 3, 8)
-    found = signals(draws, x, {"gbp": (guided_backprop, {})}, block=2)
-    probs = draws(x).softmax(-1)
-    entropy = -(probs.mean(0) * probs.mean(0).log()).sum(1)
-    e = explain(draws, guided_backprop, x, probs.mean(0).argmax(1))
-    np.testing.assert_allclose(found["entropy"], entropy, rtol=1e-9)
-    own = -(probs * probs.log()).sum(-1).mean(0)
-    np.testing.assert_allclose(found["mutual_information"], entropy - own, rtol=1e-6)
-    assert found["answer"].tolist() == probs.mean(0).argmax(1).tolist()
-    np.testing.assert_allclose(found["cv gbp"], e.cv("ratio"), rtol=1e-9)
-    np.testing.assert_allclose(found["std gbp"], e.std().sum((1, 2, 3)), rtol=1e-9)
-    np.testing.assert_allclose(found["brightness"], x.mean((1, 2, 3)), rtol=1e-9)
-
-
 def frames(seed=0, clean=40, odd=30):
     stream = np.random.default_rng(seed)
     low, high = stream.normal(size=(clean, 2)), stream.normal(1.0, size=(odd, 2)).round(1)
@@ -206,41 +190,6 @@ def test_an_example_and_its_changed_copy_are_in_one_fold():
     clean = pd.DataFrame(stream.normal(size=(60, 1)), columns=["a"])
     left, right = combined(clean, clean, ["a"])
     np.testing.assert_allclose(left, right)
-
-
-def test_the_combined_detectors_are_those_of_the_named_columns_and_have_their_own_rivals():
-    clean, odd = frames(clean=30, odd=30)
-    names = {"entropy": "mutual_information", "cv": "cv gbp"}
-    low, high = (frame[["entropy"]].assign(**{new: frame[old] for old, new in names.items()}) for frame in (clean, odd))
-    low, high = (frame.assign(answer=range(30), brightness=np.arange(30.0)) for frame in (low, high))
-    found = compare(low, high, seed=3).set_index("detector")
-    assert list(found.index) == [*low.columns.drop("answer"), "answer only", "answer + explanation"]
-    assert (found["against"] == ["entropy"] * 5 + ["answer only"]).all()
-    areas = {}
-    for name, columns in {"answer only": [], "answer + explanation": ["cv gbp"]}.items():
-        scores = np.concatenate(combined(low, high, ["entropy", "mutual_information", *columns], seed=3))
-        areas[name] = roc_auc_score([0] * 30 + [1] * 30, scores)
-        assert found.loc[name, "auroc"] == pytest.approx(areas[name])
-    gain = areas["answer + explanation"] - areas["answer only"]
-    assert found.loc["answer + explanation", "gain"] == pytest.approx(gain)
-
-
-def test_attacks_are_compared_with_the_clean_pictures_that_they_came_from():
-    network = seeded(lambda: mini_vgg(image_size=8, widths=(4, 4, 4), hidden=8, num_classes=3))
-    draws, x = DeepEnsemble([network]).sample(), pictures(6, 3, 8)
-    target = (draws(x).mean(0).argmax(1) + torch.tensor([0, 0, 0, 0, 1, 1])) % 3  # four of six are right
-    explainers = {"gbp": (guided_backprop, {})}
-    found = attacked(draws, x, target, explainers, epsilons=[0, 40], num_steps=3, seed=1)
-    assert list(found["attack"].unique()) == ["FGSM 0", "PGD 0", "FGSM 40", "PGD 40"]
-    still = found[found["epsilon"] == 0]
-    assert still["accuracy"].tolist() == pytest.approx([4 / 6] * len(still))
-    assert still["auroc"].tolist() == pytest.approx([0.5] * len(still))  # every picture ties with itself
-    moved = pgd(draws, x, target, 40 / 255, num_steps=3, seed=1)
-    after = signals(draws, moved, explainers)
-    row = found.set_index(["attack", "detector"]).loc[("PGD 40", "entropy")]
-    scores = [*signals(draws, x, explainers)["entropy"], *after["entropy"]]
-    assert row["auroc"] == pytest.approx(roc_auc_score([0] * 6 + [1] * 6, scores))
-    assert row["accuracy"] == pytest.approx((draws(moved).mean(0).argmax(1) == target).double().mean())
 
 
 def test_a_random_start_lies_in_the_ball_and_is_that_of_its_seed():

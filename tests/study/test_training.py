@@ -220,7 +220,14 @@ def test_a_posterior_is_trained_once_and_loaded_ever_after(home, monkeypatch, me
     assert trained.noise_variance == loaded.noise_variance > 0
     assert torch.equal(trained.sample(2, seed=1)(x), loaded.sample(2, seed=1)(x))
     assert not torch.equal(*trained.sample(2, seed=1)(x))
-    assert loaded.name == method and not loaded.network.training
+    assert loaded.name == method.removesuffix("_all") and not loaded.network.training
+
+
+@pytest.mark.parametrize("method", ["mc_dropout", "mc_dropconnect", "flipout"])
+def test_a_posterior_that_is_random_in_every_layer_has_a_name_of_its_own(home, monkeypatch, method):
+    trained = diabetes(method, placement="all")
+    forbid_training(monkeypatch)
+    assert same_networks(trained.network, diabetes(f"{method}_all").network)
 
 
 def test_the_manifest_says_how_a_network_came_about(home):

@@ -36,8 +36,8 @@ def from_captum(method: type | str, **init_options: Any) -> Explainer:
     if isinstance(method, str):
         try:
             known = importlib.import_module("captum.attr")
-        except ImportError:
-            raise ImportError("from_captum needs Captum, an optional package: pip install captum") from None
+        except ImportError as error:
+            raise ImportError("from_captum needs Captum, an optional package: pip install captum") from error
         check_choice(method, known.__all__, "Captum method")
         method = getattr(known, method)
     if not isinstance(method, type) or not hasattr(method, "attribute"):

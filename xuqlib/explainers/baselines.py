@@ -28,8 +28,9 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
         ValueError: unknown name, blurred tables, or a tensor that does not broadcast to x.
     """
     if isinstance(kind, Tensor):
+        moved = kind.detach().to(x)
         try:
-            baseline = kind.detach().to(x).expand_as(x)
+            baseline = moved.expand_as(x)
         except RuntimeError:
             raise ValueError(
                 f"baseline has shape {tuple(kind.shape)}, which does not broadcast to x {tuple(x.shape)}"

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from xuqlib.checks import check_choice, check_examples, check_fixed, check_logits, check_target
 from xuqlib.explainers.layer_maps import PSI, ChainGraph, as_map, over_channels
-from xuqlib.fast.layers import NotAChain
+from xuqlib.fast.layers import NotAChain, raise_clearer
 from xuqlib.path import Network, rows_per_pass
 
 
@@ -121,7 +121,10 @@ class LogitGraph:
 
     Attributes:
         logits: (N, C).
+        is_fast: false; a `ChainGraph` is.
     """
+
+    is_fast = False
 
     def __init__(self, network: Network, x: Tensor) -> None:
         mode = _BiasMode(len(x))
@@ -171,11 +174,20 @@ class LogitGraph:
 
 
 def logit_graph(network: Network, x: Tensor) -> ChainGraph | LogitGraph:
-    """Return the faster graph of the two that the network allows. They differ by rounding alone."""
+    """Return the faster graph of the two that the network allows. They differ by rounding alone.
+
+    Raises:
+        RuntimeError: the faster graph fails where the other does not, which is a fault of this library; any other
+            error is that of the network.
+    """
     try:
         return ChainGraph(network, x)
-    except (NotAChain, RuntimeError):  # which the network itself will explain, if it is one
+    except NotAChain:
         return LogitGraph(network, x)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise_clearer(error, lambda: LogitGraph(network, x))
 
 
 def fullgrad_terms(network: Network, x: Tensor, target: Any = None) -> FullGradTerms:

@@ -85,9 +85,15 @@ class ChainGraph:
 
     Its steps are the engine's, which fold a BatchNorm into what is before it. Both biases are at one place then.
 
+    Attributes:
+        logits: (N, C).
+        is_fast: true; a `LogitGraph` is not.
+
     Raises:
         NotAChain: any other network.
     """
+
+    is_fast = True
 
     @torch.inference_mode(False)
     @torch.no_grad()

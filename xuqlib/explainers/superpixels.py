@@ -60,8 +60,9 @@ def check_segments(segments: Tensor, x: Tensor) -> Tensor:
 def filled(x: Tensor, labels: Tensor, fill: str | float | Tensor) -> Tensor:
     """Return the pictures with everything hidden, shaped like x."""
     if isinstance(fill, Tensor):
+        moved = fill.detach().to(x)
         try:
-            return fill.detach().to(x).expand_as(x)
+            return moved.expand_as(x)
         except RuntimeError:
             raise ValueError(f"fill has shape {tuple(fill.shape)}, which does not broadcast to x") from None
     if not isinstance(fill, str):

@@ -47,6 +47,10 @@ class _Head:
         return torch.zeros_like(logits).scatter_(1, classes.repeat(self.num_draws)[:, None], 1).view_as(h)
 
     @property
+    def all_steps(self) -> list[Step]:
+        return self.steps if self.last is None else [*self.steps, self.last]
+
+    @property
     def is_masked_dense(self) -> bool:
         """Whether draws differ in the dropout before their last layer alone."""
         return len(self.steps) == 1 and isinstance(self.steps[0], Dropout) and self.last is not None
@@ -104,6 +108,19 @@ class Chain:
         head = self._head(range(1))
         return head.last is not None and all(isinstance(step, Dense | Dropout) for step in head.steps)
 
+    def probe(self, points: Tensor) -> None:
+        """Run points (R, ...) through the trunk and the first head, layer by layer; draws differ in tensors alone.
+
+        Raises:
+            NotAChain: a step cannot stand for its layer, given what comes to it.
+            TypeError, ValueError: what comes out of the last are no logits.
+        """
+        passed = self.forward(points)
+        h = passed.h
+        for step in self._head(range(1)).all_steps:
+            h, _ = step.forward(h, passed.rows)
+        check_logits(h, passed.rows)
+
     def forward(self, points: Tensor) -> Passed:
         """Run points (R, ...) through the trunk."""
         h, kept = self.setting.taken(points), []
@@ -117,7 +134,7 @@ class Chain:
         head, h = self._head(draws), passed.h
         if head.is_masked_dense:
             return head.masked_logits(h)
-        for step in [*head.steps, *([head.last] if head.last is not None else [])]:
+        for step in head.all_steps:
             h, _ = step.forward(h, passed.rows)
         return check_logits(h, len(h)).unflatten(0, (len(draws), -1))
 

@@ -6,7 +6,8 @@
    draws with convolutions of their own are not.
 3. The steps of a path are rows too. The first layer is linear, so the steps are summed before its backward pass.
 4. Rows are cut to what a cache holds (CPU) or fills a device, and halved when memory runs out.
-5. A network that is no chain of layers is explained by the plain loop over draws.
+5. A network that is no chain of layers is explained by the plain loop over draws. That is decided when an engine is
+   built: an error while a chain is evaluated is raised, and never answered by that loop.
 
 All of it equals that loop up to round-off.
 """
@@ -14,20 +15,21 @@ All of it equals that loop up to round-off.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from xuqlib.checks import check_choice, check_fixed, check_target
+from xuqlib.checks import check_choice, check_fixed, check_logits, check_target
 from xuqlib.fast.chain import Chain, Passed
-from xuqlib.fast.layers import NotAChain, Setting
+from xuqlib.fast.layers import NotAChain, Setting, raise_clearer
 from xuqlib.guided import GuidedMode
 from xuqlib.path import NO_RELU, Path, along_in, rows_per_pass
 from xuqlib.posteriors.draws import Draws, inner
-from xuqlib.posteriors.shared import split
+from xuqlib.posteriors.fixing import can_evaluate
+from xuqlib.posteriors.shared import Split, split
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -40,6 +42,11 @@ class Engine:
         x: one example or more, only to see what the networks do with it.
         guided: whether the paths let only positive signal back through ReLUs.
         precision: see `explain`.
+
+    Raises:
+        TypeError, ValueError: a network in training mode; unknown precision.
+        RuntimeError: the fast path fails on x where the networks do not, which is a fault of this library; so do the
+            methods, which else raise what the networks do.
     """
 
     def __init__(self, draws: Draws, x: Tensor, *, guided: bool = False, precision: str = "float32") -> None:
@@ -51,24 +58,45 @@ class Engine:
         self.mode, self.has_warned = GuidedMode() if guided else None, False
         found = split(draws.networks, x)
         dtype = torch.bfloat16 if precision == "bfloat16" else x.dtype
-        try:
-            self.chain = None if found is None else Chain(found, Setting(dtype, x.device, guided))
-        except NotAChain:
-            self.chain = None
+        self.chain = None if found is None else self._chain_of(found, x[:1], Setting(dtype, x.device, guided))
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether the draws are evaluated together, as a chain of layers; else each is by itself, in the plain loop."""
+        return self.chain is not None
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _chain_of(self, found: Split, one: Tensor, setting: Setting) -> Chain | None:
+        """Make a chain if the draws are one, which an example shows; two, where they refuse an example by itself."""
+        with computing_in(self.precision, one.device):
+            for points in (one, torch.cat([one, one])):
+                try:
+                    chain = Chain(found, setting)
+                    with suppress(torch.OutOfMemoryError):  # evaluating a path halves the rows, or says what is wrong
+                        chain.probe(points)
+                    return chain
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    if not can_evaluate(self.draws[0], points):
+                        continue
+                    if not isinstance(error, NotAChain):
+                        raise_clearer(error, lambda: None)
+                    return None
+        return None  # evaluating the draws themselves will say what is wrong with x
+
+    @torch.inference_mode(False)
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         """Evaluate every draw, (draw, example, class), without a graph; `draws(x)` is differentiable."""
         if self.chain is None:
             return self.draws(x)
-        try:
+        with _clearer(_evaluate, self.draws[0], x):
             passed, count = self.chain.forward(x), len(self.draws)
             at_once = count if self.chain.is_masked_dense else self.chain.draws_at_once(self.rows, len(x))
             parts = [range(start, min(start + at_once, count)) for start in range(0, count, at_once)]
             return torch.cat([self.chain.logits(passed, part) for part in parts])
-        except (NotAChain, RuntimeError) as error:
-            self._leave_chain(error)
-            return self.draws(x)
 
     def attributions(self, path: Path, target: Tensor | None) -> Iterator[Tensor]:
         """Evaluate a path for every draw. Yields one attribution (N, ...) per draw, in their order.
@@ -84,8 +112,6 @@ class Engine:
                     yield from some
             except torch.OutOfMemoryError:
                 self._halve(path)
-            except (NotAChain, RuntimeError) as error:
-                self._leave_chain(error)
 
     def mean(self, path: Path, target: Tensor | None) -> Tensor:
         """Mean over draws of the attribution, (N, ...).
@@ -96,11 +122,10 @@ class Engine:
         classes = self._classes(path, target)
         while self.chain is not None and self.chain.is_linear_behind_trunk and not path.guided:
             try:
-                return self._mean(self.chain, path, classes)
+                with _clearer(self._plain, self.draws[0], path, target):
+                    return self._mean(self.chain, path, classes)
             except torch.OutOfMemoryError:
                 self._halve(path)
-            except (NotAChain, RuntimeError) as error:
-                self._leave_chain(error)
         total = torch.zeros_like(path.origin)
         for attribution in self.attributions(path, target):
             total += attribution
@@ -116,24 +141,27 @@ class Engine:
         """Yield attributions (S, N, ...) of the draws from number `done` on, as many at a time as fit."""
         if self.chain is None:
             for network in self.draws[done:]:
-                with computing_in(self.precision, path.origin.device):
-                    attribution = along_in(self.mode, network, path, target, self.rows)
+                attribution = self._plain(network, path, target)
                 self._check_guided(path, self.mode.num_met if self.mode else 0)
                 yield attribution[None]
             return
-        cuts = self._blocks(path)
+        chain, cuts, held = self.chain, self._blocks(path), dict[int, _Block]()
         rows = len(path.origin[cuts[0][0]]) * min(self.rows, path.num_steps)
-        held = {
-            i: self._pass(self.chain, path, classes, *cut) for i, cut in enumerate(cuts) if not self.is_short_of_memory
-        }
-        at_once = self.chain.draws_at_once(self.rows, rows)
+        if not self.is_short_of_memory:
+            with _clearer(self._plain, self.draws[done], path, target):
+                held = {i: self._pass(chain, path, classes, *cut) for i, cut in enumerate(cuts)}
+        at_once = chain.draws_at_once(self.rows, rows)
         for start in range(done, len(self.draws), at_once):
             some = range(start, min(start + at_once, len(self.draws)))
-            total = path.origin.new_zeros(len(some), *path.origin.shape)
-            for i, cut in enumerate(cuts):
-                self._add(self.chain, path, classes, cut, held.get(i), some, total)
-            self._check_guided(path, self.chain.num_relus)
+            with _clearer(self._plain, self.draws[start], path, target):
+                total = self._total(chain, path, classes, cuts, held, some)
+            self._check_guided(path, chain.num_relus)
             yield path.finished(total)
+
+    def _plain(self, network: nn.Module, path: Path, target: Tensor | None) -> Tensor:
+        """Evaluate a path for one draw by the plain loop."""
+        with computing_in(self.precision, path.origin.device):
+            return along_in(self.mode, network, path, target, self.rows)
 
     def _check_guided(self, path: Path, num_met: int) -> None:
         if path.guided and not num_met and not self.has_warned:
@@ -160,19 +188,23 @@ class Engine:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _add(
+    def _total(
         self,
         chain: Chain,
         path: Path,
         classes: Tensor,
-        cut: tuple[slice, slice],
-        held: _Block | None,
+        cuts: list[tuple[slice, slice]],
+        held: dict[int, _Block],
         draws: range,
-        total: Tensor,
-    ) -> None:
-        block = self._pass(chain, path, classes, *cut) if held is None else held
-        with computing_in(self.precision, path.origin.device):
-            total[:, block.examples] += chain.slopes(block.passed, draws, block.classes, block.weights)
+    ) -> Tensor:
+        """Sum the slopes of some draws along a path, (S, N, ...), by the forward passes held, or by new ones."""
+        total = path.origin.new_zeros(len(draws), *path.origin.shape)
+        for i, cut in enumerate(cuts):
+            block = held[i] if i in held else self._pass(chain, path, classes, *cut)
+            with computing_in(self.precision, path.origin.device):
+                total[:, block.examples] += chain.slopes(block.passed, draws, block.classes, block.weights)
+            del block  # where memory is short, the next one takes its place
+        return total
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -183,12 +215,6 @@ class Engine:
             with computing_in(self.precision, path.origin.device):
                 total[examples] += chain.mean_slope(block.passed, block.classes, block.weights, self.rows)
         return path.finished(total)
-
-    def _leave_chain(self, error: Exception) -> None:
-        """Go on with the plain loop, which also says more clearly what is wrong with an input that does not fit."""
-        if self.chain is None or type(error) not in (NotAChain, RuntimeError):
-            raise error
-        self.chain = None
 
     def _halve(self, path: Path) -> None:
         rows = min(self.rows, len(path.origin) * path.num_steps * len(self.draws))
@@ -207,6 +233,21 @@ class _Block(NamedTuple):
     passed: Passed
     classes: Tensor
     weights: Tensor | None
+
+
+@contextmanager
+def _clearer(plain: Callable[..., Any], *args: Any) -> Iterator[None]:
+    """Raise what `plain(*args)` says of an error inside, by `raise_clearer`; that memory ran out is clear as it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise_clearer(error, lambda: plain(*args))
+
+
+def _evaluate(network: nn.Module, x: Tensor) -> Tensor:
+    return check_logits(network(x), len(x))
 
 
 @contextmanager

@@ -8,10 +8,10 @@ residual block) keeps an autograd graph of its own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,23 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 class NotAChain(Exception):
     """A network that steps cannot stand for."""
+
+
+def raise_clearer(error: Exception, plain: Callable[[], Any]) -> NoReturn:
+    """Say what was wrong when steps failed that were known to stand for a network.
+
+    Args:
+        error: what they raised; it is being handled, so what is raised here tells of it too.
+        plain: does the same without steps. What it raises names the input that the network refuses.
+
+    Raises:
+        RuntimeError: `plain` raises nothing, so the steps are wrong.
+    """
+    plain()
+    raise RuntimeError(
+        "the fast path failed where the plain loop over draws does not; this is a fault of xuqlib, please report it "
+        f"({type(error).__name__}: {error})"
+    ) from error
 
 
 @dataclass(frozen=True)
@@ -230,12 +247,12 @@ class Other(Step):
         with torch.enable_grad(), self.mode or nullcontext():
             leaf = (h.clone() if h.is_inference() else h).detach().requires_grad_()
             out = self.layer(leaf)
-        if not out.requires_grad:
-            raise ValueError(NO_GRADIENT)
         return out.detach().to(h.dtype), (leaf, out)
 
     def backward(self, g: Tensor, kept: Any) -> Tensor:
         leaf, out = kept
+        if not out.requires_grad:
+            raise ValueError(NO_GRADIENT)
         # As `out` lies: torch's batch and instance norms misread the slope of one row that lies otherwise.
         parts = [torch.empty_like(out).copy_(part) for part in g.split(len(out))]
         slopes = [torch.autograd.grad(out, leaf, part, retain_graph=True)[0] for part in parts]

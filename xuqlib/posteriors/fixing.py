@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from xuqlib.checks import check_logits
+
 # How many leading axes of the input's own shape (after the batch) carry a mask of their own; the rest share it.
 _DROPOUTS: dict[Callable[..., Any], int | None] = {
     F.dropout: None,
@@ -167,3 +169,13 @@ class FixedNetwork(nn.Module):
         if self.resampling is not None:
             self.resampling = torch.Generator("cpu")
             self.resampling.set_state(state["resampling"])
+
+
+@torch.no_grad()
+def can_evaluate(network: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether a network gives logits of x. Only to be asked where evaluating the network itself comes next if not."""
+    try:
+        check_logits(network(x.clone()), len(x))
+    except Exception:  # a user's network raises what it likes, and will raise it again
+        return False
+    return True

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from xuqlib.posteriors.fixing import FixedMasks, FixedNetwork
+from xuqlib.posteriors.fixing import FixedMasks, FixedNetwork, can_evaluate
 
 
 class Split(NamedTuple):
@@ -56,7 +56,15 @@ def split(networks: Sequence[nn.Module], x: Tensor) -> Split | None:
 
 def _before_output(fixed: Sequence[FixedNetwork], x: Tensor) -> Split | None:
     inner, seeds = [network.network for network in fixed], [network.seed for network in fixed]
-    name = _output_layer(inner, seeds, x)
+    holding = _holding(inner, seeds)
+    if not holding:
+        return None
+    try:
+        name = _output_layer(fixed[0], holding, x[:1])
+    except Exception:
+        if can_evaluate(fixed[0], x[:1]):  # then looking at it is what failed
+            raise
+        return None  # evaluating the draws themselves will say what is wrong
     if name is None:
         return None
     heads = [layers_of(network.get_submodule(name)) for network in inner]
@@ -99,11 +107,15 @@ def _gives_the_same(found: Split, network: nn.Module, x: Tensor) -> bool:
     or hands more than the trunk's output to its head.
     """
     with torch.no_grad():
+        wanted, features = network(x), FixedNetwork(nn.Sequential(*found.trunk))(x)
         try:
-            features = FixedNetwork(nn.Sequential(*found.trunk))(x)
-            return torch.allclose(found.head(len(found.heads) - 1)(features), network(x), rtol=1e-3)
-        except Exception:  # evaluating the draws themselves will say what is wrong
+            given = found.head(len(found.heads) - 1)(features)
+        except ValueError:  # by which a fixed network refuses what another draw's features are
             return False
+    if not isinstance(given, Tensor) or not isinstance(wanted, Tensor):
+        return False
+    alike = (given.shape, given.dtype, given.device) == (wanted.shape, wanted.dtype, wanted.device)
+    return alike and torch.allclose(given, wanted, rtol=1e-3)
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
@@ -165,27 +177,27 @@ class _Until(nn.Module):
         raise RuntimeError(f"the network did not come to its layer {self.name!r}, as it had before")
 
 
-def _output_layer(networks: Sequence[nn.Module], seeds: Sequence[int | None], x: Tensor) -> str | None:
-    """Name the layer whose output is the network's and that holds all that is random in it, if there is one."""
+def _holding(networks: Sequence[nn.Module], seeds: Sequence[int | None]) -> list[str]:
+    """Name the layers each of which holds all that is random in a network."""
     network, names = networks[0], _random_names(networks, seeds)
     outer = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)} - {""}
     holding = [name for name in outer if all(f"{inside}.".startswith(f"{name}.") for inside in names)]
     hooked = {name for name, module in network.named_modules() if is_hooked(module)}
     # A hook on what is around a layer would not see the output.
-    holding = [name for name in holding if not any(around == "" or name.startswith(f"{around}.") for around in hooked)]
-    if not holding:
-        return None
-    with torch.no_grad(), FixedMasks(seeds[0], 1) as masks:
-        calls = {name: _Calls(network.get_submodule(name), masks) for name in holding}
+    return [name for name in holding if not any(around == "" or name.startswith(f"{around}.") for around in hooked)]
+
+
+def _output_layer(fixed: FixedNetwork, holding: Sequence[str], x: Tensor) -> str | None:
+    """Name the innermost of the layers `holding` whose output is the network's, if there is one."""
+    with torch.no_grad(), FixedMasks(fixed.seed, len(x)) as masks:
+        calls = {name: _Calls(fixed.network.get_submodule(name), masks) for name in holding}
         try:
-            result = network(x[:1].clone())
-        except RuntimeError:  # evaluating the draws themselves will say what is wrong
-            return None
+            result = fixed.network(x.clone())
         finally:
             for call in calls.values():
                 call.forget()
     fit = [name for name, call in calls.items() if call.gave(result)]
-    return max(fit, key=len, default=None)  # the innermost
+    return max(fit, key=len, default=None)
 
 
 class _Calls:
@@ -193,19 +205,21 @@ class _Calls:
 
     def __init__(self, layer: nn.Module, masks: FixedMasks) -> None:
         self.masks = masks
-        self.before: list[tuple[int, int]] = []
+        self.before: list[tuple[bool, int]] = []
         self.outputs: list[tuple[Any, int]] = []
-        self.handles = [layer.register_forward_pre_hook(self.enter), layer.register_forward_hook(self.leave)]
+        entering = layer.register_forward_pre_hook(self.enter, with_kwargs=True)
+        self.handles = [entering, layer.register_forward_hook(self.leave)]
 
-    def enter(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.before.append((len(inputs), self.masks.calls))
+    def enter(self, _: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        is_alone = len(inputs) == 1 and isinstance(inputs[0], Tensor) and not options
+        self.before.append((is_alone, self.masks.calls))
 
     def leave(self, _: nn.Module, __: Any, output: Any) -> None:
         self.outputs.append((output, self.masks.calls))
 
     def gave(self, result: Any) -> bool:
-        """Whether its only call took one tensor before any mask was drawn, and gave this result after the last."""
-        if self.before != [(1, 0)] or len(self.outputs) != 1:
+        """Whether its only call took just a tensor before any mask was drawn, and gave this result after the last."""
+        if self.before != [(True, 0)] or len(self.outputs) != 1:
             return False
         return self.outputs[0][0] is result and self.outputs[0][1] == self.masks.calls
 

@@ -424,6 +424,17 @@ def over_centres(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataF
     return pd.DataFrame(ends).reset_index()
 
 
+def mean_of_centres(frame: pd.DataFrame, value: str) -> Estimate:
+    """Mean of a column over centre networks, with the interval of `over_centres`: it decides what every centre decides.
+
+    Args:
+        frame, value: as for `over_centres`.
+    """
+    row = over_centres(frame.assign(all=0), ["all"], value).iloc[0]
+    ends = (float(row[value]), float(row["low"]), float(row["high"]))
+    return Estimate(*ends, OVER_CENTRES, n=int(frame["example"].nunique()), seeds=int(row["centres"]))
+
+
 def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str = "gain") -> pd.DataFrame:
     """`mean_of_trainings` of a column in each group: columns `by`, `value`, low, high."""
     groups = frame.groupby(list(by), sort=False)[value]

@@ -49,9 +49,9 @@ def record(project: Path, preset: str, name: str) -> dict[str, Any]:
     """
     try:
         found = json.loads((project / "build" / preset / f"{name}.json").read_text())
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # not there, or no JSON: then it has not run here
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def last_seconds(project: Path, preset: str, name: str) -> float | None:
@@ -60,7 +60,7 @@ def last_seconds(project: Path, preset: str, name: str) -> float | None:
         return float(own)
     try:
         index = json.loads((project / "figures" / preset / "index.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # not there, or no JSON, which `python -m xuqlib check` reports
         return None
     # Each figure says how long after the start it was saved, so the last one is nearly the whole run.
     known = [float(recipe["seconds"] or 0) for recipe in index.values() if recipe["notebook"] == name[:2]]

@@ -2,7 +2,7 @@
 
 A slope of a logit is linear in the weights w of that logit: e = J w, J the slopes of the last layer's input. So the
 explanation has mean J E[w] and covariance J Cov[w] J^T. With Cov[w] = sum_j r_j r_j^T, each J r_j is the explanation
-by a network whose last weights are r_j, so the engine that explains draws gives them all. One way back each.
+by a network whose last weights are r_j, so the engine that explains draws gives them all. One backward pass each.
 """
 
 from __future__ import annotations

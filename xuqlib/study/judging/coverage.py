@@ -32,7 +32,7 @@ def unit_scale(values: Tensor) -> Tensor:
     return values / values.abs().mean(-1, keepdim=True)
 
 
-def unit_maps(
+def scaled_maps(
     draws: Draws | Sequence[nn.Module],
     explainer: Callable[..., Tensor],
     x: Tensor,
@@ -215,7 +215,7 @@ def _is_largest(mean: Tensor) -> Tensor:
     return torch.zeros_like(mean).scatter(1, places, 1.0)
 
 
-def beside(tests: Mapping[str, Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
+def compare_intervals(tests: Mapping[str, Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
     """Test intervals of one level side by side; means over examples.
 
     Args:

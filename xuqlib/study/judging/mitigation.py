@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -71,6 +72,25 @@ def attended(x: Tensor, maps: Tensor, *, tau: float | None = None, fill: str | T
     attention = (attention[:, None] if x.dim() == 4 else attention).to(x)
     start = make_baseline(fill, x)
     return start + attention * (x - start)
+
+
+def paste_noise(x: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Paste a square of uniform noise, a third as wide as the image, at a random place of each image.
+
+    Args:
+        x: images (N, C, H, W) in [0, 1].
+        seed: of places and noise.
+
+    Returns:
+        Images shaped like x, and the squares, (N, H, W), of x's dtype: 1 inside, 0 outside.
+    """
+    height, width = x.shape[-2:]
+    side, stream = max(1, round(min(height, width) / 3)), np.random.default_rng(seed)
+    top, left = (torch.from_numpy(stream.integers(0, size - side + 1, (len(x), 1))) for size in (height, width))
+    rows, columns = torch.arange(height) - top, torch.arange(width) - left
+    inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None]
+    noise = torch.from_numpy(stream.random(tuple(x.shape))).to(x)
+    return torch.where(inside[:, None], noise, x), inside.to(x)
 
 
 def fit_attended(

@@ -151,30 +151,6 @@ def sanity_checks(
     return pd.concat(frames, ignore_index=True)
 
 
-def passes(checks: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """By how much each map passes two rules: has it changed enough, once weights are gone?
-
-    The rules are choices: when the first layer of a cascade, the output layer, has gone, the similarity should be at
-    least halfway down to its floor; when all layers have, it should be less than 0.1 above the floor.
-
-    Args:
-        checks: from `sanity_checks`, cascading, perhaps of several cases.
-        by: columns that tell the cases apart.
-
-    Returns:
-        Columns `by`, rule, statistic, example and margin, positive where the map passes; rows with NaN are left out.
-    """
-    keys = [*by, "statistic", "example"]
-    every = checks.set_index(keys).sort_index()
-    floor, first, last = (every.loc[every["step"] == step, "signed"] for step in (0, 1, checks["step"].max()))
-    rules = {
-        "when the output layer forgets, the {} map falls halfway to its floor": (1 + floor) / 2 - first,
-        "when all layers forget, the {} map falls to near its floor": floor + 0.1 - last,
-    }
-    parts = [margin.rename("margin").reset_index().assign(rule=rule) for rule, margin in rules.items()]
-    return pd.concat(parts, ignore_index=True)[[*by, "rule", "statistic", "example", "margin"]].dropna()
-
-
 def _maps(draws: Draws, explainer: Explainer, x: Tensor, target: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
     e = explain(draws, explainer, x, target, progress=False, **options)
     return {"mean": e.mean(), "std": e.std()}

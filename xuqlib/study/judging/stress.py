@@ -1,10 +1,9 @@
-"""Stress: pictures made odd on purpose, and how well uncertainty notices."""
+"""Stress: images made odd on purpose, and how well any score tells them from clean ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,12 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_number, check_target
-from xuqlib.explain import explain
-from xuqlib.explainers.gradients import Explainer
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.study.intervals import from_resamples
-from xuqlib.uncertainty import decompose, logits_of
 
 CORRUPTIONS: dict[str, tuple[float, ...]] = {
     "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation
@@ -137,37 +133,6 @@ def _slope_of_loss(draws: Draws, x: Tensor, target: Tensor) -> Tensor:
     return torch.autograd.grad(F.nll_loss(log_mean, target, reduction="sum"), point)[0]
 
 
-def signals(
-    draws: Draws, x: Tensor, explainers: Mapping[str, tuple[Explainer, Mapping[str, Any]]], *, block: int = 32
-) -> pd.DataFrame:
-    """Everything about each example that might tell an odd one: uncertainty of the answer, and of its explanations.
-
-    Each example is explained for the class that the draws answer to it, right or wrong: a user has no other.
-
-    Args:
-        draws: fixed networks of a classifier.
-        x: pictures (N, C, H, W).
-        explainers: name of each, with the function and its options.
-        block: examples explained at a time.
-
-    Returns:
-        One row per example: example, answer (class), entropy and mutual_information of the answer (nats), brightness
-        (the mean of x, a control that asks no network), and for each explainer "cv NAME", sum of std over sum of
-        |mean|, and "std NAME", the sum of the std, in logits.
-    """
-    logits = logits_of(draws, x)
-    answer, parts = logits.double().softmax(-1).mean(0).argmax(1), decompose(logits)
-    columns: dict[str, Any] = {"example": range(len(x)), "answer": answer.numpy(), "entropy": parts.total.numpy()}
-    columns |= {"mutual_information": parts.epistemic.numpy(), "brightness": x.double().flatten(1).mean(1).numpy()}
-    for name, (explainer, options) in explainers.items():
-        found = []
-        for rows in torch.arange(len(x)).split(block):
-            e = explain(draws, explainer, x[rows], answer[rows], progress=False, **options)
-            found.append(torch.stack([e.cv("ratio"), e.std().flatten(1).sum(1)]))
-        columns[f"cv {name}"], columns[f"std {name}"] = torch.cat(found, 1).numpy()
-    return pd.DataFrame(columns)
-
-
 def detection(
     clean: pd.DataFrame,
     odd: pd.DataFrame,
@@ -246,52 +211,3 @@ def combined(
     model = make_pipeline(SimpleImputer(strategy="median"), StandardScaler(), LogisticRegression())
     scores = cross_val_predict(model, values, truth, cv=folds, method="decision_function")
     return scores[: len(clean)], scores[len(clean) :]
-
-
-def compare(clean: pd.DataFrame, odd: pd.DataFrame, *, paired: bool = False, seed: int = 0) -> pd.DataFrame:
-    """`detection` by each of `signals`, and by two of `combined`: do explanations add to what the answer says?
-
-    Returns:
-        As `detection`, and against: every signal is compared with "entropy", which is also the rival of "answer only"
-        (entropy and mutual information); that in turn is the rival of "answer + explanation" (every CV and std, too).
-    """
-    answer = ["entropy", "mutual_information"]
-    explanation = [str(name) for name in clean if str(name).startswith(("cv ", "std "))]
-    both = [clean, odd]
-    for name, columns in (("answer only", answer), ("answer + explanation", [*answer, *explanation])):
-        scores = combined(clean, odd, columns, seed=seed)
-        both = [frame.assign(**{name: score}) for frame, score in zip(both, scores, strict=True)]
-    options: dict[str, Any] = {"paired": paired, "seed": seed}
-    frames = [detection(*both, against=rival, **options).assign(against=rival) for rival in ("entropy", "answer only")]
-    return pd.concat([frames[0].iloc[:-1], frames[1].iloc[-1:]], ignore_index=True)
-
-
-def attacked(
-    draws: Draws,
-    x: Tensor,
-    target: Tensor,
-    explainers: Mapping[str, tuple[Explainer, Mapping[str, Any]]],
-    *,
-    epsilons: Sequence[int],
-    num_steps: int = 10,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """`detection` of pictures that `fgsm` and `pgd` (from a random start) attacked, each against its clean self.
-
-    Args:
-        draws, x, target, num_steps: as for `pgd`; explainers: as for `signals`.
-        epsilons: in units of 1/255.
-
-    Returns:
-        As `detection`, and attack ("FGSM 2"), epsilon, accuracy (of the mean prediction under the attack).
-    """
-    frames, clean = [], signals(draws, x, explainers)
-    for epsilon in epsilons:
-        moved = {"FGSM": fgsm(draws, x, target, epsilon / 255)}
-        moved["PGD"] = pgd(draws, x, target, epsilon / 255, num_steps=num_steps, seed=seed)
-        for name, pictures in moved.items():
-            after = signals(draws, pictures, explainers)
-            right = float((after["answer"].to_numpy() == np.asarray(target)).mean())
-            about: dict[str, Any] = {"attack": f"{name} {epsilon}", "epsilon": epsilon, "accuracy": right}
-            frames.append(detection(clean, after, paired=True, seed=seed).assign(**about))
-    return pd.concat(frames, ignore_index=True)

@@ -103,9 +103,10 @@ def formula(tex: str, display: str = "inline") -> str:
     """A formula as MathML, which browsers draw without a script; one that cannot be translated stays code."""
     from latex2mathml.converter import convert
 
+    given = tex.strip()
     try:
-        translated = str(convert(tex.strip(), display=display))
-    except Exception:  # it raises what it likes, and a page with one plain formula is better than none
+        translated = convert(given, display=display)
+    except Exception:  # another's parser, of many errors without a common base; the page shows the formula as it is
         translated = "\\"
     # A command that it does not know stays there, with its backslash.
     return f"<code>{html.escape(tex)}</code>" if "\\" in translated else translated

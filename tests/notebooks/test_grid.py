@@ -8,23 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.n17 import crosses, scores, tiles
+from notebook_cells import definitions
 
 import xuqlib as xuq
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explainers.superpixels import superpixels
-from xuqlib.lessons.grid import (
-    MEASURES,
-    POSTERIORS,
-    PROTOCOLS,
-    curve_areas,
-    explained,
-    gains,
-    measured,
-    predicted,
-    runs,
-    tiles,
-)
-from xuqlib.lessons.summaries import resampled
 from xuqlib.metrics.deletion import importance, pixel_order, random_order
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import FixedNetwork
@@ -32,6 +21,10 @@ from xuqlib.study.data.loading import Examples
 from xuqlib.study.judging.steadiness import pool, steadiness
 from xuqlib.study.training.networks import mini_vgg
 
+CELLS = definitions("17")
+MEASURES, PROTOCOLS = list(CELLS.MEASURES), list(CELLS.PROTOCOLS)
+curve_areas, measure_maps, measure_run = CELLS.curve_areas, CELLS.measure_maps, CELLS.measure_run
+score_predictions, gains, maps_by = CELLS.score_predictions, CELLS.gains, CELLS.maps_by
 TARGET = torch.tensor([0, 1, 2, 1, 0])
 
 
@@ -72,7 +65,7 @@ def test_the_one_pixel_that_counts_moves_both_curves_where_it_comes_first():
 
 
 def test_the_steadiness_of_each_number_of_draws_is_that_of_the_first_draws(draws, x):
-    found = explained(draws, xuq.gradient, x, TARGET, counts=(2, 3), block=2)
+    found = measure_maps(draws, maps_by(xuq.gradient), x, TARGET, counts=(2, 3), block=2)
     for count in (2, 3):
         wanted = steadiness(draws[:count], xuq.gradient, x, target=TARGET, block=5)
         rows = found[found["draws"] == count].reset_index(drop=True)
@@ -95,13 +88,13 @@ class _Signed(torch.nn.Module):
 def test_every_number_of_draws_explains_the_same_target():
     draws, x = Draws([_Signed(1.0), _Signed(-2.0), _Signed(-2.0)]), torch.tensor([[1.0, 0.5]])
     assert draws[:1](x).argmax() == 0 and draws(x).softmax(-1).mean(0).argmax() == 1
-    found = explained(draws, xuq.gradient_x_input, x, counts=(1, 3)).set_index("draws")
+    found = measure_maps(draws, maps_by(xuq.gradient_x_input), x, counts=(1, 3)).set_index("draws")
     # Class 1 leaves one of two features without a CV; class 0, the first draw's own answer, would leave none.
     assert found["cv_signed_undefined"].to_dict() == {1: 0.5, 3: 0.5}
 
 
 def test_the_first_pictures_are_scored_by_the_fewest_draws(draws, x):
-    found = explained(draws, xuq.gradient, x, TARGET, counts=(2, 3), num_scored=3, curve_steps=8, block=2)
+    found = measure_maps(draws, maps_by(xuq.gradient), x, TARGET, counts=(2, 3), num_scored=3, curve_steps=8, block=2)
     e = xuq.explain(draws, xuq.gradient, x[:3], TARGET[:3])
     wanted = curve_areas(draws[:2], x[:3], pixel_order(importance(e, "mean")), TARGET[:3], num_steps=8)
     rows = found[found["draws"] == 3].set_index("example")
@@ -114,20 +107,21 @@ def test_tables_are_measured_without_curves_and_superpixels():
         torch.manual_seed(0)
         draws = Draws([FixedNetwork(xuq.mlp(num_features=4, num_outputs=1)) for _ in range(3)])
     table = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
-    found = explained(draws, xuq.gradient, table, counts=(3,), num_scored=6)
+    found = measure_maps(draws, maps_by(xuq.gradient), table, counts=(3,))
     np.testing.assert_allclose(found["cv_ratio"], xuq.explain(draws, xuq.gradient, table).cv("ratio"), rtol=1e-5)
     assert found[[*PROTOCOLS, "cv_pooled"]].isna().all(axis=None)
 
 
 def test_the_noise_ceiling_is_that_of_one_channel_for_lime(draws, x):
-    found = [explained(draws, function, x[:1], TARGET[:1], counts=(2,)) for function in (xuq.gradient, xuq.lime)]
+    each = {"sum": maps_by(xuq.gradient), "mean": CELLS.maps_by_lime}
+    found = [measure_maps(draws, maps_of, x[:1], TARGET[:1], how=how, counts=(2,)) for how, maps_of in each.items()]
     ceilings = [math.sqrt((math.pi / 2 - 1) / 3), math.sqrt(math.pi / 2 - 1)]
     assert [frame.at[0, "noise_ceiling"] for frame in found] == pytest.approx(ceilings)
 
 
 def test_lime_hides_regions_that_are_larger_than_a_pixel(draws, x):
-    found = explained(draws, xuq.lime, x[:2], TARGET[:2], counts=(3,), num_samples=30)
-    e = xuq.explain(draws, xuq.lime, x[:2], TARGET[:2], num_samples=30, num_segments=16)
+    found = measure_maps(draws, CELLS.maps_by_lime, x[:2], TARGET[:2], how="mean", counts=(3,))
+    e = xuq.explain(draws, xuq.lime, x[:2], TARGET[:2], num_samples=CELLS.num_samples, num_segments=16)
     np.testing.assert_allclose(found["cv_ratio"], e.cv("ratio"))
     pooled = ExplanationDistribution(pool(e.values, superpixels(x[:2], 16), "mean"))
     np.testing.assert_allclose(found["cv_pooled"], pooled.cv("ratio"))
@@ -135,18 +129,19 @@ def test_lime_hides_regions_that_are_larger_than_a_pixel(draws, x):
 
 def test_more_draws_than_there_are_is_refused(draws, x):
     with pytest.raises(ValueError, match="there are 3 draws"):
-        explained(draws, xuq.gradient, x, TARGET, counts=(2, 4))
+        measure_maps(draws, maps_by(xuq.gradient), x, TARGET, counts=(2, 4))
 
 
 def test_the_means_of_predictions_are_the_scores(draws, x):
     examples = Examples("toy", "test", x, TARGET, torch.arange(5), class_names=("a", "b", "c"))
-    found = predicted(draws, examples, (2, 3)).assign(seed=0, posterior="p")
+    found = score_predictions(draws, examples, (2, 3))
     for count in (2, 3):
         rows, wanted = found[found["draws"] == count], xuq.scores(draws[:count], examples)
         means = rows[["nll", "brier", "error"]].mean()
         assert means["nll"] == pytest.approx(wanted["nll"]) and means["brier"] == pytest.approx(wanted["brier"])
         assert means["error"] == pytest.approx(1 - wanted["accuracy"])
-        assert resampled(rows, "ece", num_resamples=2).at[0, "p"] == pytest.approx(wanted["ece"], abs=1e-6)
+        ece = CELLS.calibration_error(rows, np.full((1, 5), 0.2), column="confidence")
+        assert ece[0] == pytest.approx(wanted["ece"], abs=1e-6)
 
 
 def test_the_means_of_a_regression_are_its_scores():
@@ -155,7 +150,7 @@ def test_the_means_of_a_regression_are_its_scores():
         networks = [FixedNetwork(xuq.mlp(num_features=4, num_outputs=1)) for _ in range(3)]
     table, y = (torch.randn(6, size, generator=torch.Generator().manual_seed(size)) for size in (4, 1))
     draws, examples = Draws(networks, noise_variance=0.3), Examples("toy", "test", table, y, torch.arange(6))
-    found, wanted = predicted(draws, examples, (2, 3)), xuq.scores(draws, examples)
+    found, wanted = score_predictions(draws, examples, (2, 3)), xuq.scores(draws, examples)
     means = found[found["draws"] == 3].mean()
     assert means["nll"] == pytest.approx(wanted["nll"]) and means["squared_error"] == pytest.approx(wanted["rmse"] ** 2)
 
@@ -186,20 +181,33 @@ def test_tiles_carry_their_numbers_where_they_belong():
 def test_a_run_is_measured_by_the_functions_for_its_parts(draws, x):
     examples = Examples("toy", "test", x, TARGET, torch.arange(5), class_names=("a", "b", "c"))
     sizes = {"counts": (2, 3), "num_scored": 2, "curve_steps": 8}
-    explainers = {"gradient": (xuq.gradient, 3, {}), "ig": (xuq.integrated_gradients, 2, {"num_steps": 2})}
-    found = measured(draws, examples, explainers, **sizes, seed=4)
+    ig = maps_by(xuq.integrated_gradients, num_steps=2)
+    explainers = {"gradient": (maps_by(xuq.gradient), 3, "sum"), "ig": (ig, 2, "sum")}
+    found = measure_run(draws, examples, explainers, **sizes, seed=4)
     assert list(found["explanations"].groupby("explainer", sort=False).size()) == [6, 4]
     target = draws(x).softmax(-1).mean(0).argmax(1)
-    wanted = explained(draws, xuq.integrated_gradients, x[:2], target[:2], **sizes, num_steps=2)
+    wanted = measure_maps(draws, ig, x[:2], target[:2], **sizes)
     rows = found["explanations"].query("explainer == 'ig'").drop(columns="explainer").reset_index(drop=True)
     pd.testing.assert_frame_equal(rows, wanted)
     order = random_order(2, (8, 8), seed=4)
     control = curve_areas(draws[:2], x[:2], order, target[:2], num_steps=8)
     pd.testing.assert_frame_equal(found["control"].drop(columns="example"), control)
-    pd.testing.assert_frame_equal(found["predictions"], predicted(draws, examples, (2, 3)))
+    pd.testing.assert_frame_equal(found["predictions"], score_predictions(draws, examples, (2, 3)))
 
 
-def test_the_runs_are_those_that_were_trained():
-    found = list(runs(["diabetes"], {"diabetes": [0]}, ["diabetes flipout 0"]))
-    assert [name for _, name, _, _ in found] == [name for name in POSTERIORS if name != "flipout"]
-    assert [type(posterior).__name__ for *_, posterior in found][:3] == ["DeepEnsemble", "MCDropout", "MCDropout"]
+def test_scores_stand_in_the_order_of_the_posteriors_with_a_panel_each():
+    rows = [("d", "nll", size, who, 0.5, 0.4, 0.7) for size in ("equal", "usual") for who in ("q", "p")]
+    frame = pd.DataFrame(rows, columns=["dataset", "criterion", "size", "who", "value", "low", "high"])
+    (axes,) = scores(frame, ["p", "q"]).axes
+    assert axes.get_title() == "d: nll"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["p", "q"]
+    places = [line.get_ydata() for line in axes.get_lines()]
+    np.testing.assert_allclose(places, [[0.85, -0.15], [1.15, 0.15]])
+
+
+def test_a_cross_reaches_from_low_to_high():
+    frame = pd.DataFrame({"dataset": ["d"], "who": ["p"], "nll": [1.0], "insertion": [0.2]})
+    frame = frame.assign(nll_low=0.8, nll_high=1.1, insertion_low=0.1, insertion_high=0.5)
+    (axes,) = crosses(frame).axes
+    arms = [segment.tolist() for group in axes.collections for segment in group.get_segments()]
+    assert arms == [[[0.8, 0.2], [1.1, 0.2]], [[1.0, 0.1], [1.0, 0.5]]]

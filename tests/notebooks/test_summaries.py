@@ -1,4 +1,4 @@
-"""Rankings under the bootstrap: known spreads, pairing, and verdicts that are decided or not."""
+"""Verdicts of the grid: differences that are decided or not, ranks, and means over seeds and explainers."""
 
 from __future__ import annotations
 
@@ -6,25 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from notebook_cells import definitions
 from scipy.stats import kendalltau
 
-from xuqlib.lessons.summaries import (
-    CRITERIA,
-    at_each_size,
-    beats,
-    best_depends,
-    rank_agreement,
-    rank_table,
-    ranking,
-    resample_all,
-    resampled,
-    tidy,
-)
 from xuqlib.study.judging.scores import expected_calibration_error
 
-
-def rows(values, *, posterior="p", seed=0):
-    return pd.DataFrame({"example": range(len(values)), "score": values, "posterior": posterior, "seed": seed})
+CELLS = definitions("17", datasets=["d", "t"])
+CRITERIA = list(CELLS.CRITERIA)
+at_each_size, beats, best_depends, cell_means = CELLS.at_each_size, CELLS.beats, CELLS.best_depends, CELLS.cell_means
+over_explainers, rank_agreement, rank_table = CELLS.over_explainers, CELLS.rank_agreement, CELLS.rank_table
+ranking, resample_all = CELLS.ranking, CELLS.resample_all
 
 
 def noise(count, seed):
@@ -32,51 +23,19 @@ def noise(count, seed):
 
 
 def made(means, spread=0.01, seed=0):
-    """Samples as `resampled` gives them, of columns a, b, ... with these means."""
+    """Resamples of columns a, b, ... with these means."""
     columns = np.array(means) + spread * np.random.default_rng(seed).standard_normal((500, len(means)))
     return pd.DataFrame(np.vstack([means, columns]), columns=list("abcdef")[: len(means)])
-
-
-def test_a_resampled_mean_spreads_by_its_standard_error():
-    values = noise(400, 0)
-    found = resampled(rows(values), "score", num_resamples=2000)["p"]
-    assert found[0] == pytest.approx(values.mean())
-    assert found[1:].std() == pytest.approx(values.std() / 20, rel=0.06)  # 2000 resamples: 1.6 % standard error
-
-
-def test_two_posteriors_share_their_examples():
-    values = noise(50, 1)
-    frame = pd.concat([rows(values), rows(values + 0.1, posterior="q")])
-    found = resampled(frame, "score", num_resamples=50)
-    np.testing.assert_allclose(found["q"] - found["p"], 0.1)
-
-
-def test_the_spread_over_training_seeds_counts():
-    frame = pd.concat([rows(np.zeros(9)), rows(np.ones(9), seed=1)])
-    found = resampled(frame, "score", num_resamples=4000)["p"]
-    assert found[0] == 0.5
-    assert found[1:].std() == pytest.approx(0.125**0.5, rel=0.05)  # the mean of two fair coins
-    three = pd.concat([rows(np.full(9, each), seed=seed) for seed, each in enumerate([0.0, 1.0, 5.0])])
-    measured = [resampled(three, "score", num_resamples=2, seed=seed).at[0, "p"] for seed in range(4)]
-    assert measured == pytest.approx([2.0] * 4)  # what was measured is not resampled
-
-
-def test_only_examples_that_all_have_count():
-    frame = pd.concat([rows([1.0, 2.0, 9.0]), rows([3.0, 4.0, np.nan], posterior="q")])
-    assert resampled(frame, "score", num_resamples=2).iloc[0].to_dict() == {"p": 1.5, "q": 3.5}
-    with pytest.raises(ValueError, match="no example has a 'score'"):
-        resampled(pd.concat([rows([1.0]), rows([np.nan], posterior="q")]), "score")
 
 
 def test_resampled_calibration_is_that_of_each_resample():
     probs = torch.rand(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(1) ** 3
     probs, truth = probs / probs.sum(1, keepdim=True), torch.arange(60) % 3
     confidence, answer = probs.max(1)
-    columns = {"confidence": confidence.numpy(), "error": answer.ne(truth).double().numpy()}
-    frame = rows(np.zeros(60)).assign(**columns)
-    found = resampled(frame, "ece", num_resamples=2, seed=4)["p"]
-    weights = np.random.default_rng(4).multinomial(60, np.full(60, 1 / 60), 2)
-    for value, counts in zip(found, [np.ones(60, dtype=int), *weights], strict=True):
+    rows = pd.DataFrame({"confidence": confidence.numpy(), "error": answer.ne(truth).double().numpy()})
+    times = np.vstack([np.ones(60, dtype=int), np.random.default_rng(4).multinomial(60, np.full(60, 1 / 60), 2)])
+    found = CELLS.calibration_error(rows, times / 60, column="confidence")
+    for value, counts in zip(found, times, strict=True):
         picked = torch.arange(60).repeat_interleave(torch.from_numpy(counts))
         assert value == pytest.approx(expected_calibration_error(probs[picked], truth[picked]), abs=1e-6)
 
@@ -87,7 +46,7 @@ def test_a_ranking_by_hand():
     assert found["rank"].to_dict() == {"a": 1, "b": 2}
     assert found["first"].to_dict() == {"a": 0.5, "b": 0.5}  # of two resamples
     assert found.at["a", "low"] == pytest.approx(1.05)  # 2.5 % of the way from 1 to 3
-    assert ranking(samples, larger=True).set_index("who")["rank"].to_dict() == {"a": 2, "b": 1}
+    assert ranking(samples, sign=1).set_index("who")["rank"].to_dict() == {"a": 2, "b": 1}
 
 
 def test_a_difference_counts_from_so_many_standard_errors_on():
@@ -96,18 +55,18 @@ def test_a_difference_counts_from_so_many_standard_errors_on():
     assert beats(made([0.0, 2.2 * error])).at["a", "b"]
     assert not beats(made([0.0, 2.2 * error]), num_comparisons=15).at["a", "b"]  # z is 2.94 there
     assert beats(made([0.0, 3.3 * error]), num_comparisons=15).at["a", "b"]
-    assert beats(made([0.0, 3.3 * error]), larger=True).at["b", "a"]
+    assert beats(made([0.0, 3.3 * error]), sign=1).at["b", "a"]
 
 
 def test_the_best_depends_on_the_data_where_two_decided_winners_differ():
-    holds, words = best_depends({"x": made([0.0, 1.0, 2.0]), "y": made([1.0, 0.0, 2.0], seed=1)})
-    assert holds is True and words == "x: a, y: b"
+    holds, best = best_depends({"x": made([0.0, 1.0, 2.0]), "y": made([1.0, 0.0, 2.0], seed=1)})
+    assert holds is True and best == {"x": "a", "y": "b"}
 
 
 def test_the_best_does_not_depend_where_one_beats_all_everywhere():
     assert best_depends({"x": made([0.0, 1.0, 2.0]), "y": made([0.0, 2.0, 1.0], seed=1)})[0] is False
-    larger = best_depends({"x": made([0.0, 1.0]), "y": made([0.0, 2.0])}, larger=True)
-    assert larger == (False, "x: b, y: b")
+    larger = best_depends({"x": made([0.0, 1.0]), "y": made([0.0, 2.0])}, sign=1)
+    assert larger == (False, {"x": "b", "y": "b"})
 
 
 def test_winners_within_the_noise_decide_nothing():
@@ -118,7 +77,7 @@ def test_winners_within_the_noise_decide_nothing():
 
 
 def test_columns_that_a_data_set_lacks_do_not_compete():
-    assert best_depends({"x": made([1.0, 2.0, 0.0]), "y": made([0.0, 1.0])}) == (False, "x: a, y: a")
+    assert best_depends({"x": made([1.0, 2.0, 0.0]), "y": made([0.0, 1.0])}) == (False, {"x": "a", "y": "a"})
 
 
 def test_rank_agreement_is_kendalls_tau():
@@ -127,15 +86,14 @@ def test_rank_agreement_is_kendalls_tau():
     taus = [kendalltau(left, right).statistic for left, right in zip(a.to_numpy(), b.to_numpy(), strict=True)]
     assert value == pytest.approx(taus[0])
     assert (low, high) == pytest.approx(tuple(np.quantile(taus[1:], (0.025, 0.975))))
-    assert rank_agreement(a, -a)[0] == -1
-    with pytest.raises(ValueError, match="1 columns in common"):
-        rank_agreement(a, a[["a"]])
+    assert rank_agreement(a, -a).value == -1
+    assert rank_agreement(a, a[["e", "b"]]).value == 1  # only columns that both have, by name
 
 
-def test_a_tidy_mean_takes_seeds_before_examples():
+def test_a_cell_mean_takes_seeds_before_examples():
     rows = [(0, 0, 1.0), (1, 0, 3.0), (0, 1, 6.0)]  # example 0 under two seeds, example 1 under one
     frame = pd.DataFrame(rows, columns=["seed", "example", "value_of"]).assign(name="a", empty=np.nan)
-    found = tidy(frame, ["value_of", "empty"], by=["name"])
+    found = cell_means(frame, ["value_of", "empty"], by=["name"])
     assert found.to_dict("records") == [
         {"name": "a", "measure": "value_of", "value": 4.0, "se": 2.0, "n": 2, "seeds": 2}  # of 2 and 6
     ]
@@ -167,7 +125,7 @@ def test_each_size_picks_the_largest_and_the_common_number_of_draws():
 
 def test_every_criterion_that_a_data_set_has_is_resampled():
     cells, predictions = frames_of_a_grid()
-    samples = resample_all(cells, predictions, num_scored=6, num_resamples=5)
+    samples = resample_all(predictions, over_explainers(cells, 6), num_resamples=5, seed=0)
     assert {key[1] for key in samples if key[2] == "t"} == {"nll", "cv"}
     assert {key[1] for key in samples if key[2] == "d"} == set(CRITERIA)
     rows = cells.query("dataset == 'd' and posterior == 'p' and draws == 4 and example < 6")
@@ -179,7 +137,7 @@ def test_every_criterion_that_a_data_set_has_is_resampled():
 def test_an_example_that_one_explainer_lacks_does_not_count():
     cells, predictions = frames_of_a_grid()
     cells.loc[(cells["explainer"] == "b") & (cells["example"] == 3), "cv_ratio"] = np.nan
-    samples = resample_all(cells, predictions, num_scored=9, num_resamples=5)
+    samples = resample_all(predictions, over_explainers(cells, 9), num_resamples=5, seed=0)
     rows = cells.query("dataset == 't' and posterior == 'q' and example != 3")
     assert samples["usual", "cv", "t"].at[0, "q"] == pytest.approx(np.log(rows["cv_ratio"]).mean())
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,54 @@ def bootstrap(
     found = np.stack([statistic(*(table[row] for table in tables)) for row in rows])
     low, high = np.quantile(found, [0.025, 0.975], axis=0)
     return np.asarray(statistic(*tables)), low, high
+
+
+def resamples(
+    frame: pd.DataFrame,
+    statistic: Callable[[pd.DataFrame, np.ndarray], np.ndarray],
+    *,
+    by: str,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Resample a statistic of several competitors in two stages: training seeds, then examples.
+
+    All competitors share the resampled examples, so their differences are paired; seeds are drawn for each apart. With
+    one seed, the spread says nothing about another training. Two or three understate it: theirs is divided by S, not
+    S - 1.
+
+    Args:
+        frame: columns `by`, seed and example, one row for each of the three, and whatever the statistic reads.
+        statistic: of (rows, weights), a value per resample. The rows are those of one competitor and one training, one
+            per example; the weights (1 + resample, example) say how much each counts, and sum to 1.
+        by: column of the competitors.
+        num_resamples, seed: of the bootstrap.
+
+    Returns:
+        A column per competitor, the mean over its trainings; row 0 is the measured value, the others are resamples.
+        Only examples that all competitors have, under every seed, count.
+
+    Raises:
+        ValueError: there are no such examples.
+    """
+    parts = {key: part.set_index("example") for key, part in frame.groupby([by, "seed"], sort=False)}
+    examples = [part.index for part in parts.values()]
+    shared = reduce(lambda a, b: a.intersection(b, sort=False), examples) if examples else pd.Index([])
+    if not len(shared):
+        raise ValueError(f"no example is there for every {by} and seed; measure all of them on the same examples")
+    stream, n = np.random.default_rng(seed), len(shared)
+    times = check_count(num_resamples, 2, "num_resamples")
+    weights = np.vstack([np.ones(n), stream.multinomial(n, np.full(n, 1 / n), times)]) / n
+    found: dict[Any, list[np.ndarray]] = {}
+    for (name, _), part in parts.items():
+        found.setdefault(name, []).append(statistic(part.loc[shared], weights))
+    columns = {}
+    for name, each in found.items():
+        values = np.stack(each, 1)  # (1 + resample, seed)
+        picked = stream.integers(values.shape[1], size=values.shape)
+        picked[0] = range(values.shape[1])
+        columns[name] = np.take_along_axis(values, picked, 1).mean(1)
+    return pd.DataFrame(columns)
 
 
 def rank_correlation(

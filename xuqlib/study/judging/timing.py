@@ -1,4 +1,4 @@
-"""Timing: race the ways to one result in one process, and compare the winner with what the machine can do."""
+"""How long a call takes, fairly: against its rivals in one process, and against what the machine can do."""
 
 from __future__ import annotations
 
@@ -13,15 +13,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from xuqlib.explainers.fullgrad import fullgrad
 from xuqlib.fast.engine import computing_in
-from xuqlib.posteriors.draws import Draws
-from xuqlib.ua_backprop import SETTINGS, logit_coefficients, spread_shares
-from xuqlib.uncertainty import probability_shares
 
 Candidates = Mapping[str, Callable[[], Any]]
 
@@ -54,7 +49,7 @@ def interleaved(candidates: Candidates, *, num_rounds: int = 5, warm_up: int = 1
     return pd.DataFrame(rows[warm_up * len(names) :], columns=["candidate", "round", "seconds"])
 
 
-def summary(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def speedups(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Say how long each candidate of `interleaved` takes, and how many times as fast as the baseline it is.
 
     Returns:
@@ -70,85 +65,6 @@ def summary(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
     ratios, median = seconds.rdiv(seconds[baseline], axis=0), seconds.median()
     columns = {"median": median, "low": seconds.min(), "high": seconds.max(), "ratio": median[baseline] / median}
     return pd.DataFrame({**columns, "ratio_low": ratios.min(), "ratio_high": ratios.max()}).reset_index()
-
-
-def race(
-    pair: str,
-    candidates: Candidates,
-    targets: Mapping[str, float | None],
-    *,
-    num_rounds: int,
-    share: Mapping[str, float] | None = None,
-    **sizes: int,
-) -> pd.DataFrame:
-    """Race candidates, the first of which is the baseline; compare what "plain loop", "float32" and "bfloat16" give.
-
-    Args:
-        pair: name of the race.
-        candidates: as for `interleaved`; each returns its maps, such as (mean, std).
-        targets: the ratio that a candidate should reach; None, or no entry, where there is none.
-        share: of the work that a candidate does, if not all of it; its seconds are divided by that.
-        **sizes: columns that say how large the race was, such as draws=16.
-
-    Returns:
-        `summary` with columns pair, baseline, target, the sizes; flops, the work of the plain loop; mean_off, std_off,
-        the relative L2 distance of float32's maps from the plain loop's, and of bfloat16's from float32's.
-    """
-    times = interleaved(candidates, num_rounds=num_rounds)
-    times["seconds"] /= times["candidate"].map(dict.fromkeys(candidates, 1.0) | dict(share or {}))
-    baseline = next(iter(candidates))
-    found = summary(times, baseline).assign(baseline=baseline)
-    found["target"] = found["candidate"].map(targets.get).astype(float)
-    found = pd.DataFrame({"pair": pair, **sizes}, index=found.index).join(found)
-    if "plain loop" in candidates:
-        found["flops"] = float(flops(candidates["plain loop"]))
-    maps = {name: candidates[name]() for name in ("plain loop", "float32", "bfloat16") if name in candidates}
-    for name, wanted in (("float32", "plain loop"), ("bfloat16", "float32")):
-        for column, a, b in zip(("mean_off", "std_off"), maps.get(name, ()), maps.get(wanted, ()), strict=False):
-            found.loc[found["candidate"] == name, column] = float((a - b.to(a)).norm() / b.norm())
-    return found
-
-
-def duels(
-    pair: str, candidates: Candidates, targets: Mapping[tuple[str, str], float | None], *, num_rounds: int, **sizes: int
-) -> pd.DataFrame:
-    """Race candidates once, and compare those two at a time that are named.
-
-    Args:
-        pair: name of the race.
-        candidates: as for `interleaved`.
-        targets: (candidate, baseline) and how many times as fast as the baseline the candidate should be; None where
-            there is no target.
-        **sizes: as for `race`.
-
-    Returns:
-        As `race` without flops and distances, a row for each target.
-    """
-    times = interleaved(candidates, num_rounds=num_rounds)
-    rows = []
-    for (name, baseline), target in targets.items():
-        found = summary(times, baseline)
-        rows.append(
-            found[found["candidate"] == name].assign(
-                baseline=baseline, target=float("nan") if target is None else target
-            )
-        )
-    together = pd.concat(rows, ignore_index=True)
-    return pd.DataFrame({"pair": pair, **sizes}, index=together.index).join(together)
-
-
-def ua_backprop_one_by_one(draws: Draws, x: Tensor) -> Tensor:
-    """`ua_backprop` as a loop over draws and classes, each with a forward pass of its own; maps (N, H, W)."""
-    with torch.no_grad():
-        logits = torch.stack([draw(x) for draw in draws])  # (S, N, C)
-    paper = SETTINGS["paper"]
-    handed_on = logit_coefficients(logits, tau1=paper.tau1)
-    shares = torch.einsum("sni,snij->snj", probability_shares(logits), handed_on)
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for draw, share in zip(draws, shares, strict=True):
-        maps = [fullgrad(draw, x, label).sum(1) for label in range(logits.shape[-1])]
-        total = total + spread_shares(share, torch.stack(maps, 1), tau2=paper.tau2)
-    return total
 
 
 def flops(function: Callable[[], Any]) -> int:

@@ -1,4 +1,4 @@
-"""Races and rates by hand, without a clock that can be late; memory of calls that hold a known amount."""
+"""Ratios and rates by hand, without a clock that can be late; memory of calls that hold a known amount."""
 
 from __future__ import annotations
 
@@ -11,20 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from xuqlib import DeepEnsemble, ua_backprop
-from xuqlib.lessons import timing
-from xuqlib.lessons.timing import (
-    by_operation,
-    duels,
-    flops,
-    interleaved,
-    peak_memory,
-    peak_rates,
-    race,
-    summary,
-    ua_backprop_one_by_one,
-)
 from xuqlib.study.figures.charts import dots
+from xuqlib.study.judging import timing
+from xuqlib.study.judging.timing import by_operation, flops, interleaved, peak_memory, peak_rates, speedups
 
 TIMES = pd.DataFrame(
     {
@@ -98,7 +87,7 @@ def test_a_candidate_that_fails_leaves_the_collector_as_it_was():
 
 
 def test_ratios_are_of_medians_and_their_range_is_over_rounds():
-    found = summary(TIMES, "loop").set_index("candidate")
+    found = speedups(TIMES, "loop").set_index("candidate")
     assert list(found.index) == ["loop", "ours"]
     assert dict(found.loc["ours"]) == {
         **{"median": 2.0, "low": 2.0, "high": 5.0},
@@ -109,59 +98,7 @@ def test_ratios_are_of_medians_and_their_range_is_over_rounds():
 
 def test_a_baseline_that_was_not_timed_is_refused():
     with pytest.raises(ValueError, match="baseline 'captum' was not timed; choose one of loop, ours"):
-        summary(TIMES, "captum")
-
-
-def test_a_race_compares_with_its_first_candidate_and_with_the_plain_loop(clock):
-    layer, x = nn.Linear(3, 2), torch.ones(5, 3)
-    plain = torch.tensor([3.0, 4.0])
-
-    def loop():
-        layer(x)
-        return moving(clock, 2.0, (plain, plain))()
-
-    ways = {
-        "rival": moving(clock, 4.0),
-        "plain loop": loop,
-        "float32": moving(clock, 1.0, (plain, plain + torch.tensor([0.0, 0.5]))),
-        "bfloat16": moving(clock, 0.5, (plain * 1.5, plain)),
-    }
-    found = race("a pair", ways, {"float32": 3.0, "bfloat16": None}, num_rounds=2, draws=7).set_index("candidate")
-    assert set(found["pair"]) == {"a pair"} and set(found["baseline"]) == {"rival"} and set(found["draws"]) == {7}
-    assert list(found["ratio"]) == [1.0, 2.0, 4.0, 8.0]
-    assert found.loc["float32", "target"] == 3.0 and found["target"].isna().sum() == 3
-    assert set(found["flops"]) == {2.0 * 5 * 3 * 2}
-    assert list(found.loc["float32", ["mean_off", "std_off"]]) == pytest.approx([0.0, 0.5 / 5])
-    assert found.loc["bfloat16", "mean_off"] == pytest.approx(0.5)
-    assert found.loc[["rival", "plain loop"], ["mean_off", "std_off"]].isna().all(axis=None)
-
-
-def test_a_candidate_that_does_a_share_of_the_work_is_charged_for_all_of_it(clock):
-    ways = {"rival": moving(clock, 2.0), "float32": moving(clock, 4.0)}
-    found = race("few", ways, {}, num_rounds=1, share={"rival": 0.1}).set_index("candidate")
-    assert found.loc["rival", "median"] == pytest.approx(20.0)
-    assert found.loc["float32", "ratio"] == pytest.approx(5.0)
-    assert "flops" not in found
-
-
-def test_duels_compare_two_at_a_time_within_one_race(clock):
-    ways = {"slow": moving(clock, 8.0), "middle": moving(clock, 4.0), "fast": moving(clock, 1.0)}
-    targets = {("fast", "slow"): 5.0, ("fast", "middle"): None, ("middle", "slow"): 3.0}
-    found = duels("all", ways, targets, num_rounds=2, draws=7)
-    assert clock[0] == 3 * (8 + 4 + 1)  # two rounds and one to warm up, whatever the number of duels
-    assert list(found["candidate"]) == ["fast", "fast", "middle"]
-    assert list(found["baseline"]) == ["slow", "middle", "slow"]
-    assert list(found["ratio"]) == list(found["ratio_low"]) == [8.0, 4.0, 2.0]
-    assert list(found["target"].fillna(-1)) == [5.0, -1.0, 3.0]
-    assert set(found["pair"]) == {"all"} and set(found["draws"]) == {7}
-
-
-def test_the_loop_over_draws_and_classes_gives_the_same_map():
-    build = lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)).double()  # noqa: E731
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        draws, x = DeepEnsemble([build().eval() for _ in range(2)]).sample(), torch.rand(4, 1, 5, 5).double()
-    assert torch.allclose(ua_backprop_one_by_one(draws, x), ua_backprop(draws, x), rtol=1e-10, atol=1e-14)
+        speedups(TIMES, "captum")
 
 
 def test_a_dense_layer_multiplies_and_adds_once_per_weight_and_row():

@@ -1,1 +1,0 @@
-"""What single notebooks measure with: their tables, contests and figures. Nothing of the library imports these."""

@@ -19,7 +19,7 @@ from xuqlib.fast.chain import steps_of
 from xuqlib.fast.layers import Convolution, NotAChain, Other, Setting
 from xuqlib.path import Network, rows_per_pass
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.posteriors.shared import is_hooked, layers_of
+from xuqlib.posteriors.kinds import is_hooked, layers_of
 
 
 def _minmax(term: Tensor) -> Tensor:
@@ -101,12 +101,12 @@ class ChainGraph:
         fixed = network if isinstance(network, FixedNetwork) else None
         inner = network if fixed is None else fixed.network
         hooked = fixed is not None and (is_hooked(fixed) or fixed.resampling is not None)
-        layers = layers_of(inner) if type(inner) is nn.Sequential and not hooked else []
+        layers = layers_of(inner) if isinstance(inner, nn.Sequential) and not hooked else []
         setting = Setting(x.dtype, x.device)
         self.steps = steps_of([layers], [None if fixed is None else fixed.seed], setting)
         if not layers or any(isinstance(step, Other) for step in self.steps):
             raise NotAChain("a layer that is not known by hand")
-        self.x, self.biases, self.kept = x.detach(), _biases_of(layers), list[Any]()
+        self.x, self.kept = x.detach(), list[Any]()
         h = setting.taken(x)
         for step in self.steps:
             h, keep = step.forward(h, len(x))
@@ -121,33 +121,15 @@ class ChainGraph:
         return torch.cat([self._at_once(some, psi) for some in weights.split(at_once)])
 
     def _at_once(self, weights: Tensor, psi: str) -> Tensor:
-        g, biases, parts = weights.flatten(0, 1).to(self.logits, copy=True), list(self.biases), []
+        g, parts = weights.flatten(0, 1).to(self.logits, copy=True), []
         for step, keep in zip(reversed(self.steps), reversed(self.kept), strict=True):
             if isinstance(step, Convolution):
-                parts.append(over_channels(g, biases.pop(), psi))
+                parts.append(over_channels(g, step.biases(), psi))
                 g = _through(step, g, keep)
             else:
                 g = step.backward(g, keep)
         term = self.x * g.unflatten(0, weights.shape[:2])
         return as_map(term.flatten(0, 1), parts, psi).unflatten(0, weights.shape[:2])
-
-
-def _biases_of(layers: Sequence[nn.Module]) -> list[Tensor]:
-    """The biases of each convolution of a chain, at the output of the BatchNorm behind it: (1 or 2, C) each."""
-    known = (nn.Conv2d, nn.BatchNorm2d)
-    flat: list[Any] = [module for layer in layers for module in layer.modules() if isinstance(module, known)]
-    found = []
-    for layer, behind in zip(flat, [*flat[1:], None], strict=False):
-        if isinstance(layer, nn.Conv2d):
-            bias = layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
-            if isinstance(behind, nn.BatchNorm2d):
-                norm: Any = behind  # with running statistics, or it would not be known by hand
-                scale = torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight)
-                shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
-                found.append(torch.stack([bias * scale, shift]))
-            else:
-                found.append(bias[None])
-    return found
 
 
 def _through(step: Convolution, g: Tensor, shape: torch.Size) -> Tensor:

@@ -12,11 +12,18 @@ from torch.nn import functional as F
 
 from xuqlib.checks import check_logits, check_target
 from xuqlib.fast.layers import Convolution, Dense, Dropout, Flatten, MaxPool, NotAChain, Other, Relu, Setting, Step
-from xuqlib.posteriors.layers import DropConnectLayer, FlipoutLayer
-from xuqlib.posteriors.shared import Split, have_same_tensors, is_hooked, is_sure
+from xuqlib.posteriors.kinds import (
+    DROPOUTS,
+    have_same_tensors,
+    is_fixed_norm,
+    is_known,
+    is_zero_padded,
+    kind_of,
+    plain,
+    windows_overlap,
+)
+from xuqlib.posteriors.shared import Split
 
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_BY_HAND = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, *_DROPOUTS)
 _NUMBERS_AT_ONCE = 2**24  # in the weights of draws that are held side by side
 _DRAWS_KEPT = 64  # whose masks stay for the next examples; memory must not grow with the number of draws
 
@@ -74,11 +81,11 @@ class Chain:
         columns = list(zip(*found.heads, strict=True))
         own = [column for column in columns if not have_same_tensors(column)]
         self._shared = _Shared(id(column[0]) for column in columns if all(layer is column[0] for layer in column))
-        dense = all(_kind(column[0]) is nn.Linear for column in own)
+        dense = all(kind_of(column[0]) is nn.Linear for column in own)
         first = found.heads[0][0]
-        masked = type(first) in _DROPOUTS and any(seed is not None for seed in found.seeds)
+        masked = type(first) in DROPOUTS and any(seed is not None for seed in found.seeds)
         folds = masked or any(column[0] is first for column in own)
-        self.is_foldable = dense and folds and all(_is_known(layer) for layer in found.heads[0])
+        self.is_foldable = dense and folds and all(is_known(layer) for layer in found.heads[0])
         self.own_numbers = sum(p.numel() for column in own for p in column[0].parameters())
 
     def draws_at_once(self, rows: int, rows_of_one: int) -> int:
@@ -250,28 +257,33 @@ def steps_of(
         seeds: of each draw's dropout masks.
         shared: steps that were made for other draws and serve these too.
     """
-    if not all(_is_known(layer) for layer in heads[0]):
+    if not all(is_known(layer) for layer in heads[0]):
         if len(heads) > 1:
             raise NotAChain("layers of a user's own, in several draws side by side")
         return [Other(nn.Sequential(*heads[0]), seeds[0], setting)]
-    columns: list[list[Any]] = [[_plain(layer) for layer in column] for column in zip(*heads, strict=True)]
+    columns: list[list[Any]] = [[plain(layer) for layer in column] for column in zip(*heads, strict=True)]
     steps: list[Step] = []
     calls, shared = 0, shared or _Shared()
+
+    def may_wait(pool: nn.MaxPool2d) -> bool:
+        # A guided ReLU in front of windows that overlap sees the sum of their slopes, not each by itself.
+        return not (setting.guided and windows_overlap(pool))
+
     while columns:
         column = columns.pop(0)
-        kind, norms = _kind(column[0]), [None] * len(column)
-        if kind in (nn.Conv2d, nn.Linear) and columns and _is_fixed_norm(columns[0][0], kind):
+        kind, norms = kind_of(column[0]), [None] * len(column)
+        if kind in (nn.Conv2d, nn.Linear) and columns and is_fixed_norm(columns[0][0], kind):
             norms = columns.pop(0)
-        if kind is nn.Linear or (kind is nn.Conv2d and _is_simple(column[0])):
+        if kind is nn.Linear or (kind is nn.Conv2d and is_zero_padded(column[0])):
             steps.append(shared.step(column, norms, setting))
-        elif kind is nn.ReLU and columns and _may_go_first(columns[0][0], setting):
+        elif kind is nn.ReLU and columns and kind_of(columns[0][0]) is nn.MaxPool2d and may_wait(columns[0][0]):
             columns.insert(1, column)  # the same after the pooling, on a quarter of the numbers
         elif kind is nn.ReLU:
             fresh = bool(steps) and isinstance(steps[-1], Convolution | Dense | MaxPool)
             steps.append(Relu(setting.guided, in_place=fresh))
         elif kind is nn.MaxPool2d and not column[0].return_indices:
             steps.append(MaxPool(column[0], setting))
-        elif kind in _DROPOUTS:
+        elif kind in DROPOUTS:
             calls += 1
             if any(seed is not None for seed in seeds):
                 steps.append(Dropout(column[0], seeds, calls, setting))
@@ -280,36 +292,3 @@ def steps_of(
         elif kind is not nn.Identity:
             steps += [Other(layer, None, setting) for layer in (column[0], norms[0]) if layer is not None]
     return steps
-
-
-def _may_go_first(pool: nn.Module, setting: Setting) -> bool:
-    """Whether a max pooling gives the same before a ReLU as after it."""
-    if _kind(pool) is not nn.MaxPool2d:
-        return False
-    # A guided ReLU in front of windows that overlap sees the sum of their slopes, not each by itself.
-    sizes = ([n, n] if isinstance(n, int) else n for n in (pool.kernel_size, pool.stride, pool.dilation))
-    apart = all(dilation * (kernel - 1) < stride for kernel, stride, dilation in zip(*sizes, strict=True))
-    return apart or not setting.guided
-
-
-def _plain(layer: nn.Module) -> nn.Module:
-    """What a layer with random weights is once they are drawn."""
-    return layer.layer if isinstance(layer, DropConnectLayer | FlipoutLayer) and not is_hooked(layer) else layer
-
-
-def _is_simple(layer: nn.Conv2d) -> bool:
-    return isinstance(layer.padding, tuple) and layer.padding_mode == "zeros"
-
-
-def _kind(layer: nn.Module) -> type[nn.Module]:
-    plain = _plain(layer)
-    return nn.Module if is_hooked(plain) else type(plain)
-
-
-def _is_known(layer: nn.Module) -> bool:
-    return _kind(layer) in _BY_HAND or is_sure(layer)
-
-
-def _is_fixed_norm(layer: nn.Module, behind: type[nn.Module]) -> bool:
-    kind = nn.BatchNorm2d if behind is nn.Conv2d else nn.BatchNorm1d
-    return type(layer) is kind and layer.running_mean is not None and not layer.training and not is_hooked(layer)

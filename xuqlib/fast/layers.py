@@ -90,7 +90,17 @@ class Convolution(Step):
         weight, bias = _folded(layer, norm)
         self.weight, self.bias = setting.taken(weight), None if bias is None else setting.taken(bias)
         self.where = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        self.groups, self.setting = layer.groups, setting
+        self.groups, self.setting, self.made_of = layer.groups, setting, (layer, norm)
+
+    def biases(self) -> Tensor:
+        """What the convolution and the batch norm behind it each add to the output, (1 or 2, C)."""
+        layer, norm = self.made_of
+        bias = layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
+        if norm is None:
+            return bias[None]
+        scale = _scale_of(norm)
+        shift = (0 if norm.bias is None else norm.bias) - cast(Tensor, norm.running_mean) * scale
+        return torch.stack([bias * scale, shift])
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
         where: dict[str, Any] = self.where
@@ -266,8 +276,11 @@ def _folded(layer: nn.Module, norm: Norm | None) -> tuple[Tensor, Tensor | None]
     weight, bias = cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
     if norm is None:
         return weight, bias
-    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    scale = (variance + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
+    scale, mean = _scale_of(norm), cast(Tensor, norm.running_mean)
     shift = (0 if bias is None else bias) - mean
     return weight * scale.view(-1, *(1,) * (weight.ndim - 1)), shift * scale + (0 if norm.bias is None else norm.bias)
+
+
+def _scale_of(norm: Norm) -> Tensor:
+    scale = (cast(Tensor, norm.running_var) + norm.eps).rsqrt()
+    return scale if norm.weight is None else scale * norm.weight

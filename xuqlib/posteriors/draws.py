@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_examples, check_logits
 from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.posteriors.kinds import is_of_torch
 from xuqlib.posteriors.shared import split
 
 
@@ -115,7 +116,7 @@ def _normal(tensor: Tensor) -> Tensor:
 
 def _is_plain(module: nn.Module) -> bool:
     # A user's module may hold others in a list or a closure, where only a deep copy finds them.
-    return type(module).__module__.startswith(("torch.nn.modules", "xuqlib."))
+    return is_of_torch(module) or type(module).__module__.startswith("xuqlib.")
 
 
 def _rebuilt(module: nn.Module, fresh: Mapping[int, nn.Parameter]) -> nn.Module:

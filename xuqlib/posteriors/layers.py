@@ -1,4 +1,4 @@
-"""Layers whose weights can be drawn, and which layers of a network those are."""
+"""Layers whose weights are random, and which layers of a network those replace."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from xuqlib.checks import check_choice
-from xuqlib.study.training.networks import PLACEMENTS
 
+PLACEMENTS = ("last", "all")
 Placement = str | Sequence[str]
-
-
 Drawer = Callable[[Tensor], dict[str, Tensor]]
-
-
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from xuqlib.posteriors.fixing import FixedMasks, FixedNetwork, can_evaluate
+from xuqlib.posteriors.kinds import has_dropout, have_same_tensors, hooks_of, is_hooked, is_sure, layers_of
 
 
 class Split(NamedTuple):
@@ -45,8 +46,9 @@ def split(networks: Sequence[nn.Module], x: Tensor) -> Split | None:
     depth, last, is_off = 0, len(layers[0]) - 1, all(seed is None for seed in seeds)
     while depth < last and is_sure(layers[0][depth], is_off) and have_same_tensors([each[depth] for each in layers]):
         depth += 1
-    drops = any(isinstance(module, _DropoutNd) for module in layers[0][depth].modules())
-    if depth < last and not drops and have_same_tensors([each[depth] for each in layers]):  # a layer of a user's own
+    if (
+        depth < last and not has_dropout(layers[0][depth]) and have_same_tensors([each[depth] for each in layers])
+    ):  # a layer of a user's own
         found = _before_output(fixed, x)
         if found is not None:
             return found
@@ -96,8 +98,7 @@ def _looks(module: nn.Module) -> tuple[Any, ...]:
         key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE and isinstance(value, _PLAIN)
     }
     shapes = {key: None if value is None else value.shape for key, value in module._parameters.items()}
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module), list(module._modules), settings, shapes, [list(some.values()) for some in hooks]
+    return type(module), list(module._modules), settings, shapes, hooks_of(module)
 
 
 def _gives_the_same(found: Split, network: nn.Module, x: Tensor) -> bool:
@@ -118,35 +119,8 @@ def _gives_the_same(found: Split, network: nn.Module, x: Tensor) -> bool:
     return alike and torch.allclose(given, wanted, rtol=1e-3)
 
 
-def layers_of(network: nn.Module) -> list[nn.Module]:
-    """List the layers of an `nn.Sequential`, nested ones too; any other network is a single layer."""
-    if type(network) is not nn.Sequential or is_hooked(network):
-        return [network]
-    return [layer for child in network for layer in layers_of(child)]
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether a hook of the user sees, and may change, what goes through this module."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
-
-
-def is_sure(layer: nn.Module, dropout_is_off: bool = False) -> bool:
-    """Whether a layer is free of chance. Only torch's own can be known to be: a user's may call functional dropout."""
-    own = (type(module).__module__.startswith("torch.nn.modules") for module in layer.modules())
-    return all(own) and (dropout_is_off or not any(isinstance(module, _DropoutNd) for module in layer.modules()))
-
-
 def _distinct(networks: Sequence[nn.Module]) -> list[nn.Module]:
     return list({id(network): network for network in networks}.values())
-
-
-def have_same_tensors(layers: Sequence[nn.Module]) -> bool:
-    """Whether layers of several draws share every parameter and buffer."""
-    if all(layer is layers[0] for layer in layers):
-        return True
-    tensors = [list(layer.parameters()) + list(layer.buffers()) for layer in layers]
-    return all(len(t) == len(tensors[0]) and all(a is b for a, b in zip(t, tensors[0], strict=True)) for t in tensors)
 
 
 class _Reached(Exception):

@@ -207,8 +207,18 @@ EXPLAINING: list[Case] = [
         ValueError,
         "baseline 'w'; known",
     ),
-    ("explain, shape", lambda: explain(DRAWS, lambda n, x, t: x[:, :2], X), ValueError, r"\(4, 2\) for x of \(4, 5\)"),
-    ("explain, nothing", lambda: explain(DRAWS, lambda n, x, t: None, X), ValueError, "returned a NoneType for x of"),
+    (
+        "explain, shape",
+        lambda: explain(DRAWS, lambda n, x, t: x[:, :2], X),
+        ValueError,
+        r"returned \(4, 2\), not an attribution shaped like x \(4, 5\)",
+    ),
+    (
+        "explain, nothing",
+        lambda: explain(DRAWS, lambda n, x, t: None, X),
+        ValueError,
+        "returned a NoneType, not an attribution",
+    ),
     ("split, repeats", lambda: variance_split(DRAWS, lime, X, num_repeats=1), ValueError, "num_repeats is 1; pass at"),
     (
         "split, one draw",

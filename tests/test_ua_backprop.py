@@ -29,6 +29,7 @@ from torch.testing import assert_close
 
 from xuqlib import DeepEnsemble, Draws, MCDropout, integrated_gradients, uncertainties
 from xuqlib.explainers.fullgrad import fullgrad_terms
+from xuqlib.study.judging.rivals import ua_backprop_linear
 from xuqlib.ua_backprop import (
     COEFFICIENTS,
     SETTINGS,
@@ -36,7 +37,6 @@ from xuqlib.ua_backprop import (
     logit_coefficients,
     spread_shares,
     ua_backprop,
-    ua_backprop_linear,
 )
 from xuqlib.uncertainty import KINDS, probability_shares
 

@@ -101,6 +101,18 @@ def check_logits(output: Any, num_examples: int) -> Tensor:
     return output.unsqueeze(1) if output.dim() == 1 else output
 
 
+def check_attribution(attribution: Any, x: Tensor, explainer: str = "the explainer") -> Tensor:
+    """Return what an explainer returned, if it is an attribution.
+
+    Raises:
+        ValueError: it is no tensor, or not shaped like x.
+    """
+    if not isinstance(attribution, Tensor) or attribution.shape != x.shape:
+        given = tuple(attribution.shape) if isinstance(attribution, Tensor) else f"a {type(attribution).__name__}"
+        raise ValueError(f"{explainer} returned {given}, not an attribution shaped like x {tuple(x.shape)}")
+    return attribution
+
+
 def check_fixed(network: Callable[[Tensor], Tensor]) -> None:
     """Refuse a network whose answer changes from call to call, or with the other examples of the batch.
 

@@ -106,7 +106,7 @@ def along(network: Network, path: Path, target: Any, rows: int) -> Tensor:
     mode = GuidedMode() if path.guided else None
     total = along_in(mode, network, path, target, rows)
     if mode is not None and not mode.num_met:
-        warnings.warn(NO_RELU, stacklevel=3)
+        warnings.warn(NO_RELU, stacklevel=4)  # where the explainer was called
     return total
 
 

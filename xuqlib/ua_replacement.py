@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from xuqlib.explainers import explainer
+from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.gradients import gradient
 from xuqlib.path import Network
 from xuqlib.posteriors.draws import Draws
@@ -50,5 +52,6 @@ def ua_replacement(
     return (fall + share.view(-1, *[1] * (fall.dim() - 1))).to(x)
 
 
+@explainer(per_example={"baseline": make_baseline})
 def _first_order_fall(network: Network, x: Tensor, target: int, *, baseline: Tensor) -> Tensor:
     return gradient(network, x, target) * (x - baseline)

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import spearmanr
 
 from xuqlib import Notebook, explain, gradient, integrated_gradients, load, train_or_load
-from xuqlib.explainers import lime
+from xuqlib.explainers.lime import lime
 from xuqlib.lessons.classes import (
     Way,
     beside_entropy,

@@ -28,13 +28,7 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
         ValueError: unknown name, blurred tables, or a tensor that does not broadcast to x.
     """
     if isinstance(kind, Tensor):
-        moved = kind.detach().to(x)
-        try:
-            baseline = moved.expand_as(x)
-        except RuntimeError:
-            raise ValueError(
-                f"baseline has shape {tuple(kind.shape)}, which does not broadcast to x {tuple(x.shape)}"
-            ) from None
+        baseline = expand(kind, x, "baseline")
         if not torch.isfinite(baseline).all():
             raise ValueError("baseline holds NaN or infinite values; the path from it to x must be finite")
         return baseline
@@ -49,6 +43,20 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
             f"blurred baseline needs pictures (N, C, H, W), x is {tuple(x.shape)}; use black, mean or a tensor"
         )
     return _blur(x.detach(), sigma=max(x.shape[-2:]) / 8)
+
+
+def expand(value: Tensor, x: Tensor, what: str) -> Tensor:
+    """Return a tensor that broadcasts to x with x's shape, dtype and device.
+
+    Raises:
+        ValueError: it does not broadcast; `what` names it.
+    """
+    try:
+        return value.detach().to(x).expand_as(x)
+    except RuntimeError:
+        raise ValueError(
+            f"{what} has shape {tuple(value.shape)}, which does not broadcast to x {tuple(x.shape)}"
+        ) from None
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:

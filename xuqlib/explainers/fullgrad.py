@@ -16,6 +16,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from xuqlib.checks import check_choice, check_examples, check_fixed, check_logits, check_target
+from xuqlib.explainers.declaring import explainer
 from xuqlib.explainers.layer_maps import PSI, ChainGraph, as_map, over_channels
 from xuqlib.fast.layers import NotAChain, raise_clearer
 from xuqlib.path import Network, rows_per_pass
@@ -211,6 +212,7 @@ def fullgrad_terms(network: Network, x: Tensor, target: Any = None) -> FullGradT
     return graph.terms(graph.one_hot(target))
 
 
+@explainer()
 def fullgrad(
     network: Network, x: Tensor, target: Any = None, *, psi: str = "minmax", chunk: int | None = None
 ) -> Tensor:

@@ -11,6 +11,7 @@ from skimage.segmentation import slic
 from torch import Tensor
 
 from xuqlib.checks import check_count, check_examples, check_number
+from xuqlib.explainers.baselines import expand
 
 
 def superpixels(x: Tensor, num_segments: int = 40) -> Tensor:
@@ -42,12 +43,11 @@ def _segment(picture: bytes, shape: tuple[int, int, int], num_segments: int) -> 
 
 
 def check_segments(segments: Tensor, x: Tensor) -> Tensor:
-    """Return given regions, (N, H, W), numbered from 0 in each picture.
+    """Return given superpixels with labels 0, 1, ... without gaps in each image, (N, H, W), on the CPU.
 
     Raises:
-        ValueError: not whole numbers, or not shaped like the pictures.
+        ValueError: not whole numbers, or not shaped like the images.
     """
-    """Return the given superpixels with labels 0, 1, ... without gaps in each picture, (N, H, W) on the CPU."""
     wanted = (len(x), *x.shape[2:])
     if not isinstance(segments, Tensor) or segments.is_floating_point() or segments.shape != wanted:
         given = f"{segments.dtype} {tuple(segments.shape)}" if isinstance(segments, Tensor) else type(segments).__name__
@@ -60,11 +60,7 @@ def check_segments(segments: Tensor, x: Tensor) -> Tensor:
 def filled(x: Tensor, labels: Tensor, fill: str | float | Tensor) -> Tensor:
     """Return the pictures with everything hidden, shaped like x."""
     if isinstance(fill, Tensor):
-        moved = fill.detach().to(x)
-        try:
-            return moved.expand_as(x)
-        except RuntimeError:
-            raise ValueError(f"fill has shape {tuple(fill.shape)}, which does not broadcast to x") from None
+        return expand(fill, x, "fill")
     if not isinstance(fill, str):
         return torch.full_like(x, check_number(fill, float("-inf"), "fill"))
     if fill != "mean":

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_examples, check_target
 from xuqlib.device import device as default_device
-from xuqlib.explainers.gradients import Explainer
+from xuqlib.explainers import Explainer
+from xuqlib.explainers.declaring import declared_by
 from xuqlib.fast.engine import Engine
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
@@ -79,7 +80,7 @@ def analytic_distribution(
     Source: arXiv 2504.03736 compares such analytical covariances with empirical ones.
     """
     check_examples(x)
-    path_of = getattr(explainer, "path", None)
+    x, path_of = x.detach(), declared_by(explainer).path
     if path_of is None or path_of(x[:1], **options).guided:
         name = getattr(explainer, "__name__", type(explainer).__name__)
         raise ValueError(f"{name} is not linear in the last layer; only draws show its distribution: use explain")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_number, check_target
 from xuqlib.explain import explain
-from xuqlib.explainers.gradients import Explainer
+from xuqlib.explainers import Explainer
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.study.intervals import from_resamples

@@ -201,27 +201,24 @@ def test_an_option_per_feature_is_not_cut_when_there_are_as_many_examples():
     assert_close(explain(draws, lime, x, TARGET, chunk=2, **options).values, whole, **EXACT)
 
 
-def shifted(network: nn.Module, x: Tensor, target: Tensor, *, shift: Tensor) -> Tensor:
-    """An explainer that declares nothing, with an option that has one entry per feature, or per example."""
-    return gradient(network, x, target) + shift
+@pytest.mark.parametrize("per_example", [True, False])
+def test_where_nobody_knows_whether_an_option_is_per_example_all_are_explained_at_once(per_example):
+    x = randn(3, 2**17, dtype=torch.float32)  # two of these would fill a call
+    shift = torch.arange(3.0)[:, None] if per_example else torch.arange(3.0)
+    calls: list[int] = []
 
+    def shifted(network: nn.Module, x: Tensor, target: Tensor, *, shift: Tensor) -> Tensor:
+        calls.append(len(x))
+        return x + (shift if per_example else shift.sum())
 
-@pytest.mark.parametrize("shift", [torch.arange(5.0).double(), torch.arange(5.0).double()[:, None]])
-def test_where_nobody_knows_whether_an_option_is_per_example_all_are_explained_at_once(monkeypatch, shift):
-    draws, x = MCDropout(seeded(table_mlp)).sample(2), randn(5, 5)
-    monkeypatch.setattr(explaining, "_examples_at_once", lambda *_: 2)
-    whole = torch.stack([shifted(draw, x, TARGET, shift=shift) for draw in draws])
-    assert_close(explain(draws, shifted, x, TARGET, shift=shift).values, whole, **EXACT)
-    assert_close(
-        explain(draws, shifted, x[:4], TARGET[:4], shift=shift[1]).values,
-        whole[:, :4] * 0 + explain(draws, gradient, x[:4], TARGET[:4]).values + shift[1],
-        **EXACT,
-    )
+    draws, whole = Draws([nn.Identity()]), x + (shift if per_example else shift.sum())
+    assert torch.equal(explain(draws, shifted, x, 0, shift=shift).values[0], whole)
+    explain(draws, shifted, x, 0, shift=tensor([1.0]))  # surely not one per example
+    assert calls == [3, 2, 1]
     with pytest.raises(ValueError, match="option shift has as many entries as there are examples; say whether"):
-        explain(draws, shifted, x, TARGET, shift=shift, chunk=2)
-    per_feature = shift.ndim == 1
-    declared = declare(per_example=[] if per_feature else ["shift"])(lambda *args, **options: shifted(*args, **options))
-    assert_close(explain(draws, declared, x, TARGET, shift=shift, chunk=2).values, whole, **EXACT)
+        explain(draws, shifted, x, 0, shift=shift, chunk=2)
+    declare(per_example=["shift"] if per_example else [])(shifted)
+    assert torch.equal(explain(draws, shifted, x, 0, shift=shift, chunk=1).values[0], whole)
 
 
 @pytest.mark.parametrize("kind", [list, np.array, lambda values: tensor(values, dtype=torch.float64)])

@@ -355,7 +355,7 @@ BAD = {
     ),
     "tau2 of a sum": (lambda: ua_backprop(DRAWS, X, setting="recommended", tau2=1.0), ValueError, "normalise='sum'"),
     "chunk": (lambda: ua_backprop(DRAWS, X, chunk=0), ValueError, "chunk is 0"),
-    "x shape": (lambda: ua_backprop(DRAWS, X[:, None]), ValueError, r"shape \(4, 1, 5\); pass pictures"),
+    "x shape": (lambda: ua_backprop(DRAWS, X[:, None]), ValueError, r"shape \(4, 1, 5\); pass images"),
     "x NaN": (lambda: ua_backprop(DRAWS, X / 0 * 0), ValueError, "NaN"),
     "one network": (lambda: ua_backprop(seeded(table_mlp).eval(), X), TypeError, "posterior.sample"),
     "training": (lambda: ua_backprop([seeded(table_mlp)], X), ValueError, "training mode"),

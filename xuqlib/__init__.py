@@ -29,48 +29,12 @@ from xuqlib.ua_backprop import ua_backprop
 from xuqlib.ua_replacement import ua_replacement
 from xuqlib.uncertainty import Uncertainties, UncertaintyOf, attribute_uncertainty, uncertainties
 
-__all__ = [
-    "DataError",
-    "DeepEnsemble",
-    "Draws",
-    "Examples",
-    "ExplanationDistribution",
-    "Flipout",
-    "Laplace",
-    "MCDropConnect",
-    "MCDropout",
-    "Notebook",
-    "Posterior",
-    "Recipe",
-    "Uncertainties",
-    "UncertaintyOf",
-    "analytic_distribution",
-    "attribute_uncertainty",
-    "completeness_gap",
-    "deletion",
-    "explain",
-    "fit",
-    "from_captum",
-    "fullgrad",
-    "gradient",
-    "gradient_x_input",
-    "guided_backprop",
-    "insertion",
-    "integrated_gradients",
-    "lenet",
-    "lime",
-    "lime_fit",
-    "load",
-    "mini_vgg",
-    "mlp",
-    "resnet18",
-    "scores",
-    "smoothgrad",
-    "train_or_load",
-    "ua_backprop",
-    "ua_backprop_linear",
-    "ua_replacement",
-    "uncertainties",
-    "variance_split",
-    "versions",
-]
+# The method: draws of networks, explanations of each draw, what they say together, what is uncertain and why.
+__all__ = ["DeepEnsemble", "Draws", "Flipout", "Laplace", "MCDropConnect", "MCDropout", "Posterior"]
+__all__ += ["gradient", "gradient_x_input", "guided_backprop", "integrated_gradients", "smoothgrad"]
+__all__ += ["completeness_gap", "from_captum", "fullgrad", "lime", "lime_fit"]
+__all__ += ["ExplanationDistribution", "deletion", "explain", "insertion"]
+__all__ += ["Uncertainties", "UncertaintyOf", "attribute_uncertainty", "ua_backprop", "ua_replacement", "uncertainties"]
+# What the study hands on: data, training, the record of a notebook, and measures of its own.
+__all__ += ["DataError", "Examples", "Recipe", "fit", "lenet", "load", "mini_vgg", "mlp", "resnet18", "train_or_load"]
+__all__ += ["Notebook", "analytic_distribution", "scores", "ua_backprop_linear", "variance_split", "versions"]

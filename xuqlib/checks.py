@@ -27,7 +27,7 @@ def check_examples(x: Any) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; pass a torch tensor (N, ...), as from torch.as_tensor(x)")
     if x.dtype == torch.uint8:
-        raise TypeError("x is uint8, so these look like raw pictures; convert with x.float() and divide by 255")
+        raise TypeError("x is uint8, so these look like raw images; convert with x.float() and divide by 255")
     if not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}; pass floating point examples, as from x.float()")
     if x.dim() < 2:

@@ -17,7 +17,7 @@ from xuqlib.explainers import Explainer
 from xuqlib.explainers.declaring import Options, declared_by
 from xuqlib.fast.engine import PRECISIONS, Engine, computing_in
 from xuqlib.moments import Moments
-from xuqlib.path import Path, rows_per_pass
+from xuqlib.path import rows_per_pass
 from xuqlib.posteriors.draws import Draws, inner
 
 
@@ -69,11 +69,15 @@ def explain(
     check_choice(keep, ("all", "moments", "mean"), "keep")
     check_choice(precision, PRECISIONS, "precision")
     where = torch.device(device) if device is not None else default_device()
-    draws = _moved(draws if isinstance(draws, Draws) else Draws(draws), where)
+    draws = draws if isinstance(draws, Draws) else Draws(draws)
+    if any(parameter.device != where for network in draws for parameter in inner(network).parameters()):
+        draws = draws.to(where)
     given, path_of, one = Options(explainer, options, x), declared_by(explainer).path, x[:1].detach().to(where)
     path = None if path_of is None else path_of(one, **given.of(slice(1), where))
     engine = None if path is None else Engine(draws, one, guided=path.guided, precision=precision)
-    parts = given.parts(_examples_at_once(one, path), chunk)
+    # An engine has all steps of the path in one pass; what other explainers need is not known.
+    at_once = 2**18 // one.numel() if path is None else rows_per_pass(one, None) // path.num_steps
+    parts = given.parts(max(1, at_once), chunk)
     target = predicted(draws, x, where) if target is None else check_target(target, len(x), sys.maxsize)
     calls = len(parts) * len(draws)
     hidden = calls <= 100 if progress is None else not progress
@@ -82,14 +86,14 @@ def explain(
         for part in parts:
             some, here = x[part].to(where), given.of(part, where)
             classes = None if target is None else target[part].to(where)
-            if keep == "mean" and engine is not None and path_of is not None:
+            if engine is None or path_of is None:
+                attributions = _one_by_one(draws, explainer, some, classes, here, precision)
+            elif keep != "mean":
+                attributions = engine.attributions(path_of(some.detach(), **here), classes)
+            else:
                 moments.append(Moments.of_mean(engine.mean(path_of(some.detach(), **here), classes), len(draws)))
                 bar.update(len(draws))
                 continue
-            if engine is not None and path_of is not None:
-                attributions = engine.attributions(path_of(some.detach(), **here), classes)
-            else:
-                attributions = _one_by_one(draws, explainer, some, classes, here, precision)
             checked = _checked(attributions, some, bar)
             if keep == "all":
                 values.append(torch.stack(list(checked)).cpu())  # (draw, n, ...)
@@ -104,12 +108,6 @@ def explain(
         explainer=getattr(explainer, "__name__", type(explainer).__name__),
         posterior=draws.posterior,
     )
-
-
-def _examples_at_once(x: Tensor, path: Path | None) -> int:
-    if path is None:
-        return max(1, 2**18 // x[0].numel())
-    return max(1, rows_per_pass(x, None) // path.num_steps)  # with all their steps in one pass
 
 
 def _one_by_one(
@@ -141,8 +139,3 @@ def predicted(draws: Draws, x: Tensor, where: torch.device) -> Tensor | None:
     rows = rows_per_pass(x[:1].to(where), None)
     mean = torch.cat([draws(part.to(where)).softmax(-1).mean(0).cpu() for part in x.split(rows)])  # (N, C)
     return None if mean.shape[1] == 1 else mean.argmax(1)
-
-
-def _moved(draws: Draws, where: torch.device) -> Draws:
-    there = all(parameter.device == where for network in draws for parameter in inner(network).parameters())
-    return draws if there else draws.to(where)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_attribution, check_choice, check_logits, check_number
 from xuqlib.explainers import EXPLAINERS, Explainer
-from xuqlib.explainers.declaring import Options
+from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, logit_graph, saliency
 from xuqlib.path import Network, rows_per_pass
 from xuqlib.posteriors.draws import Draws
@@ -23,6 +23,7 @@ from xuqlib.uncertainty import fixed_draws, logits_of, probability_shares
 
 COEFFICIENTS = ("softmax", "row-normalised", "ratio")
 NORMALISATIONS = ("softmax", "sum")
+_OF_LOGITS = {"fullgrad": fullgrad, **EXPLAINERS}
 
 
 class Setting(NamedTuple):
@@ -35,7 +36,7 @@ class Setting(NamedTuple):
     tau2: float
 
 
-# The paper's temperatures are not known. These were chosen on validation pictures by AUC-URR at 5 %, one pair for all
+# The paper's temperatures are not known. These were chosen on validation images by AUC-URR at 5 %, one pair for all
 # data sets (notebook 18), and then frozen. At so small a tau1 a share all but stays with the logit of its class.
 SETTINGS = {
     "paper": Setting(coefficients="softmax", tau1=1e-5, psi="minmax", normalise="softmax", tau2=1.0),
@@ -65,10 +66,10 @@ def ua_backprop(
 
     Args:
         draws: fixed networks with at least two classes, from `posterior.sample`, or a list of networks.
-        x: pictures (N, C, H, W) or a table (N, F).
+        x: images (N, C, H, W) or a table (N, F).
         kind: "total", "aleatoric" or "epistemic". Pixels can be negative only for "epistemic".
         setting: "paper" or "recommended" (raw psi, divided by its sum, which points more at the uncertainty on
-            validation pictures). The next five replace what it says; each None keeps it.
+            validation images). The next five replace what it says; each None keeps it.
         coefficients, tau1: from probabilities to logits, see `logit_coefficients`.
         psi: what becomes of an explanation's terms before they are added, see `class_maps`.
         normalise, tau2: from the map of a logit to weights that sum to 1, see `spread_shares`.
@@ -86,7 +87,7 @@ def ua_backprop(
     """
     chosen = settle(setting, coefficients=coefficients, tau1=tau1, psi=psi, normalise=normalise, tau2=tau2)
     draws, where = fixed_draws(draws, x)
-    given, attributions = Options(_known(explainer), options, x), []
+    given, attributions = Options(named(explainer, _OF_LOGITS), options, x), []
     for part, shares in logit_shares(draws, x, kind, chosen, given.parts(rows_per_pass(x[:1].to(where), None), chunk)):
         some, total = x[part].detach().to(where), torch.zeros((), dtype=torch.float64, device=where)
         for network, share in zip(draws, shares.to(where), strict=True):
@@ -142,18 +143,11 @@ def class_maps(
         graph = logit_graph(network, x)
         labels = torch.eye(graph.logits.shape[1]).to(graph.logits)
         return graph.saliencies(labels[:, None].expand(-1, len(x), -1), psi).transpose(0, 1)
-    explain_one = _known(explainer)
+    explain_one = named(explainer, _OF_LOGITS)
     with torch.no_grad():
         num_classes = check_logits(network(x.clone()), len(x)).shape[1]
     attributions = [check_attribution(explain_one(network, x, label, **options), x) for label in range(num_classes)]
     return torch.stack([saliency(FullGradTerms(attribution), psi) for attribution in attributions], 1)
-
-
-def _known(explainer: str | Explainer) -> Explainer:
-    if callable(explainer):
-        return explainer
-    check_choice(explainer, ["fullgrad", *EXPLAINERS], "explainer")
-    return EXPLAINERS.get(explainer, fullgrad)
 
 
 def spread_shares(shares: Tensor, maps: Tensor, *, normalise: str = "softmax", tau2: float = 1.0) -> Tensor:

@@ -1,7 +1,7 @@
-"""A signed, complete attribution of uncertainty for one backward pass: what would a pixel of another picture change?
+"""A signed, complete attribution of uncertainty for one backward pass: what would a pixel of another image change?
 
-Replace pixel i of x by the same pixel of a random training picture b. To first order the uncertainty falls by
-dU/dx_i (x_i - b_i), and on average over training pictures by dU/dx_i (x_i - m_i), where m is their mean. Pixels whose
+Replace pixel i of x by the same pixel of a random training image b. To first order the uncertainty falls by
+dU/dx_i (x_i - b_i), and on average over training images by dU/dx_i (x_i - m_i), where m is their mean. Pixels whose
 replacement would make the networks surer are positive, pixels that keep the uncertainty down are negative.
 """
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_attribution, check_choice, check_count, check_examples, check_fixed, check_number
 from xuqlib.explainers import EXPLAINERS, Explainer
-from xuqlib.explainers.declaring import Options
+from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import check_mappable, fullgrad
 from xuqlib.moments import folded
 from xuqlib.path import rows_per_pass
@@ -35,10 +35,8 @@ class Uncertainties:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per example: example, total, aleatoric, epistemic."""
-        columns = {"total": self.total, "aleatoric": self.aleatoric, "epistemic": self.epistemic}
-        return pd.DataFrame(
-            {"example": range(len(self.total)), **{key: value.numpy() for key, value in columns.items()}}
-        )
+        columns = {name: value.numpy() for name, value in vars(self).items()}
+        return pd.DataFrame({"example": range(len(self.total)), **columns})
 
 
 def logits_of(draws: Draws, x: Tensor, *, batch_size: int = 256) -> Tensor:
@@ -120,7 +118,7 @@ def probability_shares(logits: Tensor, kind: str = "epistemic") -> Tensor:
         ValueError: unknown kind; logits of another shape, or of a regression.
     """
     check_choice(kind, KINDS, "kind")
-    if logits.dim() != 3 or logits.shape[-1] < 2:
+    if logits.ndim != 3 or logits.shape[-1] < 2:
         raise ValueError(
             f"logits have shape {tuple(logits.shape)}; UA-Backprop splits entropies of class probabilities, so pass "
             "(draw, example, class) with at least two classes, not a regression"
@@ -195,9 +193,7 @@ def attribute_uncertainty(
     Source: the rivals of Wang, Joshi, Wang & Ji 2023, arXiv 2304.04824; each explainer names its own.
     """
     draws, where = checked_draws(draws, x, kind)
-    if not callable(explainer):
-        check_choice(explainer, OF_UNCERTAINTY, "explainer")
-        explainer = OF_UNCERTAINTY[explainer]
+    explainer = named(explainer, OF_UNCERTAINTY)
     rows = rows_per_pass(x[:1].to(where), chunk)
     if chunk is None:  # U keeps the graphs of all its draws
         rows = max(1, min(rows, 8 * rows // len(draws)))

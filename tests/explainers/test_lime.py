@@ -230,7 +230,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "segments are ndarray",
     ),
     "no segments": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, num_segments=0), ValueError, "num_segments is 0"),
-    "superpixels of a table": (lambda: superpixels(randn(2, 5)), ValueError, "superpixels need pictures"),
+    "superpixels of a table": (lambda: superpixels(randn(2, 5)), ValueError, "superpixels need images"),
     "fill name": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, fill="blur"), ValueError, "unknown fill 'blur'"),
     "fill shape": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, fill=randn(5)), ValueError, "does not broadcast"),
     "fill none": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, fill=None), TypeError, "fill is None; pass a number"),

@@ -53,7 +53,7 @@ from xuqlib.fast.engine import Engine, computing_in
 from xuqlib.fast.layers import Convolution, Flatten, NotAChain, Relu
 from xuqlib.path import NO_RELU
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.posteriors.layers import weighted_layers
+from xuqlib.posteriors.kinds import weighted_layers
 
 explaining = sys.modules["xuqlib.explain"]  # the function of that name hides its module
 

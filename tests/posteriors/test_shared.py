@@ -33,7 +33,7 @@ from xuqlib.posteriors import shared as sharing
 from xuqlib.posteriors.draws import copy_with, shared_trunk
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.kinds import have_same_tensors, is_hooked, is_sure, layers_of
-from xuqlib.posteriors.layers import DropConnectLayer
+from xuqlib.posteriors.random_weights import DropConnectLayer
 from xuqlib.posteriors.shared import Split, split
 
 TABLE, PICTURES = (4, 5), (2, 3, 8, 8)

@@ -20,7 +20,7 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
 
     Args:
         kind: None or "black" for zeros; "blurred" for a Gaussian blur whose sigma is an eighth of the longer side (4
-            pixels of 32), pictures only; "mean" for the mean over the examples of x (for the mean of the training
+            pixels of 32), images only; "mean" for the mean over the examples of x (for the mean of the training
             data pass that tensor); or a tensor broadcastable to x.
         x: examples, (N, ...).
 
@@ -40,7 +40,7 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
         return x.detach().mean(0, keepdim=True).expand_as(x)
     if x.dim() != 4:
         raise ValueError(
-            f"blurred baseline needs pictures (N, C, H, W), x is {tuple(x.shape)}; use black, mean or a tensor"
+            f"blurred baseline needs images (N, C, H, W), x is {tuple(x.shape)}; use black, mean or a tensor"
         )
     return _blur(x.detach(), sigma=max(x.shape[-2:]) / 8)
 
@@ -60,7 +60,7 @@ def expand(value: Tensor, x: Tensor, what: str) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur along both sides of a picture (N, C, H, W), truncated at three sigma, edges repeated."""
+    """Gaussian blur along both sides of an image (N, C, H, W), truncated at three sigma, edges repeated."""
     radius = math.ceil(3 * sigma)
     offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = (-0.5 * (offsets / sigma) ** 2).exp()

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xuqlib.checks import check_count
-from xuqlib.path import Path
+from xuqlib.checks import check_choice, check_count
+from xuqlib.path import Path, blocks
 
 Explainer = Callable[..., Tensor]
 _Function = TypeVar("_Function", bound=Explainer)
@@ -73,6 +73,18 @@ def declared_by(function: Explainer) -> Declared:
     return declared if declared.function is function else Declared()  # not that of what it wraps
 
 
+def named(function: str | Explainer, known: Mapping[str, Explainer] = EXPLAINERS) -> Explainer:
+    """Return the explainer of a name, or the function that was passed instead of one.
+
+    Raises:
+        ValueError: no such name.
+    """
+    if callable(function):
+        return function
+    check_choice(function, known, "explainer")
+    return known[function]
+
+
 class Options:
     """The options of an explainer, for some examples at a time.
 
@@ -111,8 +123,7 @@ class Options:
                 f'example, by @explainer(per_example=["{self.unclear[0]}"]) or @explainer() above the definition of '
                 "your explainer, or leave out chunk"
             )
-        rows = self.num_examples if self.unclear else chunk or rows
-        return [slice(first, first + rows) for first in range(0, self.num_examples, rows)]
+        return blocks(self.num_examples, self.num_examples if self.unclear else chunk or rows)
 
     def of(self, examples: slice, where: torch.device) -> dict[str, Any]:
         """Return the options for some examples, tensors on the device `where`."""

@@ -1,4 +1,4 @@
-"""Maps of FullGrad's terms: psi of each, summed over channels and stretched to the picture; and a faster way to them.
+"""Maps of FullGrad's terms: psi of each, summed over channels and stretched to the image; and a faster way to them.
 
 A term is bias * slope, so its absolute value, its extremes and its sum over channels can be had from the slope without
 the term. Where the layers of a network stand in a chain, the slopes come from the engine's backward passes.
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xuqlib.checks import check_logits
-from xuqlib.fast.chain import steps_of
-from xuqlib.fast.layers import Convolution, NotAChain, Other, Setting
+from xuqlib.fast.chain import fast_layers
+from xuqlib.fast.layers import Convolution, Execution, NotAChain, Other, without_graph
 from xuqlib.path import Network, rows_per_pass
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.kinds import is_hooked, layers_of
@@ -60,15 +60,14 @@ def as_map(term: Tensor, parts: Sequence[Tensor], psi: str) -> Tensor:
     """Add psi of the input's term, and what each layer adds, stretched: once for all layers of one size."""
     if term.dim() == 2:
         return PSI[psi](term)
-    found, sizes = PSI[psi](term).sum(1), {part.shape[1:]: part.new_zeros(()) for part in parts}
+    total, sizes = PSI[psi](term).sum(1), {part.shape[1:]: part.new_zeros(()) for part in parts}
     for part in parts:
         sizes[part.shape[1:]] = sizes[part.shape[1:]] + part
     for size, part in sizes.items():
-        rows, columns = (
-            _stretching(*pair, psi == "signed").to(part) for pair in zip(size, term.shape[2:], strict=True)
-        )
-        found = found + rows.T @ part @ columns
-    return found
+        pairs = zip(size, term.shape[2:], strict=True)
+        rows, columns = (_stretching(*pair, psi == "signed").to(part) for pair in pairs)
+        total = total + rows.T @ part @ columns
+    return total
 
 
 @cache
@@ -83,7 +82,7 @@ def _stretching(size: int, wanted: int, keep_sum: bool) -> Tensor:
 class ChainGraph:
     """A `LogitGraph` of a network whose layers stand in a chain and are known by hand: several questions at once.
 
-    Its steps are the engine's, which fold a BatchNorm into what is before it. Both biases are at one place then.
+    Its layers are the engine's, which fold a BatchNorm into what is before it. Both biases are at one place then.
 
     Attributes:
         logits: (N, C).
@@ -95,26 +94,24 @@ class ChainGraph:
 
     is_fast = True
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @without_graph
     def __init__(self, network: Network, x: Tensor) -> None:
         fixed = network if isinstance(network, FixedNetwork) else None
         inner = network if fixed is None else fixed.network
         hooked = fixed is not None and (is_hooked(fixed) or fixed.resampling is not None)
         layers = layers_of(inner) if isinstance(inner, nn.Sequential) and not hooked else []
-        setting = Setting(x.dtype, x.device)
-        self.steps = steps_of([layers], [None if fixed is None else fixed.seed], setting)
-        if not layers or any(isinstance(step, Other) for step in self.steps):
+        execution = Execution(x.dtype, x.device)
+        self.layers = fast_layers([layers], [None if fixed is None else fixed.seed], execution)
+        if not layers or any(isinstance(layer, Other) for layer in self.layers):
             raise NotAChain("a layer that is not known by hand")
         self.x, self.kept = x.detach(), list[Any]()
-        h = setting.taken(x)
-        for step in self.steps:
-            h, keep = step.forward(h, len(x))
+        h = execution.convert(x)
+        for layer in self.layers:
+            h, keep = layer.forward(h, len(x))
             self.kept.append(keep)
         self.logits = check_logits(h, len(x))
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @without_graph
     def saliencies(self, weights: Tensor, psi: str) -> Tensor:
         """As `LogitGraph.saliencies`, with as many rows (examples times questions) in one pass as suits the device."""
         at_once = max(1, rows_per_pass(self.x, None) // len(self.x))
@@ -122,19 +119,18 @@ class ChainGraph:
 
     def _at_once(self, weights: Tensor, psi: str) -> Tensor:
         g, parts = weights.flatten(0, 1).to(self.logits, copy=True), []
-        for step, keep in zip(reversed(self.steps), reversed(self.kept), strict=True):
-            if isinstance(step, Convolution):
-                parts.append(over_channels(g, step.biases(), psi))
-                g = _through(step, g, keep)
+        for layer, keep in zip(reversed(self.layers), reversed(self.kept), strict=True):
+            if isinstance(layer, Convolution):
+                parts.append(over_channels(g, layer.biases(), psi))
+                g = _through(layer, g, keep)
             else:
-                g = step.backward(g, keep)
+                g = layer.backward(g, keep)
         term = self.x * g.unflatten(0, weights.shape[:2])
         return as_map(term.flatten(0, 1), parts, psi).unflatten(0, weights.shape[:2])
 
 
-def _through(step: Convolution, g: Tensor, shape: torch.Size) -> Tensor:
+def _through(layer: Convolution, g: Tensor, shape: torch.Size) -> Tensor:
     """The backward pass of a convolution, to inputs (C, H, W): a matrix product, where there is one channel."""
-    if step.weight.shape[1] > 1 or step.groups > 1:
-        return step.backward(g, shape)
-    where: dict[str, Any] = step.where
-    return F.fold(step.weight.flatten(1).T @ g.flatten(2), shape[1:], step.weight.shape[2:], **where)
+    if layer.weight.shape[1] > 1 or layer.groups > 1:
+        return layer.backward(g, shape)
+    return F.fold(layer.weight.flatten(1).T @ g.flatten(2), shape[1:], layer.weight.shape[2:], **layer.where)

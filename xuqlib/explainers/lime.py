@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_count, check_examples, check_fixed, check_logits, check_number, check_target
+from xuqlib.checks import check_count, check_examples, check_fixed, check_number, check_target
 from xuqlib.explainers.baselines import expand
 from xuqlib.explainers.declaring import explainer
 from xuqlib.explainers.superpixels import check_segments, filled, superpixels
@@ -38,8 +37,7 @@ class LimeFit(NamedTuple):
     r2: Tensor
 
 
-@dataclass(frozen=True)
-class _Options:
+class _Options(NamedTuple):
     """The options of `lime_fit`, which holds their defaults."""
 
     num_samples: int
@@ -109,9 +107,9 @@ def lime_fit(
 
     Tables (N, F): copies are x + scale * z, z standard normal. The attribution of a feature is the surrogate's slope,
     in logits per unit of x. Weights are exp(-|z|^2 / width^2), width 0.75 sqrt(F).
-    Pictures (N, C, H, W): each superpixel is shown or hidden with chance 1/2. The coefficient of a superpixel is the
+    Images (N, C, H, W): each superpixel is shown or hidden with chance 1/2. The coefficient of a superpixel is the
     logit that showing it adds; the attribution holds it at each of its pixels, divided by C, so that a sum over
-    channels gives the coefficient. Weights are sqrt(exp(-d^2 / width^2)), d the cosine distance to the whole picture,
+    channels gives the coefficient. Weights are sqrt(exp(-d^2 / width^2)), d the cosine distance to the whole image,
     width 0.25: the `lime` package's, as are alpha and the fill. Unlike there, the regions are SLIC's.
 
     Args:
@@ -121,9 +119,9 @@ def lime_fit(
         alpha: ridge penalty on the coefficients, not on the intercept.
         kernel_width: replaces the width above.
         scale: tables only: the standard deviation of the features, (F,) or one for all; 1 for standardised ones.
-        num_segments: pictures only: superpixels per picture, about.
-        segments: pictures only: (N, H, W) whole numbers, instead of `superpixels(x, num_segments)`.
-        fill: pictures only: what a hidden superpixel becomes: "mean", its own mean colour; a number; or a tensor
+        num_segments: images only: superpixels per image, about.
+        segments: images only: (N, H, W) whole numbers, instead of `superpixels(x, num_segments)`.
+        fill: images only: what a hidden superpixel becomes: "mean", its own mean colour; a number; or a tensor
             broadcastable to x.
 
     Raises:
@@ -170,13 +168,11 @@ def _attribution_of(fit: Callable[_Parameters, LimeFit]) -> Callable[_Parameters
     return lime
 
 
-def _fill_of_each(fill: str | float | Tensor, x: Tensor) -> Any:
-    return expand(fill, x, "fill") if isinstance(fill, Tensor) else fill
-
-
-lime = explainer(
-    "lime", over_draws=_over_draws, per_example={"segments": lambda segments, _: segments, "fill": _fill_of_each}
-)(_attribution_of(lime_fit))
+_PER_EXAMPLE: dict[str, Callable[[Any, Tensor], Any]] = {
+    "segments": lambda segments, x: segments,
+    "fill": lambda fill, x: expand(fill, x, "fill") if isinstance(fill, Tensor) else fill,
+}
+lime = explainer("lime", over_draws=_over_draws, per_example=_PER_EXAMPLE)(_attribution_of(lime_fit))
 
 
 def _fit_table(
@@ -202,7 +198,7 @@ def _fit_images(
     given, num_samples = options.segments, options.num_samples
     labels = superpixels(x, options.num_segments) if given is None else check_segments(given, x)
     sizes = labels.flatten(1).amax(1) + 1  # (N,)
-    # One row of numbers per superpixel: those of the first do not depend on how many there are in other pictures.
+    # One row of numbers per superpixel: those of the first do not depend on how many there are in other images.
     shown = torch.from_numpy(rng.random((int(sizes.max()), num_samples)) < 0.5).T.contiguous()  # (M, K)
     shown[0] = True
     hidden, keep, where = filled(x, labels, options.fill), shown.to(x.device), labels.flatten(1).to(x.device)
@@ -218,7 +214,7 @@ def _fit_images(
     for size in sizes.unique().tolist():
         same = sizes == size
         design = shown[:, :size].double()
-        # Cosine similarity of a 0/1 row with the row of ones; a picture with everything hidden gets 0.
+        # Cosine similarity of a 0/1 row with the row of ones; an image with everything hidden gets 0.
         distance = 1 - design.mean(1).sqrt()
         surrogate = _Surrogate(design, torch.exp(-0.5 * (distance / width) ** 2), options.alpha)
         for draw, y in enumerate(logits):
@@ -231,16 +227,15 @@ def _fit_images(
 def _perturbed_logits(networks: list[Network], perturb: _Perturb, x: Tensor, target: Any, num_samples: int) -> Tensor:
     """Return the target logit of every copy of every example by every network, (S, N, M), float64 on the CPU."""
     rows, num_examples = rows_per_pass(x, None), len(x)
-    modules = [network for network in networks if isinstance(network, nn.Module)]
-    engine = Engine(Draws(modules), x[:1]) if len(modules) == len(networks) else None
-    if engine is None:  # what is wrong with a function's output is said of the examples, not of their copies
-        _logits(networks[:1], x[:rows])
+    modules = [network if isinstance(network, nn.Module) else _Function(network) for network in networks]
+    engine = Engine(Draws(modules), x[:1])
+    if not engine.is_fast:  # what is wrong with an output is said of the examples, not of their copies
+        engine.logits(x[:rows])
     classes, selected = None, []
     for first in range(0, num_examples * num_samples, rows):
         row = torch.arange(first, min(first + rows, num_examples * num_samples))
         example, copy = row // num_samples, row % num_samples
-        points = perturb(example.to(x.device), copy.to(x.device))
-        logits = _logits(networks, points) if engine is None else engine.logits(points)  # (S, R, C)
+        logits = engine.logits(perturb(example.to(x.device), copy.to(x.device)))  # (S, R, C)
         if classes is None:
             classes = check_target(target, num_examples, logits.shape[2]).to(logits.device)
         wanted = classes[example.to(classes.device)].expand(len(networks), -1)
@@ -248,7 +243,12 @@ def _perturbed_logits(networks: list[Network], perturb: _Perturb, x: Tensor, tar
     return torch.cat(selected, 1).view(len(networks), num_examples, num_samples)
 
 
-@torch.no_grad()
-def _logits(networks: list[Network], x: Tensor) -> Tensor:
-    # A network may work in place on what it is given, so each gets its own copy.
-    return torch.stack([check_logits(network(x.clone()), len(x)) for network in networks])
+class _Function(nn.Module):
+    """A network that is given as a function."""
+
+    def __init__(self, function: Network) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

@@ -85,10 +85,10 @@ def shared_trunk(networks: Sequence[nn.Module], x: Tensor) -> tuple[nn.Module, S
 
     The trunk is the identity where nothing is known to be shared.
     """
-    found = split(networks, x)
-    if found is None or not found.trunk:
+    parts = split(networks, x)
+    if parts is None or not parts.trunk:
         return nn.Identity(), list(networks)
-    return FixedNetwork(nn.Sequential(*found.trunk)), [found.head(draw) for draw in range(len(networks))]
+    return FixedNetwork(nn.Sequential(*parts.trunk)), [parts.head(draw) for draw in range(len(networks))]
 
 
 @torch.inference_mode(False)  # or the copies could never be differentiated

@@ -1,17 +1,43 @@
-"""What kind of layer is this? Every such question is answered here, from a module's type, hooks and tensors."""
+"""What kind of layer is this, and which layers of a network are of a kind? Such questions are answered here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from xuqlib.posteriors.layers import DropConnectLayer, FlipoutLayer
+from xuqlib.checks import check_choice
 
+PLACEMENTS = ("last", "all")
+Placement = str | Sequence[str]
+Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _BY_HAND = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, *DROPOUTS)
+
+
+class RandomLayer(nn.Module):
+    """A dense or convolutional layer whose weight is random; in eval mode it is the layer itself."""
+
+    def __init__(self, layer: Weighted) -> None:
+        super().__init__()
+        self.layer = layer
+
+    # torch's own transformer layers read the weight and the bias of the layers in them.
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.layer.bias
+
+    @abstractmethod
+    def sampler(self) -> Callable[[torch.Generator], Tensor]:
+        """Return what draws a weight with the numbers of a generator; detached, shaped like `weight`."""
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
@@ -57,7 +83,7 @@ def have_same_tensors(layers: Sequence[nn.Module]) -> bool:
 
 def plain(layer: nn.Module) -> nn.Module:
     """What a layer with random weights is once they are drawn; any other layer as it is."""
-    return layer.layer if isinstance(layer, DropConnectLayer | FlipoutLayer) and not is_hooked(layer) else layer
+    return layer.layer if isinstance(layer, RandomLayer) and not is_hooked(layer) else layer
 
 
 def kind_of(layer: nn.Module) -> type[nn.Module]:
@@ -86,3 +112,46 @@ def windows_overlap(pool: nn.MaxPool2d) -> bool:
     """Whether a pixel lies in more than one window of a max pooling."""
     sizes = ([n, n] if isinstance(n, int) else n for n in (pool.kernel_size, pool.stride, pool.dilation))
     return any(dilation * (kernel - 1) >= stride for kernel, stride, dilation in zip(*sizes, strict=True))
+
+
+def weighted_layers(network: nn.Module, placement: Placement = "last") -> list[str]:
+    """Name the dense and convolutional layers that a posterior over weights makes random.
+
+    Projections inside `nn.MultiheadAttention` are left out: it reads their weights without calling them.
+
+    Args:
+        network: any module.
+        placement: "last", the one registered last, commonly the output layer; "all"; or a list of names.
+
+    Raises:
+        ValueError: unknown placement or names, or a network without such layers.
+    """
+    attention = [name for name, module in network.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    names = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, Weighted) and not any(name.startswith(f"{outer}.") for outer in attention)
+    ]
+    if not names:
+        raise ValueError(f"{type(network).__name__} has no Linear or Conv layer whose weights could be drawn")
+    if isinstance(placement, str):
+        check_choice(placement, PLACEMENTS, "placement")
+        return names[-1:] if placement == "last" else names
+    if not isinstance(placement, Sequence) or not all(isinstance(name, str) for name in placement):
+        raise TypeError(f"placement is {placement!r}; pass 'last', 'all', or a list of names of layers")
+    unknown = sorted(set(placement) - set(names))
+    if unknown or not placement:
+        raise ValueError(f"placement names {unknown or 'no layer'}; the layers of this network are {names}")
+    return [name for name in names if name in set(placement)]
+
+
+def replace_layers(network: nn.Module, replacements: Iterable[tuple[str, nn.Module]]) -> nn.Module:
+    """Put each named layer's replacement in its place, in `network` itself; return the network.
+
+    A network that is itself the layer (its name is "") is replaced as a whole.
+    """
+    for name, layer in replacements:
+        if not name:
+            return layer
+        network.set_submodule(name, layer)
+    return network

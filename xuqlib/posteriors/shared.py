@@ -49,9 +49,9 @@ def split(networks: Sequence[nn.Module], x: Tensor) -> Split | None:
     if (
         depth < last and not has_dropout(layers[0][depth]) and have_same_tensors([each[depth] for each in layers])
     ):  # a layer of a user's own
-        found = _before_output(fixed, x)
-        if found is not None:
-            return found
+        parts = _before_output(fixed, x)
+        if parts is not None:
+            return parts
     by_network = {id(network): each[depth:] for network, each in zip(_distinct(inner), layers, strict=True)}
     return Split(layers[0][:depth], [by_network[id(network)] for network in inner], seeds)
 
@@ -70,8 +70,8 @@ def _before_output(fixed: Sequence[FixedNetwork], x: Tensor) -> Split | None:
     if name is None:
         return None
     heads = [layers_of(network.get_submodule(name)) for network in inner]
-    found = Split([_Until(inner[0], name)], heads, seeds)
-    return found if _gives_the_same(found, fixed[-1], x[:1]) else None
+    parts = Split([_Until(inner[0], name)], heads, seeds)
+    return parts if _gives_the_same(parts, fixed[-1], x[:1]) else None
 
 
 _OF_EVERY_MODULE = set(vars(nn.Module()))
@@ -80,17 +80,11 @@ _PLAIN = (bool, int, float, str, tuple, type(None), FunctionType)
 
 def _look_alike(networks: Sequence[nn.Module]) -> bool:
     """Whether networks have the same layers with the same settings and hooks, so that only tensors differ."""
-    first = list(networks[0].modules())
-    for network in networks[1:]:
-        modules = list(network.modules())
-        if len(modules) != len(first):
-            return False
-        if any(
-            module is not other and _looks(module) != _looks(other)
-            for module, other in zip(modules, first, strict=True)
-        ):
-            return False
-    return True
+    first, *others = [list(network.modules()) for network in networks]
+    if any(len(modules) != len(first) for modules in others):
+        return False
+    pairs = (pair for modules in others for pair in zip(first, modules, strict=True))
+    return all(one is other or _looks(one) == _looks(other) for one, other in pairs)
 
 
 def _looks(module: nn.Module) -> tuple[Any, ...]:
@@ -101,16 +95,16 @@ def _looks(module: nn.Module) -> tuple[Any, ...]:
     return type(module), list(module._modules), settings, shapes, hooks_of(module)
 
 
-def _gives_the_same(found: Split, network: nn.Module, x: Tensor) -> bool:
+def _gives_the_same(parts: Split, network: nn.Module, x: Tensor) -> bool:
     """Whether the last head behind the trunk, which is the first draw's, gives what the last draw gives.
 
     It does not where a network reads its random weights before they are called, holds layers that torch does not see,
     or hands more than the trunk's output to its head.
     """
     with torch.no_grad():
-        wanted, features = network(x), FixedNetwork(nn.Sequential(*found.trunk))(x)
+        wanted, features = network(x), FixedNetwork(nn.Sequential(*parts.trunk))(x)
         try:
-            given = found.head(len(found.heads) - 1)(features)
+            given = parts.head(len(parts.heads) - 1)(features)
         except ValueError:  # by which a fixed network refuses what another draw's features are
             return False
     if not isinstance(given, Tensor) or not isinstance(wanted, Tensor):

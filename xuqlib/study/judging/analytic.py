@@ -22,8 +22,7 @@ from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.laplace import Laplace
-from xuqlib.posteriors.layers import DropConnectLayer, FlipoutLayer
-from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
+from xuqlib.posteriors.random_weights import DropConnectLayer, Flipout, FlipoutLayer, MCDropConnect
 
 _AT_ONCE = 64  # roots that are held as networks at a time
 

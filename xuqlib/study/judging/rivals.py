@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
 from xuqlib.explain import explain
-from xuqlib.explainers import EXPLAINERS, Explainer
+from xuqlib.explainers import Explainer
 from xuqlib.explainers.baselines import make_baseline
-from xuqlib.explainers.declaring import Options
+from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import fullgrad, logit_graph
 from xuqlib.moments import folded
-from xuqlib.path import rows_per_pass
+from xuqlib.path import blocks, rows_per_pass
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.ua_backprop import (
@@ -67,8 +67,7 @@ def ua_backprop_linear(
     """
     chosen = settle(setting, coefficients=coefficients, tau1=tau1)
     draws, where = fixed_draws(draws, x)
-    rows, attributions = rows_per_pass(x[:1].to(where), chunk), []
-    parts = [slice(first, first + rows) for first in range(0, len(x), rows)]
+    parts, attributions = blocks(len(x), rows_per_pass(x[:1].to(where), chunk)), []
     for part, shares in logit_shares(draws, x, kind, chosen, parts):
         total = torch.zeros((), dtype=torch.float64, device=where)
         for network, share in zip(draws, shares.to(where), strict=True):
@@ -113,9 +112,7 @@ def covariance_of_explanations(
     check_choice(form, ("diag", "marg"), "form")
     if kind != "epistemic":
         raise ValueError(f"kind is {kind!r}; a covariance over draws knows their disagreement alone, pass 'epistemic'")
-    if not callable(explainer):
-        check_choice(explainer, EXPLAINERS, "explainer")
-        explainer = EXPLAINERS[explainer]
+    explainer = named(explainer)
     found, rows = [], max(1, LARGEST // (len(draws) * x[0].numel()))
     given = Options(explainer, options, x)
     for part in given.parts(rows):

@@ -51,7 +51,7 @@ from xuqlib import (
 )
 from xuqlib.explainers.fullgrad import fullgrad
 from xuqlib.explainers.lime import lime
-from xuqlib.posteriors.layers import weighted_layers
+from xuqlib.posteriors.kinds import weighted_layers
 from xuqlib.study.judging.clue import clue, clue_counterfactuals, delta_clue, path_integral
 from xuqlib.study.judging.mitigation import attended, fit_attended, unit_maps
 from xuqlib.study.judging.scores import (
@@ -207,8 +207,18 @@ EXPLAINING: list[Case] = [
         ValueError,
         "baseline 'w'; known",
     ),
-    ("explain, shape", lambda: explain(DRAWS, lambda n, x, t: x[:, :2], X), ValueError, r"\(4, 2\) for x of \(4, 5\)"),
-    ("explain, nothing", lambda: explain(DRAWS, lambda n, x, t: None, X), ValueError, "returned a NoneType for x of"),
+    (
+        "explain, shape",
+        lambda: explain(DRAWS, lambda n, x, t: x[:, :2], X),
+        ValueError,
+        r"returned \(4, 2\), not an attribution shaped like x \(4, 5\)",
+    ),
+    (
+        "explain, nothing",
+        lambda: explain(DRAWS, lambda n, x, t: None, X),
+        ValueError,
+        "returned a NoneType, not an attribution",
+    ),
     ("split, repeats", lambda: variance_split(DRAWS, lime, X, num_repeats=1), ValueError, "num_repeats is 1; pass at"),
     (
         "split, one draw",
@@ -363,7 +373,7 @@ UNCERTAINTY: list[Case] = [
     ("attended training", lambda: fit_attended([], X, X[:, 0]), ValueError, "no networks to train"),
     ("vae, sides", lambda: PictureVAE((1, 6, 6), latent=2), ValueError, "sides divisible by 4"),
     ("vae, data set", lambda: train_or_load_vae("diabetes"), ValueError, "dataset of an autoencoder 'diabetes'"),
-    ("deletion, table", lambda: deletion(DRAWS, X, X, 0), ValueError, "of pictures"),
+    ("deletion, table", lambda: deletion(DRAWS, X, X, 0), ValueError, "of images"),
     ("insertion, target", lambda: insertion(DRAWS, X, X, [0]), ValueError, "target has 1 entries"),
     ("fullgrad, psi", lambda: fullgrad(NET, X, 0, psi="max"), ValueError, "psi 'max'; known"),
     ("fullgrad, target", lambda: fullgrad(NET, X, 3), ValueError, "classes are 0 to 2"),

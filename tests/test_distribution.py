@@ -12,7 +12,6 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 
 from xuqlib import ExplanationDistribution, distribution
-from xuqlib.diagnosis import diagnose
 from xuqlib.moments import Moments
 
 
@@ -248,7 +247,7 @@ def found(values: Tensor) -> str:
 
 def test_healthy_explanations_give_no_finding():
     assert of(healthy()).diagnose() == []
-    assert diagnose(moments_only(of(healthy()))) == []
+    assert moments_only(of(healthy())).diagnose() == []
     table = 1 + randn(1, 4, 8) + 0.1 * randn(20, 4, 8, seed=2)
     assert of(table).diagnose() == []
 

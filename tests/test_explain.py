@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from core_networks import (
@@ -39,7 +41,8 @@ from xuqlib import (
     variance_split,
 )
 from xuqlib.distribution import CV_KINDS
-from xuqlib.explainers import lime
+from xuqlib.explainers import explainer as declare
+from xuqlib.explainers.lime import lime
 
 explaining = sys.modules["xuqlib.explain"]  # the function of that name hides its module
 
@@ -174,6 +177,7 @@ def test_a_mean_baseline_is_of_all_examples_whatever_the_chunk(case):
 def test_options_with_one_entry_per_example_are_cut_with_the_examples():
     x = randn(5, 3, 8, 8)
 
+    @declare(per_example=["per_pixel", "per_place", "per_example"])
     def weighted(network: nn.Module, x: Tensor, target: Tensor, **options: Tensor) -> Tensor:
         assert {name: len(value) for name, value in options.items()} == {
             **dict.fromkeys(("per_pixel", "per_place", "per_example"), len(x)),
@@ -197,6 +201,53 @@ def test_an_option_per_feature_is_not_cut_when_there_are_as_many_examples():
     assert_close(explain(draws, lime, x, TARGET, chunk=2, **options).values, whole, **EXACT)
 
 
+@pytest.mark.parametrize("per_example", [True, False])
+def test_where_nobody_knows_whether_an_option_is_per_example_all_are_explained_at_once(per_example):
+    x = randn(3, 2**17, dtype=torch.float32)  # two of these would fill a call
+    shift = torch.arange(3.0)[:, None] if per_example else torch.arange(3.0)
+    calls: list[int] = []
+
+    def shifted(network: nn.Module, x: Tensor, target: Tensor, *, shift: Tensor) -> Tensor:
+        calls.append(len(x))
+        return x + (shift if per_example else shift.sum())
+
+    draws, whole = Draws([nn.Identity()]), x + (shift if per_example else shift.sum())
+    assert torch.equal(explain(draws, shifted, x, 0, shift=shift).values[0], whole)
+    explain(draws, shifted, x, 0, shift=tensor([1.0]))  # surely not one per example
+    assert calls == [3, 2, 1]
+    with pytest.raises(ValueError, match="option shift has as many entries as there are examples; say whether"):
+        explain(draws, shifted, x, 0, shift=shift, chunk=2)
+    declare(per_example=["shift"] if per_example else [])(shifted)
+    assert torch.equal(explain(draws, shifted, x, 0, shift=shift, chunk=1).values[0], whole)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, lambda values: tensor(values, dtype=torch.float64)])
+def test_options_per_example_may_be_lists_and_arrays(kind):
+    @declare(per_example=["sign"])
+    def signed(network: nn.Module, x: Tensor, target: Tensor, *, sign: Any) -> Tensor:
+        return gradient(network, x, target) * torch.as_tensor(sign)[:, None]
+
+    draws, x, sign = MCDropout(seeded(table_mlp)).sample(2), randn(5, 5), [1.0, -1.0, 2.0, -2.0, 3.0]
+    expected = explain(draws, gradient, x, TARGET).values * tensor(sign, dtype=torch.float64)[:, None]
+    assert_close(explain(draws, signed, x, TARGET, sign=kind(sign), chunk=2).values, expected, **EXACT)
+    with pytest.raises(ValueError, match="option sign has 4 entries but x has 5 examples; pass one entry per example"):
+        explain(draws, signed, x, TARGET, sign=kind(sign[:4]), chunk=4)
+
+
+def test_a_function_around_an_explainer_is_called_and_not_the_path_of_what_is_inside():
+    draws, x = MCDropout(seeded(table_mlp)).sample(2), randn(5, 5)
+
+    @functools.wraps(gradient)
+    def negated(*args: Any) -> Tensor:
+        return -gradient(*args)
+
+    expected = explain(draws, gradient, x, TARGET).values
+    assert_close(explain(draws, negated, x, TARGET).values, -expected, **EXACT)
+    one_step = functools.partial(integrated_gradients, num_steps=1)
+    whole = explain(draws, integrated_gradients, x, TARGET, num_steps=1, baseline="mean").values
+    assert_close(explain(draws, one_step, x, TARGET, baseline="mean", chunk=2).values, whole, **EXACT)
+
+
 def test_a_list_of_networks_will_do_for_draws():
     networks = [seeded(table_mlp, seed=s).eval() for s in range(2)]
     e = explain(networks, gradient, randn(4, 5), 0)
@@ -207,10 +258,10 @@ def test_an_explainer_that_knows_how_draws_share_their_work_is_given_all_of_them
     def together(draws: Draws, x: Tensor, target: Tensor) -> list[Tensor]:
         return [gradient(draw, x, target) + 1 for draw in draws]
 
+    @declare(over_draws=together)
     def explainer(*_: Any) -> Tensor:
         raise AssertionError("called draw by draw")
 
-    explainer.over_draws = together  # type: ignore[attr-defined]
     draws, x = MCDropout(seeded(table_mlp)).sample(3), randn(4, 5)
     expected = explain(draws, gradient, x, 1).values + 1
     assert_close(explain(draws, explainer, x, 1).values, expected, **EXACT)

@@ -29,6 +29,7 @@ from torch.testing import assert_close
 
 from xuqlib import DeepEnsemble, Draws, MCDropout, integrated_gradients, uncertainties
 from xuqlib.explainers.fullgrad import fullgrad_terms
+from xuqlib.study.judging.rivals import ua_backprop_linear
 from xuqlib.ua_backprop import (
     COEFFICIENTS,
     SETTINGS,
@@ -36,7 +37,6 @@ from xuqlib.ua_backprop import (
     logit_coefficients,
     spread_shares,
     ua_backprop,
-    ua_backprop_linear,
 )
 from xuqlib.uncertainty import KINDS, probability_shares
 
@@ -355,7 +355,7 @@ BAD = {
     ),
     "tau2 of a sum": (lambda: ua_backprop(DRAWS, X, setting="recommended", tau2=1.0), ValueError, "normalise='sum'"),
     "chunk": (lambda: ua_backprop(DRAWS, X, chunk=0), ValueError, "chunk is 0"),
-    "x shape": (lambda: ua_backprop(DRAWS, X[:, None]), ValueError, r"shape \(4, 1, 5\); pass pictures"),
+    "x shape": (lambda: ua_backprop(DRAWS, X[:, None]), ValueError, r"shape \(4, 1, 5\); pass images"),
     "x NaN": (lambda: ua_backprop(DRAWS, X / 0 * 0), ValueError, "NaN"),
     "one network": (lambda: ua_backprop(seeded(table_mlp).eval(), X), TypeError, "posterior.sample"),
     "training": (lambda: ua_backprop([seeded(table_mlp)], X), ValueError, "training mode"),

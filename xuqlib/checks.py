@@ -27,7 +27,7 @@ def check_examples(x: Any) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; pass a torch tensor (N, ...), as from torch.as_tensor(x)")
     if x.dtype == torch.uint8:
-        raise TypeError("x is uint8, so these look like raw pictures; convert with x.float() and divide by 255")
+        raise TypeError("x is uint8, so these look like raw images; convert with x.float() and divide by 255")
     if not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}; pass floating point examples, as from x.float()")
     if x.dim() < 2:
@@ -99,6 +99,18 @@ def check_logits(output: Any, num_examples: int) -> Tensor:
             f"wanted logits ({num_examples}, classes), or ({num_examples},) for regression"
         )
     return output.unsqueeze(1) if output.dim() == 1 else output
+
+
+def check_attribution(attribution: Any, x: Tensor, explainer: str = "the explainer") -> Tensor:
+    """Return what an explainer returned, if it is an attribution.
+
+    Raises:
+        ValueError: it is no tensor, or not shaped like x.
+    """
+    if not isinstance(attribution, Tensor) or attribution.shape != x.shape:
+        given = tuple(attribution.shape) if isinstance(attribution, Tensor) else f"a {type(attribution).__name__}"
+        raise ValueError(f"{explainer} returned {given}, not an attribution shaped like x {tuple(x.shape)}")
+    return attribution
 
 
 def check_fixed(network: Callable[[Tensor], Tensor]) -> None:

@@ -23,7 +23,7 @@ from xuqlib.guided import GuidedMode
 
 Network = Callable[[Tensor], Tensor]
 
-# Numbers that enter the network in one pass: 64 colour pictures of 32 x 32. On a CPU a larger batch is slower, since
+# Numbers that enter the network in one pass: 64 colour images of 32 x 32. On a CPU a larger batch is slower, since
 # its intermediate results leave the cache; an accelerator wants thousands of rows.
 _NUMBERS_CPU = 64 * 3 * 32 * 32
 NO_RELU = "network called no ReLU, so guided_backprop gave the plain gradient"
@@ -81,6 +81,11 @@ def rows_per_pass(x: Tensor, chunk: int | None) -> int:
     return min(max(numbers // x[0].numel(), 8), 4096)
 
 
+def blocks(total: int, size: int) -> list[slice]:
+    """Cut `total` rows into blocks of `size`, the last one perhaps smaller."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
 def select_logits(network: Network, x: Tensor, target: Any) -> Tensor:
     """Return the logit of each example's target, (N,); checks the network's output and the target."""
     logits = check_logits(network(x), len(x))
@@ -106,7 +111,7 @@ def along(network: Network, path: Path, target: Any, rows: int) -> Tensor:
     mode = GuidedMode() if path.guided else None
     total = along_in(mode, network, path, target, rows)
     if mode is not None and not mode.num_met:
-        warnings.warn(NO_RELU, stacklevel=3)
+        warnings.warn(NO_RELU, stacklevel=4)  # where the explainer was called
     return total
 
 
@@ -130,12 +135,9 @@ def _summed(network: Network, path: Path, target: Any, rows: int) -> Tensor:
         num_classes = check_logits(network(origin[:rows].clone()), len(origin[:rows])).shape[1]
     classes = check_target(target, len(origin), num_classes)
     total = torch.zeros_like(origin)
-    for first in range(0, len(origin), rows):
-        block = slice(first, first + rows)
+    for block in blocks(len(origin), rows):
         num_examples = len(origin[block])
-        steps_per_pass = max(1, rows // num_examples)
-        for start in range(0, path.num_steps, steps_per_pass):
-            steps = slice(start, start + steps_per_pass)
+        for steps in blocks(path.num_steps, max(1, rows // num_examples)):
             points = path.points(block, steps)
             slopes = slope(network, points, classes[block].repeat(len(points) // num_examples))
             weights = path.weights[steps] if path.weights is not None else slopes.new_ones(1)

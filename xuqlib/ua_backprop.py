@@ -7,22 +7,23 @@ to that draw's logits; an explanation of each logit, made to sum to 1, spreads i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_choice, check_fixed, check_logits, check_number
-from xuqlib.explainers import EXPLAINERS
-from xuqlib.explainers.fullgrad import FullGradTerms, check_mappable, logit_graph, saliency
-from xuqlib.explainers.gradients import Explainer
+from xuqlib.checks import check_attribution, check_choice, check_logits, check_number
+from xuqlib.explainers import EXPLAINERS, Explainer
+from xuqlib.explainers.declaring import Options, named
+from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, logit_graph, saliency
 from xuqlib.path import Network, rows_per_pass
 from xuqlib.posteriors.draws import Draws
-from xuqlib.uncertainty import logits_of, probability_shares
+from xuqlib.uncertainty import fixed_draws, logits_of, probability_shares
 
 COEFFICIENTS = ("softmax", "row-normalised", "ratio")
 NORMALISATIONS = ("softmax", "sum")
+_OF_LOGITS = {"fullgrad": fullgrad, **EXPLAINERS}
 
 
 class Setting(NamedTuple):
@@ -35,7 +36,7 @@ class Setting(NamedTuple):
     tau2: float
 
 
-# The paper's temperatures are not known. These were chosen on validation pictures by AUC-URR at 5 %, one pair for all
+# The paper's temperatures are not known. These were chosen on validation images by AUC-URR at 5 %, one pair for all
 # data sets (notebook 18), and then frozen. At so small a tau1 a share all but stays with the logit of its class.
 SETTINGS = {
     "paper": Setting(coefficients="softmax", tau1=1e-5, psi="minmax", normalise="softmax", tau2=1.0),
@@ -65,10 +66,10 @@ def ua_backprop(
 
     Args:
         draws: fixed networks with at least two classes, from `posterior.sample`, or a list of networks.
-        x: pictures (N, C, H, W) or a table (N, F).
+        x: images (N, C, H, W) or a table (N, F).
         kind: "total", "aleatoric" or "epistemic". Pixels can be negative only for "epistemic".
         setting: "paper" or "recommended" (raw psi, divided by its sum, which points more at the uncertainty on
-            validation pictures). The next five replace what it says; each None keeps it.
+            validation images). The next five replace what it says; each None keeps it.
         coefficients, tau1: from probabilities to logits, see `logit_coefficients`.
         psi: what becomes of an explanation's terms before they are added, see `class_maps`.
         normalise, tau2: from the map of a logit to weights that sum to 1, see `spread_shares`.
@@ -84,47 +85,16 @@ def ua_backprop(
 
     Source: the three steps are those of Wang, Joshi, Wang & Ji 2023, arXiv 2304.04824; the formulas are derived anew.
     """
-    chosen = _settle(setting, coefficients=coefficients, tau1=tau1, psi=psi, normalise=normalise, tau2=tau2)
-    parts = []
-    for part, shares in _shared_out(draws, x, kind, chosen, chunk):
-        found = torch.zeros((), dtype=torch.float64, device=part.device)
-        for network, share in zip(draws, shares, strict=True):
-            maps = class_maps(network, part, explainer=explainer, psi=chosen.psi, **options)
-            found = found + spread_shares(share, maps, normalise=chosen.normalise, tau2=chosen.tau2)
-        parts.append(found.to(x))
-    return torch.cat(parts)
-
-
-def ua_backprop_linear(
-    draws: Draws | Sequence[nn.Module],
-    x: Tensor,
-    kind: str = "epistemic",
-    *,
-    setting: str = "paper",
-    coefficients: str | None = None,
-    tau1: float | None = None,
-    chunk: int | None = None,
-) -> Tensor:
-    """Attribute the logits of all draws, each times its share of the uncertainty: neither UA-Backprop nor complete.
-
-    FullGrad's terms keep their sign and are not normalised, so one backward pass per draw gives the map of
-    sum_j share[s, j] * logit[s, j]. Summed over draws s, it adds up to that without its dense terms (for a table, to
-    its input term alone), not to the uncertainty, and it changes if a constant is added to all logits.
-
-    Args, Raises: as for `ua_backprop`.
-
-    Returns:
-        Attribution in nats times logits, (N, H, W) or (N, F), of x's dtype.
-    """
-    chosen = _settle(setting, coefficients=coefficients, tau1=tau1)
-    parts = []
-    for part, shares in _shared_out(draws, x, kind, chosen, chunk):
-        found = torch.zeros((), dtype=torch.float64, device=part.device)
-        for network, share in zip(draws, shares, strict=True):
-            graph = logit_graph(network, part)
-            found = found + graph.saliencies(share.to(graph.logits)[None], "signed")[0]
-        parts.append(found.to(x))
-    return torch.cat(parts)
+    chosen = settle(setting, coefficients=coefficients, tau1=tau1, psi=psi, normalise=normalise, tau2=tau2)
+    draws, where = fixed_draws(draws, x)
+    given, attributions = Options(named(explainer, _OF_LOGITS), options, x), []
+    for part, shares in logit_shares(draws, x, kind, chosen, given.parts(rows_per_pass(x[:1].to(where), None), chunk)):
+        some, total = x[part].detach().to(where), torch.zeros((), dtype=torch.float64, device=where)
+        for network, share in zip(draws, shares.to(where), strict=True):
+            maps = class_maps(network, some, explainer=explainer, psi=chosen.psi, **given.of(part, where))
+            total = total + spread_shares(share, maps, normalise=chosen.normalise, tau2=chosen.tau2)
+        attributions.append(total.to(x))
+    return torch.cat(attributions)
 
 
 def logit_coefficients(logits: Tensor, coefficients: str = "softmax", tau1: float = 0.1) -> Tensor:
@@ -173,16 +143,11 @@ def class_maps(
         graph = logit_graph(network, x)
         labels = torch.eye(graph.logits.shape[1]).to(graph.logits)
         return graph.saliencies(labels[:, None].expand(-1, len(x), -1), psi).transpose(0, 1)
-    if not callable(explainer):
-        check_choice(explainer, ["fullgrad", *EXPLAINERS], "explainer")
-        explainer = EXPLAINERS[explainer]
+    explain_one = named(explainer, _OF_LOGITS)
     with torch.no_grad():
         num_classes = check_logits(network(x.clone()), len(x)).shape[1]
-    found = [explainer(network, x, label, **options) for label in range(num_classes)]
-    if any(attribution.shape != x.shape for attribution in found):
-        given, wanted = tuple(found[0].shape), tuple(x.shape)
-        raise ValueError(f"the explainer returned {given}, not an attribution shaped like x {wanted}")
-    return torch.stack([saliency(FullGradTerms(attribution), psi) for attribution in found], 1)
+    attributions = [check_attribution(explain_one(network, x, label, **options), x) for label in range(num_classes)]
+    return torch.stack([saliency(FullGradTerms(attribution), psi) for attribution in attributions], 1)
 
 
 def spread_shares(shares: Tensor, maps: Tensor, *, normalise: str = "softmax", tau2: float = 1.0) -> Tensor:
@@ -213,7 +178,12 @@ def _softmax(values: Tensor, tau: float, name: str) -> Tensor:
     return ((values - values.amax(-1, keepdim=True)) / check_number(tau, 0, name, above=True)).softmax(-1)
 
 
-def _settle(setting: str, **given: Any) -> Setting:
+def settle(setting: str, **given: Any) -> Setting:
+    """Return a named setting with what is given, and not None, in the place of what it says.
+
+    Raises:
+        ValueError: unknown setting; a temperature that has no effect.
+    """
     check_choice(setting, SETTINGS, "setting")
     given = {name: value for name, value in given.items() if value is not None}
     chosen = SETTINGS[setting]._replace(**given)
@@ -223,22 +193,15 @@ def _settle(setting: str, **given: Any) -> Setting:
     return chosen
 
 
-def _shared_out(
-    draws: Draws | Sequence[nn.Module], x: Tensor, kind: str, chosen: Setting, chunk: int | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a few examples at a time, where the draws are, and the shares of all their logits, (draw, example, class).
+def logit_shares(
+    draws: Draws, x: Tensor, kind: str, chosen: Setting, parts: Iterable[slice]
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield some examples at a time, and the shares that the uncertainty has in all their logits, (draw, n, class).
 
-    The shares come from the logits of all examples, so they do not depend on how the examples are chunked.
+    The shares come from the logits of all examples, so they do not depend on how the examples are cut.
     """
-    check_mappable(x)
-    draws = draws if isinstance(draws, Draws) else Draws(draws)
-    for network in draws:
-        check_fixed(network)
     logits = logits_of(draws, x)
     shares = probability_shares(logits, kind)
-    where = next((parameter.device for parameter in draws[0].parameters()), x.device)
-    rows = rows_per_pass(x[:1].to(where), chunk)
-    for first in range(0, len(x), rows):
-        here = slice(first, first + rows)
-        handed_on = logit_coefficients(logits[:, here], chosen.coefficients, chosen.tau1)  # (S, n, C, C)
-        yield x[here].detach().to(where), torch.einsum("sni,snij->snj", shares[:, here], handed_on).to(where)
+    for part in parts:
+        handed_on = logit_coefficients(logits[:, part], chosen.coefficients, chosen.tau1)  # (S, n, C, C)
+        yield part, torch.einsum("sni,snij->snj", shares[:, part], handed_on)

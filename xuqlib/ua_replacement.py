@@ -1,7 +1,7 @@
-"""A signed, complete attribution of uncertainty for one backward pass: what would a pixel of another picture change?
+"""A signed, complete attribution of uncertainty for one backward pass: what would a pixel of another image change?
 
-Replace pixel i of x by the same pixel of a random training picture b. To first order the uncertainty falls by
-dU/dx_i (x_i - b_i), and on average over training pictures by dU/dx_i (x_i - m_i), where m is their mean. Pixels whose
+Replace pixel i of x by the same pixel of a random training image b. To first order the uncertainty falls by
+dU/dx_i (x_i - b_i), and on average over training images by dU/dx_i (x_i - m_i), where m is their mean. Pixels whose
 replacement would make the networks surer are positive, pixels that keep the uncertainty down are negative.
 """
 
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from xuqlib.explainers import explainer
+from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.gradients import gradient
 from xuqlib.path import Network
 from xuqlib.posteriors.draws import Draws
@@ -50,5 +52,6 @@ def ua_replacement(
     return (fall + share.view(-1, *[1] * (fall.dim() - 1))).to(x)
 
 
+@explainer(per_example={"baseline": make_baseline})
 def _first_order_fall(network: Network, x: Tensor, target: int, *, baseline: Tensor) -> Tensor:
     return gradient(network, x, target) * (x - baseline)

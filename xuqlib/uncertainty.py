@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,10 +13,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number
-from xuqlib.explain import Explainer
-from xuqlib.explainers import EXPLAINERS
-from xuqlib.explainers.baselines import make_baseline
+from xuqlib.checks import check_attribution, check_choice, check_count, check_examples, check_fixed, check_number
+from xuqlib.explainers import EXPLAINERS, Explainer
+from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import check_mappable, fullgrad
 from xuqlib.moments import folded
 from xuqlib.path import rows_per_pass
@@ -36,10 +35,8 @@ class Uncertainties:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per example: example, total, aleatoric, epistemic."""
-        columns = {"total": self.total, "aleatoric": self.aleatoric, "epistemic": self.epistemic}
-        return pd.DataFrame(
-            {"example": range(len(self.total)), **{key: value.numpy() for key, value in columns.items()}}
-        )
+        columns = {name: value.numpy() for name, value in vars(self).items()}
+        return pd.DataFrame({"example": range(len(self.total)), **columns})
 
 
 def logits_of(draws: Draws, x: Tensor, *, batch_size: int = 256) -> Tensor:
@@ -121,7 +118,7 @@ def probability_shares(logits: Tensor, kind: str = "epistemic") -> Tensor:
         ValueError: unknown kind; logits of another shape, or of a regression.
     """
     check_choice(kind, KINDS, "kind")
-    if logits.dim() != 3 or logits.shape[-1] < 2:
+    if logits.ndim != 3 or logits.shape[-1] < 2:
         raise ValueError(
             f"logits have shape {tuple(logits.shape)}; UA-Backprop splits entropies of class probabilities, so pass "
             "(draw, example, class) with at least two classes, not a regression"
@@ -180,12 +177,12 @@ def attribute_uncertainty(
     Args:
         draws, x, kind: as for `ua_backprop`.
         explainer: a name in `xuqlib.explainers.EXPLAINERS`; "fullgrad", which keeps the signs of its terms unless
-            `psi` says
-            otherwise; or a function (network, x, target) like those.
+            `psi` says otherwise; or a function (network, x, target) like those.
         absolute: add up absolute values over channels, instead of the values.
         chunk: rows (examples, or examples times steps) in one pass through all draws; chosen by device, size of x and
             number of draws if None.
-        **options: passed on to the explainer, such as num_steps, baseline or segments.
+        **options: passed on to the explainer, such as num_steps, baseline or segments; cut with the examples as by
+            `explain`.
 
     Returns:
         Attribution (N, H, W) or (N, F), of x's dtype: for a gradient in nats per unit of x, else in nats.
@@ -196,47 +193,36 @@ def attribute_uncertainty(
     Source: the rivals of Wang, Joshi, Wang & Ji 2023, arXiv 2304.04824; each explainer names its own.
     """
     draws, where = checked_draws(draws, x, kind)
-    if not callable(explainer):
-        check_choice(explainer, OF_UNCERTAINTY, "explainer")
-        explainer = OF_UNCERTAINTY[explainer]
+    explainer = named(explainer, OF_UNCERTAINTY)
     rows = rows_per_pass(x[:1].to(where), chunk)
     if chunk is None:  # U keeps the graphs of all its draws
         rows = max(1, min(rows, 8 * rows // len(draws)))
     if "chunk" in inspect.signature(explainer).parameters:
         options["chunk"] = rows
-    network, found = UncertaintyOf(draws, kind), []
-    for part, here in cut_examples(x, rows, options, where):
-        attribution = explainer(network, part, 0, **here)
-        if attribution.shape != part.shape:
-            given, wanted = tuple(attribution.shape), tuple(part.shape)
-            raise ValueError(f"the explainer returned {given}, not an attribution shaped like x {wanted}")
-        found.append((folded(attribution) if absolute else without_channels(attribution)).to(x))
-    return torch.cat(found)
+    network, attributions, given = UncertaintyOf(draws, kind), [], Options(explainer, options, x)
+    for part in given.parts(rows, chunk):
+        some = x[part].detach().to(where)
+        attribution = check_attribution(explainer(network, some, 0, **given.of(part, where)), some)
+        attributions.append((folded(attribution) if absolute else without_channels(attribution)).to(x))
+    return torch.cat(attributions)
 
 
 def checked_draws(draws: Draws | Sequence[nn.Module], x: Tensor, kind: str) -> tuple[Draws, torch.device]:
     """Refuse what `ua_backprop` refuses; return the draws, and where they are."""
+    draws, where = fixed_draws(draws, x)
+    probability_shares(logits_of(draws, x[:1]), kind)  # refuses an unknown kind, and a regression
+    return draws, where
+
+
+def fixed_draws(draws: Draws | Sequence[nn.Module], x: Tensor) -> tuple[Draws, torch.device]:
+    """Refuse networks in training mode, and examples that are neither images nor a table; return where draws are."""
     check_mappable(x)
     draws = draws if isinstance(draws, Draws) else Draws(draws)
     for network in draws:
         check_fixed(network)
-    probability_shares(logits_of(draws, x[:1]), kind)  # refuses an unknown kind, and a regression
     return draws, next((parameter.device for parameter in draws[0].parameters()), x.device)
 
 
-def cut_examples(x: Tensor, rows: int, options: Any, where: torch.device) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """Yield a few examples at a time, where the draws are, with those options that hold something for each of them."""
-    if options.get("baseline") is not None:
-        options = options | {"baseline": make_baseline(options["baseline"], x)}  # from all examples, whatever the rows
-    per_example = [shape for shape in (x.shape, x.shape[:1] + x.shape[2:]) if len(shape) > 1]
-    for first in range(0, len(x), rows):
-        here = slice(first, first + rows)
-        part, cut = x[here].detach().to(where), dict(options)
-        for name, value in options.items():
-            if isinstance(value, Tensor) and value.shape in per_example:
-                cut[name] = value[here].to(where)
-        yield part, cut
-
-
 def without_channels(attribution: Tensor) -> Tensor:
+    """Sum an attribution over channels, (N, H, W); that of a table stays as it is."""
     return attribution.sum(1) if attribution.dim() == 4 else attribution

@@ -315,7 +315,7 @@ def test_it_is_an_explainer_of_draws():
 
 BAD = {
     "psi": (lambda: fullgrad(seeded(table_mlp).eval(), randn(*TABLE), 0, psi="abs"), "psi 'abs'; known: minmax, raw"),
-    "three axes": (lambda: fullgrad(nn.Linear(5, 3).double(), randn(2, 4, 5), 0), r"shape \(2, 4, 5\); pass pictures"),
+    "three axes": (lambda: fullgrad(nn.Linear(5, 3).double(), randn(2, 4, 5), 0), r"shape \(2, 4, 5\); pass images"),
     "NaN": (lambda: fullgrad(nn.Linear(5, 3).double(), randn(2, 5) / 0 * 0, 0), "x holds 10 NaN"),
     "class": (lambda: fullgrad(seeded(table_mlp).eval(), randn(*TABLE), 3), "target 3 of example 0 is out of range"),
     "no target": (lambda: fullgrad_terms(seeded(table_mlp).eval(), randn(*TABLE)), "pass one class per example"),

@@ -401,7 +401,7 @@ BAD_OPTIONS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "blurred table": (
         lambda: integrated_gradients(mlp(), randn(2, 5), 0, baseline="blurred"),
         ValueError,
-        "blurred baseline needs pictures",
+        "blurred baseline needs images",
     ),
     "unknown baseline": (
         lambda: integrated_gradients(mlp(), randn(2, 5), 0, baseline="blakc"),

@@ -202,7 +202,7 @@ def test_lime_is_an_ordinary_function_that_shows_its_options_and_can_be_pickled(
 # Bad input
 
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "three axes": (lambda: lime(lambda x: x.sum(2), randn(2, 3, 4), 0), ValueError, r"tables \(N, F\) and pictures"),
+    "three axes": (lambda: lime(lambda x: x.sum(2), randn(2, 3, 4), 0), ValueError, r"tables \(N, F\) and images"),
     "one sample": (lambda: lime(mlp(), randn(2, 5), 0, num_samples=1), ValueError, "num_samples is 1"),
     "too few samples": (
         lambda: lime(mlp(), randn(2, 5), 0, num_samples=4, alpha=0),
@@ -213,7 +213,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "zero width": (lambda: lime(mlp(), randn(2, 5), 0, kernel_width=0), ValueError, "finite number above 0"),
     "scale length": (lambda: lime(mlp(), randn(2, 5), 0, scale=torch.ones(4)), ValueError, "each of the 5 features"),
     "scale zero": (lambda: lime(mlp(), randn(2, 5), 0, scale=0.0), ValueError, "pass a positive number"),
-    "segments of a table": (lambda: lime(mlp(), randn(2, 5), 0, segments=quarters(2)), ValueError, "are for pictures"),
+    "segments of a table": (lambda: lime(mlp(), randn(2, 5), 0, segments=quarters(2)), ValueError, "are for images"),
     "segments shape": (
         lambda: lime(cnn(), randn(3, 3, 8, 8), 0, segments=quarters(2)),
         ValueError,
@@ -230,7 +230,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "segments are ndarray",
     ),
     "no segments": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, num_segments=0), ValueError, "num_segments is 0"),
-    "superpixels of a table": (lambda: superpixels(randn(2, 5)), ValueError, "superpixels need pictures"),
+    "superpixels of a table": (lambda: superpixels(randn(2, 5)), ValueError, "superpixels need images"),
     "fill name": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, fill="blur"), ValueError, "unknown fill 'blur'"),
     "fill shape": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, fill=randn(5)), ValueError, "does not broadcast"),
     "fill none": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, fill=None), TypeError, "fill is None; pass a number"),

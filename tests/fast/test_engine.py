@@ -53,7 +53,7 @@ from xuqlib.fast.engine import Engine, computing_in
 from xuqlib.fast.layers import Convolution, Flatten, NotAChain, Relu
 from xuqlib.path import NO_RELU
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.posteriors.layers import weighted_layers
+from xuqlib.posteriors.kinds import weighted_layers
 
 explaining = sys.modules["xuqlib.explain"]  # the function of that name hides its module
 
@@ -1110,8 +1110,8 @@ def test_a_failure_of_any_kind_is_raised_and_the_engine_stays_fast(monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(Convolution, "forward", stop)
         for call in (
-            lambda: next(found.attributions(gradient.path(x), torch.ones(2, dtype=torch.long))),
-            lambda: found.mean(gradient.path(x), torch.ones(2, dtype=torch.long)),
+            lambda: next(found.attributions(gradient.declared.path(x), torch.ones(2, dtype=torch.long))),
+            lambda: found.mean(gradient.declared.path(x), torch.ones(2, dtype=torch.long)),
             lambda: found.logits(x),
         ):
             with pytest.raises(RuntimeError, match=OUR_FAULT):
@@ -1161,8 +1161,8 @@ def test_x_that_does_not_fit_the_network_is_said_by_the_network():
     assert not Engine(draws, bad).is_fast
     for found in (Engine(draws, good), Engine(draws, bad)):
         for call in (
-            lambda found=found: next(found.attributions(gradient.path(bad), target)),
-            lambda found=found: found.mean(gradient.path(bad), target),
+            lambda found=found: next(found.attributions(gradient.declared.path(bad), target)),
+            lambda found=found: found.mean(gradient.declared.path(bad), target),
             lambda found=found: found.logits(bad),
         ):
             with pytest.raises(ValueError, match=message):
@@ -1319,7 +1319,7 @@ def test_no_more_draws_are_evaluated_than_have_been_asked_for(monkeypatch):
     draws, x = MCDropConnect(seeded(two_convolutions), p=0.3).sample(8, seed=1), randn(2, 3, 8, 8)
     cut_to(monkeypatch, 4)  # two draws at a time
     calls = count_backward(monkeypatch, Convolution)
-    maps = Engine(draws, x).attributions(gradient.path(x), torch.ones(2, dtype=torch.long))
+    maps = Engine(draws, x).attributions(gradient.declared.path(x), torch.ones(2, dtype=torch.long))
     next(maps), next(maps)
     assert len(calls) == 2
     next(maps)

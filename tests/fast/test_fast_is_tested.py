@@ -18,7 +18,7 @@ from xuqlib.explainers.fullgrad import LogitGraph, logit_graph
 from xuqlib.explainers.layer_maps import ChainGraph
 from xuqlib.fast.chain import Chain, _Head
 from xuqlib.fast.engine import Engine
-from xuqlib.fast.layers import Convolution, Dense, Dropout, Flatten, MaxPool, Other, Relu, Step
+from xuqlib.fast.layers import Convolution, Dense, Dropout, Flatten, Layer, MaxPool, Other, Relu
 
 X = randn(2, 3, 8, 8)
 
@@ -106,7 +106,7 @@ def test_nothing_broken_leaves_the_comparison_green(make, compare):
 
 
 def test_every_step_is_broken_above():
-    assert set(Step.__subclasses__()) == set(STEPS)
+    assert set(Layer.__subclasses__()) == set(STEPS)
 
 
 def test_draws_that_fall_to_the_loop_turn_the_comparison_red(monkeypatch):

@@ -14,14 +14,25 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from xuqlib import guided_backprop
-from xuqlib.fast.chain import steps_of
-from xuqlib.fast.layers import Convolution, Dense, Dropout, Flatten, MaxPool, NotAChain, Other, Relu, Setting, Step
+from xuqlib.fast.chain import fast_layers
+from xuqlib.fast.layers import (
+    Convolution,
+    Dense,
+    Dropout,
+    Execution,
+    Flatten,
+    Layer,
+    MaxPool,
+    NotAChain,
+    Other,
+    Relu,
+)
 from xuqlib.guided import GuidedMode
 from xuqlib.posteriors.fixing import FixedNetwork, unit_mask
 
 CPU = torch.device("cpu")
-EXACTLY, ROUNDED = Setting(torch.float64, CPU), Setting(torch.float32, CPU)
-GUIDED = Setting(torch.float64, CPU, guided=True)
+EXACTLY, ROUNDED = Execution(torch.float64, CPU), Execution(torch.float32, CPU)
+GUIDED = Execution(torch.float64, CPU, guided=True)
 
 
 def slope_of(layer: Any, x: Tensor, g: Tensor) -> Tensor:
@@ -30,7 +41,7 @@ def slope_of(layer: Any, x: Tensor, g: Tensor) -> Tensor:
     return torch.autograd.grad(layer(leaf.clone()), leaf, g)[0]
 
 
-def assert_step_is(step: Step, layer: Any, x: Tensor, **tolerance: Any) -> None:
+def assert_step_is(step: Layer, layer: Any, x: Tensor, **tolerance: Any) -> None:
     """Forward, and backward of one draw and of three draws that share the forward pass."""
     tolerance = tolerance or EXACT
     before = x.clone()
@@ -204,7 +215,7 @@ def test_a_relu_works_in_place_only_on_what_a_step_has_just_made():
         ((nn.Linear(5, 5), nn.Sigmoid(), nn.ReLU()), [False]),
         ((nn.Linear(5, 5), nn.Dropout(), nn.ReLU()), [False]),
     ):
-        steps = steps_of([[frozen(layer) for layer in layers]], [1], EXACTLY)
+        steps = fast_layers([[frozen(layer) for layer in layers]], [1], EXACTLY)
         assert [step.in_place for step in steps if isinstance(step, Relu)] == expected
 
 
@@ -237,10 +248,10 @@ def test_a_max_pooling_gives_a_tie_to_its_first_input():
     assert found.tolist() == [[[[5, 0, 7, 0], [0, 0, 0, 0]]]]
 
 
-def rising(rows: int, guided: bool) -> list[type[Step]]:
+def rising(rows: int, guided: bool) -> list[type[Layer]]:
     layers = [nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2, rows), nn.ReLU(), nn.Flatten()]
     setting = GUIDED if guided else EXACTLY
-    return [type(step) for step in steps_of([[frozen(layer) for layer in layers]], [None], setting)]
+    return [type(step) for step in fast_layers([[frozen(layer) for layer in layers]], [None], setting)]
 
 
 def test_a_relu_goes_behind_the_pooling_unless_it_is_guided_and_windows_overlap():
@@ -269,7 +280,7 @@ def test_dropout_has_the_masks_of_the_fixed_network(kind, rate):
 
 def test_the_second_dropout_call_has_the_second_mask():
     layers = [nn.Dropout(0.5), nn.Linear(40, 40), nn.Dropout(0.5)]
-    steps = [step for step in steps_of([layers], [3], EXACTLY) if isinstance(step, Dropout)]
+    steps = [step for step in fast_layers([layers], [3], EXACTLY) if isinstance(step, Dropout)]
     masks = [step.forward(torch.ones(1, 40, dtype=torch.float64), 1)[0] for step in steps]
     for number, mask in enumerate(masks, start=1):
         assert torch.equal(mask[0] > 0, unit_mask(3, number, (40,), 0.5))
@@ -304,7 +315,7 @@ def test_any_other_layer_keeps_a_graph_of_its_own(layer, num_examples):
     x = randn(num_examples, 4, 6, 6)
     for dtype, tolerance in ((torch.float64, EXACT), (torch.float32, {"rtol": 1e-4, "atol": 1e-5})):
         layer = frozen(copy.deepcopy(layer), dtype)
-        step = Other(layer, 3, Setting(dtype, CPU))
+        step = Other(layer, 3, Execution(dtype, CPU))
         assert_step_is(step, FixedNetwork(layer, 3), x.to(dtype), **tolerance)
         # As convolutions of pictures leave it in memory.
         last = x.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -347,7 +358,7 @@ def test_another_layer_that_does_not_depend_on_its_input_is_refused():
 
 def kinds(*layers: nn.Module, seeds: tuple[int | None, ...] = (1,)) -> list[str]:
     heads = [[layer.double().eval() for layer in layers]] * len(seeds)
-    return [type(step).__name__ for step in steps_of(heads, list(seeds), EXACTLY)]
+    return [type(step).__name__ for step in fast_layers(heads, list(seeds), EXACTLY)]
 
 
 def test_layers_become_the_steps_that_stand_for_them():
@@ -385,6 +396,6 @@ def test_what_torch_is_told_of_a_shape_lies_as_the_setting_says():
         fast = num_axes == 4 and setting is ROUNDED
         assert like.is_contiguous(memory_format=torch.channels_last if fast else torch.contiguous_format)
         assert like.dtype == setting.dtype
-    assert Setting(torch.float32, torch.device("cuda")).layout(4) is torch.channels_last
-    assert Setting(torch.float64, torch.device("cuda")).layout(4) is torch.channels_last
-    assert ROUNDED.taken(randn(2, 3, 4, 5).requires_grad_()).requires_grad is False
+    assert Execution(torch.float32, torch.device("cuda")).layout(4) is torch.channels_last
+    assert Execution(torch.float64, torch.device("cuda")).layout(4) is torch.channels_last
+    assert ROUNDED.convert(randn(2, 3, 4, 5).requires_grad_()).requires_grad is False

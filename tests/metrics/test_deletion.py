@@ -185,7 +185,7 @@ def test_bad_input_is_refused():
         perturbed(x, order, 0.5, kind="ablation")
     with pytest.raises(ValueError, match="fill 'white'"):
         filled(x, "white")
-    with pytest.raises(ValueError, match="pictures"):
+    with pytest.raises(ValueError, match="images"):
         filled(torch.zeros(3, 4), "black")
     with pytest.raises(ValueError, match="share is 2"):
         perturbed(x, order, 2)

@@ -32,8 +32,9 @@ from xuqlib import DeepEnsemble, Draws, Flipout, MCDropConnect, MCDropout
 from xuqlib.posteriors import shared as sharing
 from xuqlib.posteriors.draws import copy_with, shared_trunk
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.posteriors.layers import DropConnectLayer
-from xuqlib.posteriors.shared import Split, have_same_tensors, is_hooked, is_sure, layers_of, split
+from xuqlib.posteriors.kinds import have_same_tensors, is_hooked, is_sure, layers_of
+from xuqlib.posteriors.random_weights import DropConnectLayer
+from xuqlib.posteriors.shared import Split, split
 
 TABLE, PICTURES = (4, 5), (2, 3, 8, 8)
 

@@ -23,7 +23,7 @@ from xuqlib import (
     integrated_gradients,
     smoothgrad,
 )
-from xuqlib.explainers import lime
+from xuqlib.explainers.lime import lime
 
 
 def plain_mlp() -> nn.Sequential:

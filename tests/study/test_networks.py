@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from xuqlib import lenet, mini_vgg, mlp, resnet18
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.posteriors.layers import DropConnectLayer, FlipoutLayer, replace_layers, weighted_layers
+from xuqlib.posteriors.kinds import replace_layers, weighted_layers
+from xuqlib.posteriors.random_weights import DropConnectLayer, FlipoutLayer
 
 SIGMAS = 5  # of a standard error, allowed in tests of moments: a fair estimate is beyond it once in 1.7 million
 
@@ -84,12 +85,11 @@ def layer_of(kind: str) -> tuple[nn.Module, torch.Tensor]:
 
 def test_dropconnect_keeps_weights_at_its_rate_and_divides_by_it():
     layer = DropConnectLayer(seeded(lambda: nn.Linear(200, 300)), p=0.3)
-    drawn = layer.drawer()(layer.noise(generator_of(0)))
-    assert set(drawn) == {"layer.weight"}, "the bias is left alone"
-    kept = drawn["layer.weight"] != 0
+    drawn = layer.sampler()(generator_of(0))
+    kept = drawn != 0
     error = (0.3 * 0.7 / kept.numel()) ** 0.5  # of a mean of Bernoullis
     assert abs(kept.double().mean() - 0.7) < SIGMAS * error
-    assert_close(drawn["layer.weight"][kept], layer.layer.weight.detach()[kept] / 0.7, **EXACT)
+    assert_close(drawn[kept], layer.layer.weight.detach()[kept] / 0.7, **EXACT)
     by_row = kept.double().mean(1)  # one mask per weight, not per unit
     assert by_row.min() > 0.4 and by_row.max() < 0.95
 
@@ -109,7 +109,7 @@ def test_flipout_draws_gaussian_weights_with_the_mean_and_the_std_of_the_layer()
     layer = FlipoutLayer(seeded(lambda: nn.Linear(3, 2)), initial_std=0.2).double()
     layer.rho.data += randn(2, 3)  # each weight its own spread
     count = 4000
-    drawn = torch.stack([layer.drawer()(layer.noise(generator_of(0, i)))["layer.weight"] for i in range(count)])
+    drawn = torch.stack([layer.sampler()(generator_of(0, i)) for i in range(count)])
     std = layer.std.detach()
     assert ((drawn.mean(0) - layer.weight.detach()).abs() < SIGMAS * std / count**0.5).all()
     assert ((drawn.std(0) / std - 1).abs() < SIGMAS / (2 * count) ** 0.5).all()

@@ -356,7 +356,7 @@ def test_each_gives_finite_maps_without_channels(name, kind, dtype):
             with pytest.raises(ValueError, match=f"kind is '{kind}'; a covariance over draws"):
                 EVERY[name](draws, x, kind)
         elif name in PICTURES_ONLY and build == "mlp":
-            with pytest.raises(ValueError, match="needs pictures"):
+            with pytest.raises(ValueError, match="needs images"):
                 EVERY[name](draws, x, kind)
         else:
             found = EVERY[name](draws, x, kind, **FEW.get(name, {}))
@@ -444,7 +444,7 @@ def test_sure_draws_give_zeros_and_no_nan(name):
 DRAWS, X = case("mlp")
 BAD = {
     "kind": (lambda find: find(DRAWS, X, "both"), ValueError, "unknown kind 'both'; known: total, aleatoric, epist"),
-    "x shape": (lambda find: find(DRAWS, X[:, None]), ValueError, r"shape \(4, 1, 5\); pass pictures"),
+    "x shape": (lambda find: find(DRAWS, X[:, None]), ValueError, r"shape \(4, 1, 5\); pass images"),
     "x NaN": (lambda find: find(DRAWS, X / 0 * 0), ValueError, "NaN"),
     "x list": (lambda find: find(DRAWS, X.tolist()), TypeError, "x is a list"),
     "one network": (lambda find: find(seeded(table_mlp).eval(), X), TypeError, "posterior.sample"),

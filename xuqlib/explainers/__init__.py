@@ -1,23 +1,14 @@
-"""Explainers: plain functions `(network, x, target) -> attribution`, shaped like x, and the registry of their names."""
+"""Explainers: plain functions `(network, x, target) -> attribution`, shaped like x, and the registry of their names.
 
-from __future__ import annotations
+A new one is a function, or a file, in this folder; `@explainer` above its definition says all that others need to know.
+"""
 
-from xuqlib.explainers.gradients import (
-    Explainer,
-    gradient,
-    gradient_x_input,
-    guided_backprop,
-    integrated_gradients,
-    smoothgrad,
-)
-from xuqlib.explainers.lime import lime
+import importlib
+import pkgutil
 
-# Wherever a name of an explainer is taken, it is one of these; each explains the logit of a class.
-EXPLAINERS: dict[str, Explainer] = {
-    "gradient": gradient,
-    "gradient_x_input": gradient_x_input,
-    "guided_backprop": guided_backprop,
-    "integrated_gradients": integrated_gradients,
-    "smoothgrad": smoothgrad,
-    "lime": lime,
-}
+from xuqlib.explainers.declaring import EXPLAINERS, Explainer, explainer
+
+for _module in pkgutil.iter_modules(__path__):  # each enters its explainers in EXPLAINERS
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["EXPLAINERS", "Explainer", "explainer"]

@@ -10,14 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xuqlib.checks import (
-    check_choice,
-    check_examples,
-    check_fixed,
-    check_logits,
-    check_target,
-)
-from xuqlib.explainers.gradients import Explainer
+from xuqlib.checks import check_attribution, check_choice, check_examples, check_fixed, check_logits, check_target
+from xuqlib.explainers.declaring import Explainer
 from xuqlib.path import Network
 
 
@@ -54,11 +48,8 @@ def from_captum(method: type | str, **init_options: Any) -> Explainer:
             # Captum announces hooks that it removes again, and that its input now requires a gradient.
             warnings.filterwarnings("ignore", message="Setting (forward, )?backward hooks|Input Tensor")
             inside = build(network, **init_options)
-            found = inside.attribute(x.detach().clone(), target=classes if output.dim() == 2 else None, **options)
-        if not isinstance(found, Tensor) or found.shape != x.shape:
-            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"{build.__name__} returned {what}, not an attribution shaped like x {tuple(x.shape)}")
-        return found.detach().to(x.dtype)
+            returned = inside.attribute(x.detach().clone(), target=classes if output.dim() == 2 else None, **options)
+        return check_attribution(returned, x, build.__name__).detach().to(x.dtype)
 
     explainer.__name__ = explainer.__qualname__ = f"captum_{build.__name__}"
     explainer.__doc__ = f"Attribute each target logit with captum.attr.{build.__name__}. Returns a map shaped like x."

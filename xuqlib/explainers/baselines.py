@@ -20,7 +20,7 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
 
     Args:
         kind: None or "black" for zeros; "blurred" for a Gaussian blur whose sigma is an eighth of the longer side (4
-            pixels of 32), pictures only; "mean" for the mean over the examples of x (for the mean of the training
+            pixels of 32), images only; "mean" for the mean over the examples of x (for the mean of the training
             data pass that tensor); or a tensor broadcastable to x.
         x: examples, (N, ...).
 
@@ -28,13 +28,7 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
         ValueError: unknown name, blurred tables, or a tensor that does not broadcast to x.
     """
     if isinstance(kind, Tensor):
-        moved = kind.detach().to(x)
-        try:
-            baseline = moved.expand_as(x)
-        except RuntimeError:
-            raise ValueError(
-                f"baseline has shape {tuple(kind.shape)}, which does not broadcast to x {tuple(x.shape)}"
-            ) from None
+        baseline = expand(kind, x, "baseline")
         if not torch.isfinite(baseline).all():
             raise ValueError("baseline holds NaN or infinite values; the path from it to x must be finite")
         return baseline
@@ -46,13 +40,27 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
         return x.detach().mean(0, keepdim=True).expand_as(x)
     if x.dim() != 4:
         raise ValueError(
-            f"blurred baseline needs pictures (N, C, H, W), x is {tuple(x.shape)}; use black, mean or a tensor"
+            f"blurred baseline needs images (N, C, H, W), x is {tuple(x.shape)}; use black, mean or a tensor"
         )
     return _blur(x.detach(), sigma=max(x.shape[-2:]) / 8)
 
 
+def expand(value: Tensor, x: Tensor, what: str) -> Tensor:
+    """Return a tensor that broadcasts to x with x's shape, dtype and device.
+
+    Raises:
+        ValueError: it does not broadcast; `what` names it.
+    """
+    try:
+        return value.detach().to(x).expand_as(x)
+    except RuntimeError:
+        raise ValueError(
+            f"{what} has shape {tuple(value.shape)}, which does not broadcast to x {tuple(x.shape)}"
+        ) from None
+
+
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur along both sides of a picture (N, C, H, W), truncated at three sigma, edges repeated."""
+    """Gaussian blur along both sides of an image (N, C, H, W), truncated at three sigma, edges repeated."""
     radius = math.ceil(3 * sigma)
     offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = (-0.5 * (offsets / sigma) ** 2).exp()

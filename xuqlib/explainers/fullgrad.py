@@ -16,9 +16,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from xuqlib.checks import check_choice, check_examples, check_fixed, check_logits, check_target
+from xuqlib.explainers.declaring import explainer
 from xuqlib.explainers.layer_maps import PSI, ChainGraph, as_map, over_channels
 from xuqlib.fast.layers import NotAChain, raise_clearer
-from xuqlib.path import Network, rows_per_pass
+from xuqlib.path import NO_GRADIENT, Network, blocks, rows_per_pass
 
 
 def _layer_bias(input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> Tensor | None:
@@ -92,8 +93,8 @@ class FullGradTerms(NamedTuple):
     """What adds up to one logit of each example, in logits.
 
     input: x * d logit / d x, shaped like x.
-    maps: bias * d logit / d feature of each convolution and BatchNorm of pictures, (N, channel, h, w), as called.
-    dense: the same of every other layer with a bias, which has no place in the picture.
+    maps: bias * d logit / d feature of each convolution and BatchNorm of images, (N, channel, h, w), as called.
+    dense: the same of every other layer with a bias, which has no place in the image.
     """
 
     input: Tensor
@@ -106,12 +107,12 @@ class FullGradTerms(NamedTuple):
         Raises:
             ValueError: a layer's output does not have the examples first, so its term cannot be told apart by them.
         """
-        found = self.input.flatten(1).sum(1)
+        total = self.input.flatten(1).sum(1)
         for term in (*self.maps, *self.dense):
-            if len(term) != len(found):
-                raise ValueError(f"a layer's output {tuple(term.shape)} does not begin with the {len(found)} examples")
-            found = found + term.flatten(1).sum(1)
-        return found
+            if len(term) != len(total):
+                raise ValueError(f"a layer's output {tuple(term.shape)} does not begin with the {len(total)} examples")
+            total = total + term.flatten(1).sum(1)
+        return total
 
 
 class LogitGraph:
@@ -149,12 +150,12 @@ class LogitGraph:
 
     def saliencies(self, weights: Tensor, psi: str) -> Tensor:
         """Return `saliency` of the terms of sum_c weights[k, n, c] * logits[n, c], for each question k: (K, N, ...)."""
-        found = []
+        maps = []
         for question in weights:
             slope, reached = self._slopes(question)
             parts = [(slope, call.bias.flatten()[None]) for call, slope in reached if call.is_map]
-            found.append(as_map(self.x.detach() * slope, [over_channels(*part, psi) for part in parts], psi))
-        return torch.stack(found)
+            maps.append(as_map(self.x.detach() * slope, [over_channels(*part, psi) for part in parts], psi))
+        return torch.stack(maps)
 
     def _slopes(self, weights: Tensor) -> tuple[Tensor, list[tuple[_Biased, Tensor]]]:
         inputs: list[Any] = [self.x, *(call.edge for call in self.biased)]
@@ -165,12 +166,9 @@ class LogitGraph:
                 wanted = (self.logits * weights.detach().clone()).sum()
                 slopes = torch.autograd.grad(wanted, inputs, retain_graph=True, allow_unused=True)
         if slopes[0] is None:
-            raise ValueError(
-                "network's output does not depend on x as far as autograd can see (a detach, no_grad or argmax in "
-                "forward?); return logits that are differentiable in x"
-            )
-        found = zip(self.biased, slopes[1:], strict=True)
-        return slopes[0], [(call, slope) for call, slope in found if slope is not None]
+            raise ValueError(NO_GRADIENT)
+        calls = zip(self.biased, slopes[1:], strict=True)
+        return slopes[0], [(call, slope) for call, slope in calls if slope is not None]
 
 
 def logit_graph(network: Network, x: Tensor) -> ChainGraph | LogitGraph:
@@ -211,17 +209,18 @@ def fullgrad_terms(network: Network, x: Tensor, target: Any = None) -> FullGradT
     return graph.terms(graph.one_hot(target))
 
 
+@explainer()
 def fullgrad(
     network: Network, x: Tensor, target: Any = None, *, psi: str = "minmax", chunk: int | None = None
 ) -> Tensor:
     """Attribute each target logit by FullGrad's map, which shows where input and biases add to it.
 
-    A picture's map has no channels: each channel holds 1/C of it, so that a sum over channels gives the map. Not
-    complete: psi changes the terms, and dense biases have no place in a picture.
+    An image's map has no channels: each channel holds 1/C of it, so that a sum over channels gives the map. Not
+    complete: psi changes the terms, and dense biases have no place in an image.
 
     Args:
         network, target: as for `gradient`.
-        x: pictures (N, C, H, W), or a table (N, F), whose map is psi of the input term alone.
+        x: images (N, C, H, W), or a table (N, F), whose map is psi of the input term alone.
         psi: what becomes of each term before they are added: "minmax", "raw" or "signed"; see `saliency`.
         chunk: examples in one pass; chosen by device and size of x if None.
 
@@ -229,27 +228,27 @@ def fullgrad(
         Attribution, shaped like x; in logits unless psi is "minmax".
 
     Raises:
-        TypeError, ValueError: as for `fullgrad_terms`; unknown psi; x is neither pictures nor a table.
+        TypeError, ValueError: as for `fullgrad_terms`; unknown psi; x is neither images nor a table.
 
     Source: Srinivas & Fleuret 2019, section 5. arXiv 1905.00780.
     """
     check_mappable(x)
     check_fixed(network)
     check_choice(psi, PSI, "psi")
-    rows, found = rows_per_pass(x, chunk), []
-    for first in range(0, len(x), rows):
-        graph = LogitGraph(network, x[first : first + rows])
-        classes = check_target(target, len(x), graph.logits.shape[1])[first : first + rows]
-        found.append(graph.saliencies(graph.one_hot(classes)[None], psi)[0])
-    maps = torch.cat(found)
+    parts = []
+    for block in blocks(len(x), rows_per_pass(x, chunk)):
+        graph = LogitGraph(network, x[block])
+        classes = check_target(target, len(x), graph.logits.shape[1])[block]
+        parts.append(graph.saliencies(graph.one_hot(classes)[None], psi)[0])
+    maps = torch.cat(parts)
     return maps if x.dim() == 2 else (maps[:, None] / x.shape[1]).expand_as(x).contiguous()
 
 
 def saliency(terms: FullGradTerms, psi: str = "minmax") -> Tensor:
-    """Add the terms of pictures up to one map, (N, H, W); of a table, psi of the input term, (N, F).
+    """Add the terms of images up to one map, (N, H, W); of a table, psi of the input term, (N, F).
 
     Each term goes through psi at its own resolution, is summed over its channels, and is then stretched to the size
-    of the picture, linearly between the middles of its cells (the authors' code aligns the corners instead).
+    of the image, linearly between the middles of its cells (the authors' code aligns the corners instead).
 
     Args:
         psi: "minmax", the absolute value, rescaled to [0, 1] over all channels and places of an example's term, as in
@@ -261,11 +260,11 @@ def saliency(terms: FullGradTerms, psi: str = "minmax") -> Tensor:
 
 
 def check_mappable(x: Any) -> None:
-    """Refuse examples other than pictures (N, C, H, W) and tables (N, F).
+    """Refuse examples other than images (N, C, H, W) and tables (N, F).
 
     Raises:
         TypeError, ValueError: as for `check_examples`; another number of axes.
     """
     check_examples(x)
     if x.dim() not in (2, 4):
-        raise ValueError(f"x has shape {tuple(x.shape)}; pass pictures (N, C, H, W) or a table (N, features)")
+        raise ValueError(f"x has shape {tuple(x.shape)}; pass images (N, C, H, W) or a table (N, features)")

@@ -13,18 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xuqlib.checks import (
-    check_count,
-    check_examples,
-    check_fixed,
-    check_number,
-)
+from xuqlib.checks import check_count, check_examples, check_fixed, check_number
 from xuqlib.explainers.baselines import make_baseline
+from xuqlib.explainers.declaring import explainer
 from xuqlib.path import Network, Path, along, rows_per_pass, select_logits
 
-Explainer = Callable[..., Tensor]
+
+def _attribute(
+    network: Network, x: Tensor, target: Any, path_of: Callable[..., Path], *, chunk: int | None = None, **options: Any
+) -> Tensor:
+    check_examples(x)
+    check_fixed(network)
+    path = path_of(x.detach(), **options)
+    return along(network, path, target, len(x) if path.factor is None else rows_per_pass(x, chunk))
 
 
+def _gradient_path(x: Tensor) -> Path:
+    return Path(x)
+
+
+@explainer("gradient", path=_gradient_path)
 def gradient(network: Network, x: Tensor, target: Any = None) -> Tensor:
     """Attribute each target logit to the input by its slope, d logit / d x.
 
@@ -42,11 +50,14 @@ def gradient(network: Network, x: Tensor, target: Any = None) -> Tensor:
 
     Source: Simonyan, Vedaldi & Zisserman 2014, section 3, without the absolute value. arXiv 1312.6034.
     """
-    check_examples(x)
-    check_fixed(network)
-    return along(network, _gradient_path(x), target, len(x))
+    return _attribute(network, x, target, _gradient_path)
 
 
+def _gradient_x_input_path(x: Tensor) -> Path:
+    return Path(x, scale=x)
+
+
+@explainer("gradient_x_input", path=_gradient_x_input_path)
 def gradient_x_input(network: Network, x: Tensor, target: Any = None) -> Tensor:
     """Attribute each target logit to the input by slope times value; complete if the network is linear without bias.
 
@@ -57,11 +68,14 @@ def gradient_x_input(network: Network, x: Tensor, target: Any = None) -> Tensor:
 
     Source: Shrikumar, Greenside, Shcherbina & Kundaje 2016, section 3. arXiv 1605.01713.
     """
-    check_examples(x)
-    check_fixed(network)
-    return along(network, _gradient_x_input_path(x), target, len(x))
+    return _attribute(network, x, target, _gradient_x_input_path)
 
 
+def _guided_path(x: Tensor) -> Path:
+    return Path(x, guided=True)
+
+
+@explainer("guided_backprop", path=_guided_path)
 def guided_backprop(network: Network, x: Tensor, target: Any = None) -> Tensor:
     """Attribute each target logit by a backward pass through whose ReLUs only positive signal flows.
 
@@ -79,11 +93,17 @@ def guided_backprop(network: Network, x: Tensor, target: Any = None) -> Tensor:
 
     Source: Springenberg, Dosovitskiy, Brox & Riedmiller 2015, section 3.4. arXiv 1412.6806.
     """
-    check_examples(x)
-    check_fixed(network)
-    return along(network, _guided_path(x), target, len(x))
+    return _attribute(network, x, target, _guided_path)
 
 
+def _straight_path(x: Tensor, *, baseline: str | Tensor | None = None, num_steps: int = 32) -> Path:
+    nodes, weights = np.polynomial.legendre.leggauss(check_count(num_steps, 1, "num_steps"))  # on [-1, 1]
+    start = make_baseline(baseline, x)
+    factor = torch.as_tensor((nodes + 1) / 2).to(x).view(-1, *[1] * (x.dim() - 1))
+    return Path(start, x - start, factor, torch.as_tensor(weights / 2).to(x), scale=x - start)
+
+
+@explainer("integrated_gradients", path=_straight_path, per_example={"baseline": make_baseline})
 def integrated_gradients(
     network: Network,
     x: Tensor,
@@ -113,10 +133,7 @@ def integrated_gradients(
 
     Source: Sundararajan, Taly & Yan 2017, eq. 1. arXiv 1703.01365.
     """
-    check_examples(x)
-    check_fixed(network)
-    path = _straight_path(x, baseline=baseline, num_steps=num_steps)
-    return along(network, path, target, rows_per_pass(x, chunk))
+    return _attribute(network, x, target, _straight_path, chunk=chunk, baseline=baseline, num_steps=num_steps)
 
 
 def completeness_gap(
@@ -137,6 +154,17 @@ def completeness_gap(
     return attribution.detach().flatten(1).sum(1) - (end - start)
 
 
+def _noisy_path(x: Tensor, *, num_samples: int = 32, noise: float = 0.1, seed: int = 0) -> Path:
+    check_number(noise, 0, "noise")
+    generator = torch.Generator().manual_seed(check_count(seed, 0, "seed"))
+    shape = (check_count(num_samples, 1, "num_samples"), *x.shape[1:])
+    unit = torch.randn(shape, generator=generator, dtype=torch.float64).to(x)
+    extent = x.flatten(1).amax(1) - x.flatten(1).amin(1)
+    spread = (noise * extent).view(-1, *[1] * (x.dim() - 1))
+    return Path(x, spread, unit, x.new_full((num_samples,), 1 / num_samples))
+
+
+@explainer("smoothgrad", path=_noisy_path)
 def smoothgrad(
     network: Network,
     x: Tensor,
@@ -167,48 +195,4 @@ def smoothgrad(
 
     Source: Smilkov et al. 2017, section 3. arXiv 1706.03825.
     """
-    check_examples(x)
-    check_fixed(network)
-    path = _noisy_path(x, num_samples=num_samples, noise=noise, seed=seed)
-    return along(network, path, target, rows_per_pass(x, chunk))
-
-
-def _gradient_path(x: Tensor) -> Path:
-    return Path(x.detach())
-
-
-def _gradient_x_input_path(x: Tensor) -> Path:
-    return Path(x.detach(), scale=x.detach())
-
-
-def _guided_path(x: Tensor) -> Path:
-    return Path(x.detach(), guided=True)
-
-
-def _straight_path(x: Tensor, *, baseline: str | Tensor | None = None, num_steps: int = 32) -> Path:
-    nodes, weights = np.polynomial.legendre.leggauss(check_count(num_steps, 1, "num_steps"))  # on [-1, 1]
-    start, x = make_baseline(baseline, x), x.detach()
-    factor = torch.as_tensor((nodes + 1) / 2).to(x).view(-1, *[1] * (x.dim() - 1))
-    return Path(start, x - start, factor, torch.as_tensor(weights / 2).to(x), scale=x - start)
-
-
-def _noisy_path(x: Tensor, *, num_samples: int = 32, noise: float = 0.1, seed: int = 0) -> Path:
-    check_number(noise, 0, "noise")
-    generator = torch.Generator().manual_seed(check_count(seed, 0, "seed"))
-    shape = (check_count(num_samples, 1, "num_samples"), *x.shape[1:])
-    unit = torch.randn(shape, generator=generator, dtype=torch.float64).to(x)
-    x = x.detach()
-    extent = x.flatten(1).amax(1) - x.flatten(1).amin(1)
-    spread = (noise * extent).view(-1, *[1] * (x.dim() - 1))
-    return Path(x, spread, unit, x.new_full((num_samples,), 1 / num_samples))
-
-
-# `explain` looks for the path of an explainer: the engine evaluates it for many draws at once.
-for explainer, path in (
-    (gradient, _gradient_path),
-    (gradient_x_input, _gradient_x_input_path),
-    (guided_backprop, _guided_path),
-    (integrated_gradients, _straight_path),
-    (smoothgrad, _noisy_path),
-):
-    setattr(explainer, "path", path)  # noqa: B010 - as an assignment it does not type-check
+    return _attribute(network, x, target, _noisy_path, chunk=chunk, num_samples=num_samples, noise=noise, seed=seed)

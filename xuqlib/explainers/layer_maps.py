@@ -1,4 +1,4 @@
-"""Maps of FullGrad's terms: psi of each, summed over channels and stretched to the picture; and a faster way to them.
+"""Maps of FullGrad's terms: psi of each, summed over channels and stretched to the image; and a faster way to them.
 
 A term is bias * slope, so its absolute value, its extremes and its sum over channels can be had from the slope without
 the term. Where the layers of a network stand in a chain, the slopes come from the engine's backward passes.
@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xuqlib.checks import check_logits
-from xuqlib.fast.chain import steps_of
-from xuqlib.fast.layers import Convolution, NotAChain, Other, Setting
+from xuqlib.fast.chain import fast_layers
+from xuqlib.fast.layers import Convolution, Execution, NotAChain, Other, without_graph
 from xuqlib.path import Network, rows_per_pass
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.posteriors.shared import is_hooked, layers_of
+from xuqlib.posteriors.kinds import is_hooked, layers_of
 
 
 def _minmax(term: Tensor) -> Tensor:
@@ -60,15 +60,14 @@ def as_map(term: Tensor, parts: Sequence[Tensor], psi: str) -> Tensor:
     """Add psi of the input's term, and what each layer adds, stretched: once for all layers of one size."""
     if term.dim() == 2:
         return PSI[psi](term)
-    found, sizes = PSI[psi](term).sum(1), {part.shape[1:]: part.new_zeros(()) for part in parts}
+    total, sizes = PSI[psi](term).sum(1), {part.shape[1:]: part.new_zeros(()) for part in parts}
     for part in parts:
         sizes[part.shape[1:]] = sizes[part.shape[1:]] + part
     for size, part in sizes.items():
-        rows, columns = (
-            _stretching(*pair, psi == "signed").to(part) for pair in zip(size, term.shape[2:], strict=True)
-        )
-        found = found + rows.T @ part @ columns
-    return found
+        pairs = zip(size, term.shape[2:], strict=True)
+        rows, columns = (_stretching(*pair, psi == "signed").to(part) for pair in pairs)
+        total = total + rows.T @ part @ columns
+    return total
 
 
 @cache
@@ -83,7 +82,7 @@ def _stretching(size: int, wanted: int, keep_sum: bool) -> Tensor:
 class ChainGraph:
     """A `LogitGraph` of a network whose layers stand in a chain and are known by hand: several questions at once.
 
-    Its steps are the engine's, which fold a BatchNorm into what is before it. Both biases are at one place then.
+    Its layers are the engine's, which fold a BatchNorm into what is before it. Both biases are at one place then.
 
     Attributes:
         logits: (N, C).
@@ -95,64 +94,43 @@ class ChainGraph:
 
     is_fast = True
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @without_graph
     def __init__(self, network: Network, x: Tensor) -> None:
         fixed = network if isinstance(network, FixedNetwork) else None
         inner = network if fixed is None else fixed.network
         hooked = fixed is not None and (is_hooked(fixed) or fixed.resampling is not None)
-        layers = layers_of(inner) if type(inner) is nn.Sequential and not hooked else []
-        setting = Setting(x.dtype, x.device)
-        self.steps = steps_of([layers], [None if fixed is None else fixed.seed], setting)
-        if not layers or any(isinstance(step, Other) for step in self.steps):
+        layers = layers_of(inner) if isinstance(inner, nn.Sequential) and not hooked else []
+        execution = Execution(x.dtype, x.device)
+        self.layers = fast_layers([layers], [None if fixed is None else fixed.seed], execution)
+        if not layers or any(isinstance(layer, Other) for layer in self.layers):
             raise NotAChain("a layer that is not known by hand")
-        self.x, self.biases, self.kept = x.detach(), _biases_of(layers), list[Any]()
-        h = setting.taken(x)
-        for step in self.steps:
-            h, keep = step.forward(h, len(x))
+        self.x, self.kept = x.detach(), list[Any]()
+        h = execution.convert(x)
+        for layer in self.layers:
+            h, keep = layer.forward(h, len(x))
             self.kept.append(keep)
         self.logits = check_logits(h, len(x))
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @without_graph
     def saliencies(self, weights: Tensor, psi: str) -> Tensor:
         """As `LogitGraph.saliencies`, with as many rows (examples times questions) in one pass as suits the device."""
         at_once = max(1, rows_per_pass(self.x, None) // len(self.x))
         return torch.cat([self._at_once(some, psi) for some in weights.split(at_once)])
 
     def _at_once(self, weights: Tensor, psi: str) -> Tensor:
-        g, biases, parts = weights.flatten(0, 1).to(self.logits, copy=True), list(self.biases), []
-        for step, keep in zip(reversed(self.steps), reversed(self.kept), strict=True):
-            if isinstance(step, Convolution):
-                parts.append(over_channels(g, biases.pop(), psi))
-                g = _through(step, g, keep)
+        g, parts = weights.flatten(0, 1).to(self.logits, copy=True), []
+        for layer, keep in zip(reversed(self.layers), reversed(self.kept), strict=True):
+            if isinstance(layer, Convolution):
+                parts.append(over_channels(g, layer.biases(), psi))
+                g = _through(layer, g, keep)
             else:
-                g = step.backward(g, keep)
+                g = layer.backward(g, keep)
         term = self.x * g.unflatten(0, weights.shape[:2])
         return as_map(term.flatten(0, 1), parts, psi).unflatten(0, weights.shape[:2])
 
 
-def _biases_of(layers: Sequence[nn.Module]) -> list[Tensor]:
-    """The biases of each convolution of a chain, at the output of the BatchNorm behind it: (1 or 2, C) each."""
-    known = (nn.Conv2d, nn.BatchNorm2d)
-    flat: list[Any] = [module for layer in layers for module in layer.modules() if isinstance(module, known)]
-    found = []
-    for layer, behind in zip(flat, [*flat[1:], None], strict=False):
-        if isinstance(layer, nn.Conv2d):
-            bias = layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
-            if isinstance(behind, nn.BatchNorm2d):
-                norm: Any = behind  # with running statistics, or it would not be known by hand
-                scale = torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight)
-                shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
-                found.append(torch.stack([bias * scale, shift]))
-            else:
-                found.append(bias[None])
-    return found
-
-
-def _through(step: Convolution, g: Tensor, shape: torch.Size) -> Tensor:
+def _through(layer: Convolution, g: Tensor, shape: torch.Size) -> Tensor:
     """The backward pass of a convolution, to inputs (C, H, W): a matrix product, where there is one channel."""
-    if step.weight.shape[1] > 1 or step.groups > 1:
-        return step.backward(g, shape)
-    where: dict[str, Any] = step.where
-    return F.fold(step.weight.flatten(1).T @ g.flatten(2), shape[1:], step.weight.shape[2:], **where)
+    if layer.weight.shape[1] > 1 or layer.groups > 1:
+        return layer.backward(g, shape)
+    return F.fold(layer.weight.flatten(1).T @ g.flatten(2), shape[1:], layer.weight.shape[2:], **layer.where)

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_count, check_examples, check_fixed, check_logits, check_number, check_target
+from xuqlib.checks import check_count, check_examples, check_fixed, check_number, check_target
+from xuqlib.explainers.baselines import expand
+from xuqlib.explainers.declaring import explainer
 from xuqlib.explainers.superpixels import check_segments, filled, superpixels
 from xuqlib.fast.engine import Engine
 from xuqlib.path import Network, rows_per_pass
@@ -33,6 +35,19 @@ class LimeFit(NamedTuple):
 
     attribution: Tensor
     r2: Tensor
+
+
+class _Options(NamedTuple):
+    """The options of `lime_fit`, which holds their defaults."""
+
+    num_samples: int
+    seed: int
+    alpha: float
+    kernel_width: float | None
+    scale: float | Tensor
+    num_segments: int
+    segments: Tensor | None
+    fill: str | float | Tensor
 
 
 class _Surrogate:
@@ -92,9 +107,9 @@ def lime_fit(
 
     Tables (N, F): copies are x + scale * z, z standard normal. The attribution of a feature is the surrogate's slope,
     in logits per unit of x. Weights are exp(-|z|^2 / width^2), width 0.75 sqrt(F).
-    Pictures (N, C, H, W): each superpixel is shown or hidden with chance 1/2. The coefficient of a superpixel is the
+    Images (N, C, H, W): each superpixel is shown or hidden with chance 1/2. The coefficient of a superpixel is the
     logit that showing it adds; the attribution holds it at each of its pixels, divided by C, so that a sum over
-    channels gives the coefficient. Weights are sqrt(exp(-d^2 / width^2)), d the cosine distance to the whole picture,
+    channels gives the coefficient. Weights are sqrt(exp(-d^2 / width^2)), d the cosine distance to the whole image,
     width 0.25: the `lime` package's, as are alpha and the fill. Unlike there, the regions are SLIC's.
 
     Args:
@@ -104,9 +119,9 @@ def lime_fit(
         alpha: ridge penalty on the coefficients, not on the intercept.
         kernel_width: replaces the width above.
         scale: tables only: the standard deviation of the features, (F,) or one for all; 1 for standardised ones.
-        num_segments: pictures only: superpixels per picture, about.
-        segments: pictures only: (N, H, W) whole numbers, instead of `superpixels(x, num_segments)`.
-        fill: pictures only: what a hidden superpixel becomes: "mean", its own mean colour; a number; or a tensor
+        num_segments: images only: superpixels per image, about.
+        segments: images only: (N, H, W) whole numbers, instead of `superpixels(x, num_segments)`.
+        fill: images only: what a hidden superpixel becomes: "mean", its own mean colour; a number; or a tensor
             broadcastable to x.
 
     Raises:
@@ -114,55 +129,31 @@ def lime_fit(
 
     Source: Ribeiro, Singh & Guestrin 2016, eq. 2 and section 3.4. arXiv 1602.04938.
     """
-    options: dict[str, Any] = {
-        "num_samples": num_samples,
-        "seed": seed,
-        "alpha": alpha,
-        "kernel_width": kernel_width,
-        "scale": scale,
-    }
-    pictures: dict[str, Any] = {"num_segments": num_segments, "segments": segments, "fill": fill}
-    return _fits([network], x, target, **options, **pictures)[0]
+    options = _Options(num_samples, seed, alpha, kernel_width, scale, num_segments, segments, fill)
+    return _fits([network], x, target, options)[0]
 
 
 def _over_draws(draws: Sequence[Network], x: Tensor, target: Any = None, **options: Any) -> list[Tensor]:
     """Return `lime` of every draw at once: what draws share of the network meets each perturbed copy once."""
     given = inspect.signature(lime_fit).bind(draws, x, target, **options)
     given.apply_defaults()
-    return [fit.attribution for fit in _fits(list(draws), x, target, **given.kwargs)]
+    return [fit.attribution for fit in _fits(list(draws), x, target, _Options(**given.kwargs))]
 
 
-def _fits(
-    networks: list[Network],
-    x: Tensor,
-    target: Any,
-    *,
-    num_samples: int,
-    seed: int,
-    alpha: float,
-    kernel_width: float | None,
-    scale: float | Tensor,
-    num_segments: int,
-    segments: Tensor | None,
-    fill: str | float | Tensor,
-) -> list[LimeFit]:
+def _fits(networks: list[Network], x: Tensor, target: Any, options: _Options) -> list[LimeFit]:
     check_examples(x)
     for network in networks:
         check_fixed(network)
-    check_count(num_samples, 2, "num_samples")
-    check_number(alpha, 0, "alpha")
-    if kernel_width is not None:
-        check_number(kernel_width, 0, "kernel_width", above=True)
-    rng = np.random.default_rng(check_count(seed, 0, "seed"))
-    x = x.detach()
-    if x.dim() == 2:
-        if segments is not None:
-            raise ValueError(f"segments are for pictures (N, C, H, W), x is a table {tuple(x.shape)}; leave them out")
-        return _fit_table(networks, x, target, rng, num_samples, alpha, kernel_width, scale)
-    if x.dim() != 4:
-        raise ValueError(f"lime explains tables (N, F) and pictures (N, C, H, W), x is {tuple(x.shape)}")
-    labels = superpixels(x, num_segments) if segments is None else check_segments(segments, x)
-    return _fit_pictures(networks, x, target, rng, num_samples, alpha, kernel_width, labels, fill)
+    check_count(options.num_samples, 2, "num_samples")
+    check_number(options.alpha, 0, "alpha")
+    if options.kernel_width is not None:
+        check_number(options.kernel_width, 0, "kernel_width", above=True)
+    rng = np.random.default_rng(check_count(options.seed, 0, "seed"))
+    if x.dim() not in (2, 4):
+        raise ValueError(f"lime explains tables (N, F) and images (N, C, H, W), x is {tuple(x.shape)}")
+    if x.dim() == 2 and options.segments is not None:
+        raise ValueError(f"segments are for images (N, C, H, W), x is a table {tuple(x.shape)}; leave them out")
+    return (_fit_table if x.dim() == 2 else _fit_images)(networks, x.detach(), target, rng, options)
 
 
 def _attribution_of(fit: Callable[_Parameters, LimeFit]) -> Callable[_Parameters, Tensor]:
@@ -177,65 +168,56 @@ def _attribution_of(fit: Callable[_Parameters, LimeFit]) -> Callable[_Parameters
     return lime
 
 
-lime = _attribution_of(lime_fit)
-setattr(lime, "over_draws", _over_draws)  # noqa: B010 - `explain` looks for it
+_PER_EXAMPLE: dict[str, Callable[[Any, Tensor], Any]] = {
+    "segments": lambda segments, x: segments,
+    "fill": lambda fill, x: expand(fill, x, "fill") if isinstance(fill, Tensor) else fill,
+}
+lime = explainer("lime", over_draws=_over_draws, per_example=_PER_EXAMPLE)(_attribution_of(lime_fit))
 
 
 def _fit_table(
-    networks: list[Network],
-    x: Tensor,
-    target: Any,
-    rng: np.random.Generator,
-    num_samples: int,
-    alpha: float,
-    kernel_width: float | None,
-    scale: float | Tensor,
+    networks: list[Network], x: Tensor, target: Any, rng: np.random.Generator, options: _Options
 ) -> list[LimeFit]:
+    num_samples, alpha, scale = options.num_samples, options.alpha, options.scale
     spread = torch.as_tensor(scale, dtype=torch.float64).detach().cpu()
     if spread.shape not in ((), (1,), x.shape[1:]) or not bool((torch.isfinite(spread) & (spread > 0)).all()):
         raise ValueError(f"scale is {scale}; pass a positive number, or one for each of the {x.shape[1]} features")
     design = torch.from_numpy(rng.standard_normal((num_samples, x.shape[1])))
     design[0] = 0
-    width = 0.75 * x.shape[1] ** 0.5 if kernel_width is None else kernel_width
+    width = 0.75 * x.shape[1] ** 0.5 if options.kernel_width is None else options.kernel_width
     surrogate = _Surrogate(design, torch.exp(-((design / width) ** 2).sum(1)), alpha)
     offsets = (spread * design).to(x)
-    found = _perturbed_logits(networks, lambda example, copy: x[example] + offsets[copy], x, target, num_samples)
-    fits = [surrogate.fit(y, torch.finfo(x.dtype).eps) for y in found]
+    logits = _perturbed_logits(networks, lambda example, copy: x[example] + offsets[copy], x, target, num_samples)
+    fits = [surrogate.fit(y, torch.finfo(x.dtype).eps) for y in logits]
     return [LimeFit((coefficients / spread).to(x), r2.to(x)) for coefficients, r2 in fits]
 
 
-def _fit_pictures(
-    networks: list[Network],
-    x: Tensor,
-    target: Any,
-    rng: np.random.Generator,
-    num_samples: int,
-    alpha: float,
-    kernel_width: float | None,
-    labels: Tensor,
-    fill: str | float | Tensor,
+def _fit_images(
+    networks: list[Network], x: Tensor, target: Any, rng: np.random.Generator, options: _Options
 ) -> list[LimeFit]:
+    given, num_samples = options.segments, options.num_samples
+    labels = superpixels(x, options.num_segments) if given is None else check_segments(given, x)
     sizes = labels.flatten(1).amax(1) + 1  # (N,)
-    # One row of numbers per superpixel: those of the first do not depend on how many there are in other pictures.
+    # One row of numbers per superpixel: those of the first do not depend on how many there are in other images.
     shown = torch.from_numpy(rng.random((int(sizes.max()), num_samples)) < 0.5).T.contiguous()  # (M, K)
     shown[0] = True
-    hidden, keep, where = filled(x, labels, fill), shown.to(x.device), labels.flatten(1).to(x.device)
+    hidden, keep, where = filled(x, labels, options.fill), shown.to(x.device), labels.flatten(1).to(x.device)
 
     def perturb(example: Tensor, copy: Tensor) -> Tensor:
         visible = keep[copy].gather(1, where[example]).view(-1, 1, *x.shape[2:])
         return torch.where(visible, x[example], hidden[example])
 
-    found = _perturbed_logits(networks, perturb, x, target, num_samples)  # (S, N, M)
+    logits = _perturbed_logits(networks, perturb, x, target, num_samples)  # (S, N, M)
+    width = 0.25 if options.kernel_width is None else options.kernel_width
     maps = torch.zeros((len(networks), *labels.shape), dtype=torch.float64)
     r2 = torch.zeros((len(networks), len(x)), dtype=torch.float64)
     for size in sizes.unique().tolist():
         same = sizes == size
         design = shown[:, :size].double()
-        # Cosine similarity of a 0/1 row with the row of ones; a picture with everything hidden gets 0.
+        # Cosine similarity of a 0/1 row with the row of ones; an image with everything hidden gets 0.
         distance = 1 - design.mean(1).sqrt()
-        width = 0.25 if kernel_width is None else kernel_width
-        surrogate = _Surrogate(design, torch.exp(-0.5 * (distance / width) ** 2), alpha)
-        for draw, y in enumerate(found):
+        surrogate = _Surrogate(design, torch.exp(-0.5 * (distance / width) ** 2), options.alpha)
+        for draw, y in enumerate(logits):
             coefficients, r2[draw, same] = surrogate.fit(y[same], torch.finfo(x.dtype).eps)
             maps[draw, same] = coefficients.gather(1, labels[same].flatten(1)).view(-1, *labels.shape[1:])
     attributions = (maps[:, :, None] / x.shape[1]).expand(-1, -1, *x.shape[1:]).to(x)
@@ -245,24 +227,28 @@ def _fit_pictures(
 def _perturbed_logits(networks: list[Network], perturb: _Perturb, x: Tensor, target: Any, num_samples: int) -> Tensor:
     """Return the target logit of every copy of every example by every network, (S, N, M), float64 on the CPU."""
     rows, num_examples = rows_per_pass(x, None), len(x)
-    modules = [network for network in networks if isinstance(network, nn.Module)]
-    engine = Engine(Draws(modules), x[:1]) if len(modules) == len(networks) else None
-    if engine is None:  # what is wrong with a function's output is said of the examples, not of their copies
-        _logits(networks[:1], x[:rows])
-    classes, found = None, []
+    modules = [network if isinstance(network, nn.Module) else _Function(network) for network in networks]
+    engine = Engine(Draws(modules), x[:1])
+    if not engine.is_fast:  # what is wrong with an output is said of the examples, not of their copies
+        engine.logits(x[:rows])
+    classes, selected = None, []
     for first in range(0, num_examples * num_samples, rows):
         row = torch.arange(first, min(first + rows, num_examples * num_samples))
         example, copy = row // num_samples, row % num_samples
-        points = perturb(example.to(x.device), copy.to(x.device))
-        logits = _logits(networks, points) if engine is None else engine.logits(points)  # (S, R, C)
+        logits = engine.logits(perturb(example.to(x.device), copy.to(x.device)))  # (S, R, C)
         if classes is None:
             classes = check_target(target, num_examples, logits.shape[2]).to(logits.device)
         wanted = classes[example.to(classes.device)].expand(len(networks), -1)
-        found.append(logits.gather(2, wanted[..., None]).squeeze(2).cpu().double())
-    return torch.cat(found, 1).view(len(networks), num_examples, num_samples)
+        selected.append(logits.gather(2, wanted[..., None]).squeeze(2).cpu().double())
+    return torch.cat(selected, 1).view(len(networks), num_examples, num_samples)
 
 
-@torch.no_grad()
-def _logits(networks: list[Network], x: Tensor) -> Tensor:
-    # A network may work in place on what it is given, so each gets its own copy.
-    return torch.stack([check_logits(network(x.clone()), len(x)) for network in networks])
+class _Function(nn.Module):
+    """A network that is given as a function."""
+
+    def __init__(self, function: Network) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

@@ -1,7 +1,7 @@
 """The engine: how draws x examples x steps are evaluated.
 
 1. What draws share is done once: the trunk, all before the first random layer, is run forward once for all of them.
-   Each draw then has its own way back through what was kept.
+   Each draw then has its own backward pass through what was kept.
 2. What they do not share is folded into rows where that pays: draws that differ in masks or in dense layers are,
    draws with convolutions of their own are not.
 3. The steps of a path are rows too. The first layer is linear, so the steps are summed before its backward pass.
@@ -15,8 +15,9 @@ All of it equals that loop up to round-off.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_fixed, check_logits, check_target
 from xuqlib.fast.chain import Chain, Passed
-from xuqlib.fast.layers import NotAChain, Setting, raise_clearer
+from xuqlib.fast.layers import Execution, NotAChain, raise_clearer, without_graph
 from xuqlib.guided import GuidedMode
-from xuqlib.path import NO_RELU, Path, along_in, rows_per_pass
+from xuqlib.path import NO_RELU, Path, along_in, blocks, rows_per_pass
 from xuqlib.posteriors.draws import Draws, inner
 from xuqlib.posteriors.fixing import can_evaluate
 from xuqlib.posteriors.shared import Split, split
@@ -56,23 +57,22 @@ class Engine:
         self.draws, self.precision = draws, precision
         self.rows, self.is_short_of_memory = rows_per_pass(x, None), False
         self.mode, self.has_warned = GuidedMode() if guided else None, False
-        found = split(draws.networks, x)
+        parts = split(draws.networks, x)
         dtype = torch.bfloat16 if precision == "bfloat16" else x.dtype
-        self.chain = None if found is None else self._chain_of(found, x[:1], Setting(dtype, x.device, guided))
+        self.chain = None if parts is None else self._chain_of(parts, x[:1], Execution(dtype, x.device, guided))
 
     @property
     def is_fast(self) -> bool:
         """Whether the draws are evaluated together, as a chain of layers; else each is by itself, in the plain loop."""
         return self.chain is not None
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _chain_of(self, found: Split, one: Tensor, setting: Setting) -> Chain | None:
+    @without_graph
+    def _chain_of(self, parts: Split, one: Tensor, execution: Execution) -> Chain | None:
         """Make a chain if the draws are one, which an example shows; two, where they refuse an example by itself."""
         with computing_in(self.precision, one.device):
             for points in (one, torch.cat([one, one])):
                 try:
-                    chain = Chain(found, setting)
+                    chain = Chain(parts, execution)
                     with suppress(torch.OutOfMemoryError):  # evaluating a path halves the rows, or says what is wrong
                         chain.probe(points)
                     return chain
@@ -86,17 +86,15 @@ class Engine:
                     return None
         return None  # evaluating the draws themselves will say what is wrong with x
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @without_graph
     def logits(self, x: Tensor) -> Tensor:
         """Evaluate every draw, (draw, example, class), without a graph; `draws(x)` is differentiable."""
         if self.chain is None:
             return self.draws(x)
-        with _clearer(_evaluate, self.draws[0], x):
-            passed, count = self.chain.forward(x), len(self.draws)
-            at_once = count if self.chain.is_masked_dense else self.chain.draws_at_once(self.rows, len(x))
-            parts = [range(start, min(start + at_once, count)) for start in range(0, count, at_once)]
-            return torch.cat([self.chain.logits(passed, part) for part in parts])
+        with _clearer(lambda: check_logits(self.draws[0](x), len(x))):
+            passed, all_draws = self.chain.forward(x), [range(len(self.draws))]
+            folds = all_draws if self.chain.is_masked_dense else self.chain.folds(self.rows, len(x))
+            return torch.cat([self.chain.logits(passed, draws) for draws in folds])
 
     def attributions(self, path: Path, target: Tensor | None) -> Iterator[Tensor]:
         """Evaluate a path for every draw. Yields one attribution (N, ...) per draw, in their order.
@@ -117,12 +115,12 @@ class Engine:
         """Mean over draws of the attribution, (N, ...).
 
         Where draws differ in linear layers at their end alone, the slope is linear in what differs, unless ReLUs are
-        guided: the mean slope is one way back for all draws.
+        guided: the mean slope is one backward pass for all draws.
         """
         classes = self._classes(path, target)
         while self.chain is not None and self.chain.is_linear_behind_trunk and not path.guided:
             try:
-                with _clearer(self._plain, self.draws[0], path, target):
+                with _clearer(partial(self._plain, self.draws[0], path, target)):
                     return self._mean(self.chain, path, classes)
             except torch.OutOfMemoryError:
                 self._halve(path)
@@ -145,16 +143,15 @@ class Engine:
                 self._check_guided(path, self.mode.num_met if self.mode else 0)
                 yield attribution[None]
             return
-        chain, cuts, held = self.chain, self._blocks(path), dict[int, _Block]()
-        rows = len(path.origin[cuts[0][0]]) * min(self.rows, path.num_steps)
+        chain, cuts, held = self.chain, self._cuts(path), None
         if not self.is_short_of_memory:
-            with _clearer(self._plain, self.draws[done], path, target):
-                held = {i: self._pass(chain, path, classes, *cut) for i, cut in enumerate(cuts)}
-        at_once = chain.draws_at_once(self.rows, rows)
-        for start in range(done, len(self.draws), at_once):
-            some = range(start, min(start + at_once, len(self.draws)))
-            with _clearer(self._plain, self.draws[start], path, target):
-                total = self._total(chain, path, classes, cuts, held, some)
+            with _clearer(partial(self._plain, self.draws[done], path, target)):
+                held = [self._pass(chain, path, classes, *cut) for cut in cuts]
+        rows = len(path.origin[cuts[0][0]]) * min(self.rows, path.num_steps)
+        for draws in chain.folds(self.rows, rows, done):
+            passes = held or (self._pass(chain, path, classes, *cut) for cut in cuts)
+            with _clearer(partial(self._plain, self.draws[draws[0]], path, target)):
+                total = self._total(chain, path, passes, draws)
             self._check_guided(path, chain.num_relus)
             yield path.finished(total)
 
@@ -168,52 +165,36 @@ class Engine:
             self.has_warned = True
             warnings.warn(NO_RELU, stacklevel=2)
 
-    def _blocks(self, path: Path) -> list[tuple[slice, slice]]:
+    def _cuts(self, path: Path) -> list[tuple[slice, slice]]:
         """Cut examples and steps into blocks of at most `rows` rows, at least one; whole paths where they fit."""
-        steps = min(self.rows, path.num_steps)
-        examples = max(1, self.rows // steps)
-        return [
-            (slice(first, first + examples), slice(step, step + steps))
-            for first in range(0, len(path.origin), examples)
-            for step in range(0, path.num_steps, steps)
-        ]
+        at_once = min(self.rows, path.num_steps)
+        parts = blocks(len(path.origin), max(1, self.rows // at_once))
+        return [(examples, steps) for examples in parts for steps in blocks(path.num_steps, at_once)]
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @without_graph
     def _pass(self, chain: Chain, path: Path, classes: Tensor, examples: slice, steps: slice) -> _Block:
         with computing_in(self.precision, path.origin.device):
             passed = chain.forward(path.points(examples, steps))
         some = classes[examples]
         return _Block(examples, passed, some, path.weights_of(steps, len(some)))
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _total(
-        self,
-        chain: Chain,
-        path: Path,
-        classes: Tensor,
-        cuts: list[tuple[slice, slice]],
-        held: dict[int, _Block],
-        draws: range,
-    ) -> Tensor:
-        """Sum the slopes of some draws along a path, (S, N, ...), by the forward passes held, or by new ones."""
+    @without_graph
+    def _total(self, chain: Chain, path: Path, passes: Iterable[_Block], draws: range) -> Tensor:
+        """Sum the slopes of some draws along a path, (S, N, ...)."""
         total = path.origin.new_zeros(len(draws), *path.origin.shape)
-        for i, cut in enumerate(cuts):
-            block = held[i] if i in held else self._pass(chain, path, classes, *cut)
+        for block in passes:
             with computing_in(self.precision, path.origin.device):
                 total[:, block.examples] += chain.slopes(block.passed, draws, block.classes, block.weights)
             del block  # where memory is short, the next one takes its place
         return total
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @without_graph
     def _mean(self, chain: Chain, path: Path, classes: Tensor) -> Tensor:
         total = torch.zeros_like(path.origin)
-        for examples, steps in self._blocks(path):
-            block = self._pass(chain, path, classes, examples, steps)
+        for cut in self._cuts(path):
+            block = self._pass(chain, path, classes, *cut)
             with computing_in(self.precision, path.origin.device):
-                total[examples] += chain.mean_slope(block.passed, block.classes, block.weights, self.rows)
+                total[block.examples] += chain.mean_slope(block.passed, block.classes, block.weights, self.rows)
         return path.finished(total)
 
     def _halve(self, path: Path) -> None:
@@ -236,18 +217,14 @@ class _Block(NamedTuple):
 
 
 @contextmanager
-def _clearer(plain: Callable[..., Any], *args: Any) -> Iterator[None]:
-    """Raise what `plain(*args)` says of an error inside, by `raise_clearer`; that memory ran out is clear as it is."""
+def _clearer(plain: Callable[[], Any]) -> Iterator[None]:
+    """Raise what `plain()` says of an error inside, by `raise_clearer`; that memory ran out is clear as it is."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise_clearer(error, lambda: plain(*args))
-
-
-def _evaluate(network: nn.Module, x: Tensor) -> Tensor:
-    return check_logits(network(x), len(x))
+        raise_clearer(error, plain)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Steps: layers whose backward pass is written by hand, so that no autograd graph is built.
+"""Layers whose backward pass is written by hand, so that no autograd graph is built.
 
-Rows are folded as (draw, row): a tensor (S * R, ...) holds R rows for each of S draws, and what a step kept of R rows
-that all draws share serves all S of them on the way back. A layer that is not known here (an attention layer, a
+Rows are folded as (draw, row): a tensor (S * R, ...) holds R rows for each of S draws, and what a layer kept of R rows
+that all draws share serves the backward passes of all S of them. A layer that is not known here (an attention layer, a
 residual block) keeps an autograd graph of its own.
 """
 
@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +22,27 @@ from xuqlib.path import NO_GRADIENT
 from xuqlib.posteriors.fixing import FixedNetwork, unit_mask
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class NotAChain(Exception):
-    """A network that steps cannot stand for."""
+    """A network that layers of the fast path cannot stand for."""
+
+
+def without_graph(function: _Method) -> _Method:
+    """Let a method build no graph, and make ordinary tensors even where its caller is in inference mode."""
+    return torch.inference_mode(False)(torch.no_grad()(function))
 
 
 def raise_clearer(error: Exception, plain: Callable[[], Any]) -> NoReturn:
-    """Say what was wrong when steps failed that were known to stand for a network.
+    """Say what was wrong when layers failed that were known to stand for a network.
 
     Args:
         error: what they raised; it is being handled, so what is raised here tells of it too.
-        plain: does the same without steps. What it raises names the input that the network refuses.
+        plain: does the same without them. What it raises names the input that the network refuses.
 
     Raises:
-        RuntimeError: `plain` raises nothing, so the steps are wrong.
+        RuntimeError: `plain` raises nothing, so the layers are wrong.
     """
     plain()
     raise RuntimeError(
@@ -46,24 +52,26 @@ def raise_clearer(error: Exception, plain: Callable[[], Any]) -> NoReturn:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How steps compute: in which numbers, on what, and whether ReLUs are guided."""
+class Execution:
+    """How layers are evaluated: in which dtype, on which device, and whether ReLUs are guided."""
 
     dtype: torch.dtype
     device: torch.device
     guided: bool = False
 
     def layout(self, num_axes: int) -> torch.memory_format:
-        """The order of memory in which convolutions of pictures and kernels (4 axes) are fast."""
+        """The order of memory in which convolutions of images and kernels (4 axes) are fast."""
         # On a CPU, float64 convolutions know no other order than torch's own.
         fast = num_axes == 4 and (self.device.type != "cpu" or self.dtype != torch.float64)
         return torch.channels_last if fast else torch.contiguous_format
 
-    def laid_out(self, tensor: Tensor) -> Tensor:
+    def arrange(self, tensor: Tensor) -> Tensor:
+        """Put a tensor into that order of memory."""
         return tensor.contiguous(memory_format=self.layout(tensor.ndim))
 
-    def taken(self, tensor: Tensor) -> Tensor:
-        return self.laid_out(tensor.detach().to(self.device, self.dtype))
+    def convert(self, tensor: Tensor) -> Tensor:
+        """Return a tensor in this dtype, on this device, in that order of memory, without its graph."""
+        return self.arrange(tensor.detach().to(self.device, self.dtype))
 
     def empty(self, rows: int, shape: torch.Size) -> Tensor:
         """What torch's backward functions ask for when they only need the shape of a forward input."""
@@ -71,8 +79,8 @@ class Setting:
         return torch.empty((rows, *shape), dtype=self.dtype, device=self.device, memory_format=layout)
 
 
-class Step(ABC):
-    """One step of a chain: `forward` also returns what `backward` will need."""
+class Layer(ABC):
+    """One layer of a chain: `forward` also returns what `backward` will need."""
 
     @abstractmethod
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
@@ -83,24 +91,33 @@ class Step(ABC):
         """Args: g, the slope of the logits at the output; it may be overwritten."""
 
 
-class Convolution(Step):
+class Convolution(Layer):
     """A convolution, with the batch norm behind it folded in."""
 
-    def __init__(self, layer: nn.Conv2d, norm: Norm | None, setting: Setting) -> None:
+    def __init__(self, layer: nn.Conv2d, norm: Norm | None, execution: Execution) -> None:
         weight, bias = _folded(layer, norm)
-        self.weight, self.bias = setting.taken(weight), None if bias is None else setting.taken(bias)
-        self.where = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        self.groups, self.setting = layer.groups, setting
+        self.weight, self.bias = execution.convert(weight), None if bias is None else execution.convert(bias)
+        self.where: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        self.groups, self.execution, self.made_of = layer.groups, execution, (layer, norm)
+
+    def biases(self) -> Tensor:
+        """What the convolution and the batch norm behind it each add to the output, (1 or 2, C)."""
+        layer, norm = self.made_of
+        bias = layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
+        if norm is None:
+            return bias[None]
+        scale = _scale_of(norm)
+        shift = (0 if norm.bias is None else norm.bias) - cast(Tensor, norm.running_mean) * scale
+        return torch.stack([bias * scale, shift])
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
-        where: dict[str, Any] = self.where
-        return F.conv2d(h, self.weight, self.bias, groups=self.groups, **where), h.shape[1:]
+        return F.conv2d(h, self.weight, self.bias, groups=self.groups, **self.where), h.shape[1:]
 
     def backward(self, g: Tensor, kept: Any) -> Tensor:
-        g = self.setting.laid_out(g)
+        g = self.execution.arrange(g)
         if self._is_stem(g, kept):
             return F.pixel_shuffle(F.conv2d(g, self._unshuffled(), stride=2, padding=1), 2)
-        like = self.setting.empty(len(g), kept)
+        like = self.execution.empty(len(g), kept)
         stride, padding, dilation = self.where.values()
         geometry = (stride, padding, dilation, False, [0, 0], self.groups)
         needed = [True, False, False]  # the slope at the input; not at weight and bias
@@ -116,21 +133,21 @@ class Convolution(Step):
         # as much of it. A pixel at (i, j) of such a square sees the flipped kernel moved by (i, j).
         flipped = self.weight.transpose(0, 1).flip(2, 3)
         shifted = [F.pad(flipped, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)]
-        return self.setting.laid_out(torch.stack(shifted, 1).flatten(0, 1))
+        return self.execution.arrange(torch.stack(shifted, 1).flatten(0, 1))
 
 
-class Dense(Step):
+class Dense(Layer):
     """A dense layer, with the batch norm behind it folded in: of all draws, or of each its own, (S, C, D)."""
 
-    def __init__(self, layers: Sequence[nn.Linear], norms: Sequence[Norm | None], setting: Setting) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], norms: Sequence[Norm | None], execution: Execution) -> None:
         folded = [_folded(layer, norm) for layer, norm in zip(layers, norms, strict=True)]
         self.own = len(folded) > 1
         weights, biases = [weight for weight, _ in folded], [bias for _, bias in folded]
-        self.weight = setting.taken(torch.stack(weights) if self.own else weights[0])
+        self.weight = execution.convert(torch.stack(weights) if self.own else weights[0])
         self.bias: Tensor | None = None
         if biases[0] is not None:
             given = cast(list[Tensor], biases)
-            self.bias = setting.taken(torch.stack(given)[:, None] if self.own else given[0])
+            self.bias = execution.convert(torch.stack(given)[:, None] if self.own else given[0])
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
         if h.ndim != 2:
@@ -151,8 +168,8 @@ class Dense(Step):
         return chosen.flatten(0, 1) if self.own else chosen.repeat(num_draws, 1)
 
 
-class Relu(Step):
-    """A ReLU, which may be guided. It works in place on what an affine step or a pooling has just made."""
+class Relu(Layer):
+    """A ReLU, which may be guided. It works in place on what an affine layer or a pooling has just made."""
 
     def __init__(self, guided: bool, in_place: bool) -> None:
         self.guided, self.in_place = guided, in_place
@@ -169,16 +186,14 @@ class Relu(Step):
         return g
 
 
-class MaxPool(Step):
+class MaxPool(Layer):
     """A max pooling, which passes a slope to the largest of its inputs."""
 
-    def __init__(self, layer: nn.MaxPool2d, setting: Setting) -> None:
-        self.setting = setting
+    def __init__(self, layer: nn.MaxPool2d, execution: Execution) -> None:
+        self.execution = execution
         geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        self.geometry: tuple[Any, ...] = (
-            *([n, n] if isinstance(n, int) else list(n) for n in geometry),
-            layer.ceil_mode,
-        )
+        sizes = ([n, n] if isinstance(n, int) else list(n) for n in geometry)
+        self.geometry: tuple[Any, ...] = (*sizes, layer.ceil_mode)
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
         out, where = F.max_pool2d_with_indices(h, *self.geometry)
@@ -187,20 +202,20 @@ class MaxPool(Step):
     def backward(self, g: Tensor, kept: Any) -> Tensor:
         shape, where = kept
         folds = len(g) // len(where[1])
-        if folds not in where:  # once for all draws that come back this way, as many at a time
+        if folds not in where:  # once for all backward passes of as many draws at a time
             last = where[1].permute(0, 2, 3, 1).repeat(folds, 1, 1, 1).permute(0, 3, 1, 2)
-            where[folds] = self.setting.laid_out(last)
-        like, g = self.setting.empty(len(g), shape), self.setting.laid_out(g)
+            where[folds] = self.execution.arrange(last)
+        like, g = self.execution.empty(len(g), shape), self.execution.arrange(g)
         return torch.ops.aten.max_pool2d_with_indices_backward(g, like, *self.geometry, where[folds])
 
 
-class Dropout(Step):
+class Dropout(Layer):
     """Dropout with one fixed mask per draw, the same for every row."""
 
-    def __init__(self, layer: nn.Module, seeds: Sequence[int | None], call: int, setting: Setting) -> None:
+    def __init__(self, layer: nn.Module, seeds: Sequence[int | None], call: int, execution: Execution) -> None:
         self.rate: float = layer.p  # type: ignore[assignment]
         self.by_channel = not isinstance(layer, nn.Dropout)
-        self.seeds, self.call, self.setting = seeds, call, setting
+        self.seeds, self.call, self.execution = seeds, call, execution
         self.mask: Tensor | None = None  # (S, 1, ...)
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
@@ -217,17 +232,17 @@ class Dropout(Step):
         if self.mask is None:
             shape = torch.Size((shape[0], *(1,) * (len(shape) - 1))) if self.by_channel else shape
             masks = [self._scaled(seed, shape) for seed in self.seeds]
-            self.mask = self.setting.taken(torch.stack(masks)).unsqueeze(1)
+            self.mask = self.execution.convert(torch.stack(masks)).unsqueeze(1)
         return self.mask
 
     def _scaled(self, seed: int | None, shape: torch.Size) -> Tensor:
         if seed is None:  # a draw of another kind of posterior, whose dropout is off
-            return torch.ones(shape, dtype=self.setting.dtype)
+            return torch.ones(shape, dtype=self.execution.dtype)
         kept = 1 - self.rate if self.rate < 1 else 1
-        return unit_mask(seed, self.call, shape, self.rate).to(self.setting.dtype) / kept
+        return unit_mask(seed, self.call, shape, self.rate).to(self.execution.dtype) / kept
 
 
-class Flatten(Step):
+class Flatten(Layer):
     """All axes of a row as one."""
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
@@ -237,11 +252,11 @@ class Flatten(Step):
         return g.unflatten(1, kept)
 
 
-class Other(Step):
-    """A layer that is not known by hand: an autograd graph of its own, walked back once per fold."""
+class Other(Layer):
+    """A layer that is not known by hand: an autograd graph of its own, with one backward pass per fold."""
 
-    def __init__(self, layer: nn.Module, seed: int | None, setting: Setting) -> None:
-        self.layer, self.mode = FixedNetwork(layer, seed), GuidedMode() if setting.guided else None
+    def __init__(self, layer: nn.Module, seed: int | None, execution: Execution) -> None:
+        self.layer, self.mode = FixedNetwork(layer, seed), GuidedMode() if execution.guided else None
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
         with torch.enable_grad(), self.mode or nullcontext():
@@ -258,7 +273,7 @@ class Other(Step):
         slopes = [torch.autograd.grad(out, leaf, part, retain_graph=True)[0] for part in parts]
         if len(slopes) > 1:
             return torch.cat(slopes)
-        # Behind a sum it is one number seen many times, into which the next step could not write.
+        # Behind a sum it is one number seen many times, into which the next layer could not write.
         return slopes[0].contiguous() if 0 in slopes[0].stride() else slopes[0]
 
 
@@ -266,8 +281,11 @@ def _folded(layer: nn.Module, norm: Norm | None) -> tuple[Tensor, Tensor | None]
     weight, bias = cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
     if norm is None:
         return weight, bias
-    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    scale = (variance + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
+    scale, mean = _scale_of(norm), cast(Tensor, norm.running_mean)
     shift = (0 if bias is None else bias) - mean
     return weight * scale.view(-1, *(1,) * (weight.ndim - 1)), shift * scale + (0 if norm.bias is None else norm.bias)
+
+
+def _scale_of(norm: Norm) -> Tensor:
+    scale = (cast(Tensor, norm.running_var) + norm.eps).rsqrt()
+    return scale if norm.weight is None else scale * norm.weight

@@ -24,7 +24,7 @@ def importance(e: ExplanationDistribution, statistic: str) -> Tensor:
     """Reduce an explanation distribution to one number per pixel, by which pixels can be put in order.
 
     Args:
-        e: attributions of pictures; of a single draw, "mean" is that draw's map.
+        e: attributions of images; of a single draw, "mean" is that draw's map.
         statistic: of |attribution| summed over channels, over draws: "mean", "std" or "cv", the quotient of the two,
             -inf where it is undefined (`e.cv("paper", rescale=False)`), so that these pixels come last. "signed":
             the mean attribution summed over channels with its sign, so that what speaks against the class comes last.
@@ -48,7 +48,7 @@ def one_draw(e: ExplanationDistribution, *, first: int = 0) -> Tensor:
     """Map of a single draw, another one for each example in turn, so that a mean over examples is one over draws, too.
 
     Args:
-        e: attributions of pictures, every draw kept.
+        e: attributions of images, every draw kept.
         first: number of the first example, where e holds a block of more.
 
     Returns:
@@ -78,25 +78,25 @@ def pixel_order(maps: Tensor) -> Tensor:
 
 
 def random_order(num_examples: int, shape: Sequence[int], *, seed: int = 0) -> Tensor:
-    """Put the pixels of each picture, `shape` = (height, width), in a random order of its own; (N, H * W)."""
+    """Put the pixels of each image, `shape` = (height, width), in a random order of its own; (N, H * W)."""
     check_count(num_examples, 1, "num_examples")
     return torch.rand(num_examples, *shape, generator=generator_of(seed)).flatten(1).argsort(1)
 
 
 def filled(x: Tensor, fill: str | Tensor) -> Tensor:
-    """What replaces the pixels of each picture.
+    """What replaces the pixels of each image.
 
     Args:
-        x: pictures, (N, C, H, W).
-        fill: "black", zeros; "blurred", the picture itself under a Gaussian blur whose sigma is an eighth of the
-            longer side, as in `make_baseline`; "mean_colour", each channel's mean over the picture's own pixels; or
+        x: images, (N, C, H, W).
+        fill: "black", zeros; "blurred", the image itself under a Gaussian blur whose sigma is an eighth of the
+            longer side, as in `make_baseline`; "mean_colour", each channel's mean over the image's own pixels; or
             a tensor broadcastable to x.
 
     Returns:
-        Pictures shaped like x.
+        Images shaped like x.
     """
     if x.ndim != 4:
-        raise ValueError(f"x is {tuple(x.shape)}; deletion and insertion are of pictures, (N, C, H, W)")
+        raise ValueError(f"x is {tuple(x.shape)}; deletion and insertion are of images, (N, C, H, W)")
     if isinstance(fill, Tensor):
         return make_baseline(fill, x)
     check_choice(fill, FILLS, "fill")
@@ -106,7 +106,7 @@ def filled(x: Tensor, fill: str | Tensor) -> Tensor:
 def perturbed(
     x: Tensor, order: Tensor, share: float, *, kind: str = "deletion", fill: str | Tensor | None = None
 ) -> Tensor:
-    """Pictures after a share of their pixels was replaced, all channels of a pixel at once.
+    """Images after a share of their pixels was replaced, all channels of a pixel at once.
 
     Args:
         x, order: as for `deletion`.
@@ -115,7 +115,7 @@ def perturbed(
         share: of the pixels, in [0, 1]; rounded to whole pixels.
 
     Returns:
-        Pictures shaped like x.
+        Images shaped like x.
     """
     if check_number(share, 0, "share") > 1:
         raise ValueError(f"share is {share}; a share of the pixels lies in [0, 1]")
@@ -214,7 +214,7 @@ def _curve(
     size, rest = divmod(places.shape[1], num_steps)
     if rest:
         raise ValueError(f"{num_steps} steps do not divide {places.shape[1]} pixels; choose a number that does")
-    found = []
+    probs = []
     for rows in torch.arange(len(x) * (num_steps + 1)).split(batch_size):
         example, step = rows // (num_steps + 1), rows % (num_steps + 1)
         gone = places[example] < size * step[:, None]  # (row, P)
@@ -222,8 +222,8 @@ def _curve(
         logits = logits_of(draws, mixed, batch_size=batch_size)
         if logits.shape[-1] < 2:
             raise ValueError("the networks give one output, a regression; deletion and insertion need class scores")
-        found.append(logits.softmax(-1).mean(0).gather(1, target[example, None]).squeeze(1))
-    return torch.cat(found).view(len(x), num_steps + 1)
+        probs.append(logits.softmax(-1).mean(0).gather(1, target[example, None]).squeeze(1))
+    return torch.cat(probs).view(len(x), num_steps + 1)
 
 
 def auc(scores: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def on_evidence(attribution: Tensor, mask: Tensor) -> pd.DataFrame:
 
     Returns:
         One row per example: share of |attribution| on the mask; hit, whether the largest pixel lies on it (the part of
-        them where several tie, as within a superpixel); area, the mask's share of the picture.
+        them where several tie, as within a superpixel); area, the mask's share of the image.
     """
     size = attribution.double().abs().sum(1)  # (N, H, W)
     top = (size == size.amax((1, 2), keepdim=True)).double()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_examples, check_logits
 from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.posteriors.kinds import is_of_torch
 from xuqlib.posteriors.shared import split
 
 
@@ -84,10 +85,10 @@ def shared_trunk(networks: Sequence[nn.Module], x: Tensor) -> tuple[nn.Module, S
 
     The trunk is the identity where nothing is known to be shared.
     """
-    found = split(networks, x)
-    if found is None or not found.trunk:
+    parts = split(networks, x)
+    if parts is None or not parts.trunk:
         return nn.Identity(), list(networks)
-    return FixedNetwork(nn.Sequential(*found.trunk)), [found.head(draw) for draw in range(len(networks))]
+    return FixedNetwork(nn.Sequential(*parts.trunk)), [parts.head(draw) for draw in range(len(networks))]
 
 
 @torch.inference_mode(False)  # or the copies could never be differentiated
@@ -115,7 +116,7 @@ def _normal(tensor: Tensor) -> Tensor:
 
 def _is_plain(module: nn.Module) -> bool:
     # A user's module may hold others in a list or a closure, where only a deep copy finds them.
-    return type(module).__module__.startswith(("torch.nn.modules", "xuqlib."))
+    return is_of_torch(module) or type(module).__module__.startswith("xuqlib.")
 
 
 def _rebuilt(module: nn.Module, fresh: Mapping[int, nn.Parameter]) -> nn.Module:

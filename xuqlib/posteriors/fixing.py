@@ -59,13 +59,7 @@ class FixedMasks(TorchFunctionMode):
         super().__init__()
         self.seed, self.num_examples, self.resampling, self.calls = seed, num_examples, resampling, 0
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func in _DROPOUTS:
             return self._dropout(func, *args, **kwargs)
@@ -79,13 +73,7 @@ class FixedMasks(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _dropout(
-        self,
-        func: Callable[..., Any],
-        input: Tensor,
-        p: float = 0.5,
-        training: bool = True,
-        inplace: bool = False,
-        **old: Any,
+        self, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, **old: Any
     ) -> Tensor:
         training = old.get("train", training)  # torch.dropout's name for it
         if self.seed is None:
@@ -105,10 +93,8 @@ class FixedMasks(TorchFunctionMode):
             )
         own_axes = _DROPOUTS[func]
         shape = tuple(input.shape[1:]) if own_axes is None else (input.shape[1], *(1,) * (input.ndim - 2))
-        if self.resampling is None:
-            keep = unit_mask(self.seed, self.calls, shape, p)
-        else:
-            keep = _kept((len(input), *shape), p, self.resampling)
+        own = (len(input), *shape)  # a mask for each row
+        keep = unit_mask(self.seed, self.calls, shape, p) if self.resampling is None else _kept(own, p, self.resampling)
         dropped = input * (keep.to(input) / (1 - p if p < 1 else 1))
         in_place = inplace or func in (torch.dropout_, torch.feature_dropout_)
         return input.copy_(dropped) if in_place else dropped
@@ -142,14 +128,18 @@ class FixedNetwork(nn.Module):
     def __init__(self, network: nn.Module, seed: int | None = None, *, resampled: bool = False) -> None:
         super().__init__()
         self.network, self.seed = network, seed
-        self.resampling = torch.Generator().manual_seed(seed) if resampled and seed is not None else None
+        self.resampling = torch.Generator().manual_seed(seed).get_state() if resampled and seed is not None else None
         self.training = False
         if network.training:
             network.eval()
 
     def forward(self, x: Tensor) -> Tensor:
+        generator = None
+        if self.resampling is not None:
+            generator = torch.Generator()
+            generator.set_state(self.resampling)
         try:
-            with FixedMasks(self.seed, len(x), self.resampling):
+            with FixedMasks(self.seed, len(x), generator):
                 return self.network(x.clone())  # a layer may work in place on what it is given
         except RuntimeError as error:
             if type(error) is not RuntimeError:  # out of memory, say
@@ -157,18 +147,9 @@ class FixedNetwork(nn.Module):
             # What torch says of a shape or dtype that does not fit starts in the middle of the network.
             given = f"x of shape {tuple(x.shape)}, {x.dtype}, on {x.device}"
             raise ValueError(f"the network cannot evaluate {given}; pass what it was trained on ({error})") from error
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        if self.resampling is not None:  # a generator cannot be pickled, its state can
-            state["resampling"] = self.resampling.get_state()
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self.resampling is not None:
-            self.resampling = torch.Generator("cpu")
-            self.resampling.set_state(state["resampling"])
+        finally:
+            if generator is not None:
+                self.resampling = generator.get_state()  # and not the generator itself, which cannot be pickled
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xuqlib.posteriors.base import Posterior, check_draws, check_network
 from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork, generator_of
-from xuqlib.posteriors.layers import weighted_layers
+from xuqlib.posteriors.kinds import weighted_layers
 
 
 class Laplace(Posterior):
@@ -62,12 +62,8 @@ class Laplace(Posterior):
                 network = nn.Sequential(nn.Identity(), network)
             classification = not _first_target(loader).is_floating_point()
             sigma_noise = 1.0 if classification else _rms_residual(network, loader)
-            laplace = KronLLLaplace(
-                network,
-                "classification" if classification else "regression",
-                sigma_noise=sigma_noise,
-                last_layer_name=self.last_layer or "1",
-            )
+            kind, last = "classification" if classification else "regression", self.last_layer or "1"
+            laplace = KronLLLaplace(network, kind, sigma_noise=sigma_noise, last_layer_name=last)
             laplace.fit(loader)
             laplace.optimize_prior_precision(pred_type="glm", method="marglik")
         self.noise_variance = 0.0 if classification else sigma_noise**2

@@ -10,6 +10,7 @@ from xuqlib.checks import check_choice
 from xuqlib.posteriors.base import Posterior, check_draws, check_network
 from xuqlib.posteriors.draws import Draws, detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork, seed_of
+from xuqlib.posteriors.kinds import is_of_torch
 
 
 class MCDropout(Posterior):
@@ -75,7 +76,7 @@ def check_dropout(network: nn.Module) -> None:
 
 def _calls_dropout(module: nn.Module) -> bool:
     # F.dropout inside a user's forward leaves its name in the compiled code; torch's own layers are known above.
-    if type(module).__module__.startswith("torch.nn."):
+    if is_of_torch(module):
         return False
     methods = [method for name, method in inspect.getmembers(type(module), inspect.isfunction) if name != "__init__"]
     names = {name for method in methods for name in method.__code__.co_names if "dropout" in name and name.islower()}

@@ -1,32 +1,115 @@
-"""Posteriors: each one gives draws, fixed networks, through one method, `sample(num_draws, seed=)`."""
+"""Posteriors over the weights of some layers: DropConnect and Flipout, and the layers that they put into a network."""
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
 
 from xuqlib.checks import check_number
 from xuqlib.posteriors.base import Posterior, check_draws, check_network
 from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork, generator_of
-from xuqlib.posteriors.layers import (
-    DropConnectLayer,
-    FlipoutLayer,
-    Placement,
-    Weighted,
-    replace_layers,
-    weighted_layers,
-)
+from xuqlib.posteriors.kinds import Placement, RandomLayer, Weighted, replace_layers, weighted_layers
+
+
+class DropConnectLayer(RandomLayer):
+    """A dense or convolutional layer that drops each weight with probability `p` while it trains.
+
+    In eval mode it is the layer itself. The mask is on the weight, not on the bias, and kept weights are divided
+    by 1 - p. One mask serves a whole batch while training (a choice: one mask per example costs N weight tensors).
+
+    Source: Wan et al. 2013; Mobiny et al. 2019, arXiv 1906.04569.
+    """
+
+    def __init__(self, layer: Weighted, p: float) -> None:
+        super().__init__(layer)
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.layer(x)
+        weight = F.dropout(self.layer.weight, self.p)
+        return functional_call(self.layer, {"weight": weight}, (x,))
+
+    def sampler(self) -> Callable[[torch.Generator], Tensor]:
+        kept, p = self.layer.weight.detach() / (1 - self.p), self.p
+
+        def sample(generator: torch.Generator) -> Tensor:
+            noise = torch.rand(kept.shape, generator=generator, dtype=torch.float32, device="cpu")
+            return torch.where((noise >= p).to(kept.device), kept, kept.new_zeros(()))
+
+        return sample
+
+
+class FlipoutLayer(RandomLayer):
+    """A dense or convolutional layer with an independent Gaussian over each weight, trained with Flipout.
+
+    Weight w ~ N(layer.weight, softplus(rho)^2); the bias stays a point. While training, each example sees the same
+    weight noise under its own random signs, so gradients of different examples are decorrelated. The signs are a
+    training-time trick: in eval mode the layer is its mean, and `sampler` gives plain samples of the Gaussian.
+
+    Args:
+        layer: holds the means; trained on.
+        initial_std: standard deviation of every weight at the start.
+        prior_std: standard deviation of the zero-mean Gaussian prior, for `kl`.
+
+    Source: Wen et al. 2018, eq. 5. arXiv 1803.04386.
+    """
+
+    def __init__(self, layer: Weighted, *, initial_std: float = 0.05, prior_std: float = 1.0) -> None:
+        super().__init__(layer)
+        self.prior_std = prior_std
+        rho = math.log(math.expm1(initial_std))  # softplus(rho) is initial_std
+        self.rho = nn.Parameter(torch.full_like(layer.weight.detach(), rho))
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of each weight, shaped like it."""
+        return F.softplus(self.rho)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.layer(x)
+        if not self.training:
+            return mean
+        noise = {"weight": self.std * torch.randn_like(self.rho)}
+        if self.layer.bias is not None:
+            noise["bias"] = torch.zeros_like(self.layer.bias)
+        perturbation = functional_call(self.layer, noise, (x * self._random_signs(x),))
+        return mean + perturbation * self._random_signs(perturbation)
+
+    def _random_signs(self, x: Tensor) -> Tensor:
+        # A convolution keeps one sign per channel over the image: otherwise the noise would not factorise.
+        dense = isinstance(self.layer, nn.Linear)
+        shape = x.shape if dense else x.shape[:2] + (1,) * (x.ndim - 2)
+        return torch.randint(0, 2, shape, device=x.device).to(x) * 2 - 1
+
+    def kl(self) -> Tensor:
+        """Divergence of this Gaussian from the prior, summed over weights, in nats."""
+        ratio = (self.std / self.prior_std) ** 2
+        return 0.5 * (ratio + (self.layer.weight / self.prior_std) ** 2 - 1 - ratio.log()).sum()
+
+    def sampler(self) -> Callable[[torch.Generator], Tensor]:
+        mean, std = self.layer.weight.detach().clone(), self.std.detach()
+
+        def sample(generator: torch.Generator) -> Tensor:
+            noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32, device="cpu")
+            return (noise.to(mean) * std).add_(mean)
+
+        return sample
 
 
 class _WeightPosterior(Posterior):
     """A posterior over the weights of some layers: the network's layers are replaced by random ones."""
 
-    _layer_type: type[DropConnectLayer] | type[FlipoutLayer]
+    _layer_type: type[RandomLayer]
 
     def _replace(self, network: nn.Module, placement: Placement, **options: Any) -> None:
         check_network(network)
@@ -39,21 +122,17 @@ class _WeightPosterior(Posterior):
     def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
         check_draws(num_draws, seed)
         network = detached_copy(self.network)
-        layers = [cast(DropConnectLayer | FlipoutLayer, self.network.get_submodule(name)) for name in self.layers]
-        drawers = [layer.drawer() for layer in layers]
+        layers = [cast(RandomLayer, self.network.get_submodule(name)) for name in self.layers]
+        names = [f"{name}.layer.weight" if name else "layer.weight" for name in self.layers]
+        samplers = [layer.sampler() for layer in layers]
 
-        def noises(draw: int) -> list[Tensor]:
-            return [layer.noise(generator_of(seed, draw, number)) for number, layer in enumerate(layers)]
+        def weights(draw: int) -> dict[str, Tensor]:
+            drawn = (sampler(generator_of(seed, draw, number)) for number, sampler in enumerate(samplers))
+            return dict(zip(names, drawn, strict=True))
 
-        networks: list[nn.Module] = []
         # Random numbers come one after another, so several draws at a time are what keeps several cores busy.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for noise in pool.map(noises, range(num_draws)):
-                weights: dict[str, Tensor] = {}
-                for name, drawer, own in zip(self.layers, drawers, noise, strict=True):
-                    weights.update({f"{name}.{key}" if name else key: value for key, value in drawer(own).items()})
-                networks.append(FixedNetwork(copy_with(network, weights)))
-        return self._draws(networks)
+            return self._draws([FixedNetwork(copy_with(network, own)) for own in pool.map(weights, range(num_draws))])
 
 
 class MCDropConnect(_WeightPosterior):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from xuqlib.posteriors.fixing import FixedMasks, FixedNetwork, can_evaluate
+from xuqlib.posteriors.kinds import has_dropout, have_same_tensors, hooks_of, is_hooked, is_sure, layers_of
 
 
 class Split(NamedTuple):
@@ -45,11 +46,12 @@ def split(networks: Sequence[nn.Module], x: Tensor) -> Split | None:
     depth, last, is_off = 0, len(layers[0]) - 1, all(seed is None for seed in seeds)
     while depth < last and is_sure(layers[0][depth], is_off) and have_same_tensors([each[depth] for each in layers]):
         depth += 1
-    drops = any(isinstance(module, _DropoutNd) for module in layers[0][depth].modules())
-    if depth < last and not drops and have_same_tensors([each[depth] for each in layers]):  # a layer of a user's own
-        found = _before_output(fixed, x)
-        if found is not None:
-            return found
+    if (
+        depth < last and not has_dropout(layers[0][depth]) and have_same_tensors([each[depth] for each in layers])
+    ):  # a layer of a user's own
+        parts = _before_output(fixed, x)
+        if parts is not None:
+            return parts
     by_network = {id(network): each[depth:] for network, each in zip(_distinct(inner), layers, strict=True)}
     return Split(layers[0][:depth], [by_network[id(network)] for network in inner], seeds)
 
@@ -68,8 +70,8 @@ def _before_output(fixed: Sequence[FixedNetwork], x: Tensor) -> Split | None:
     if name is None:
         return None
     heads = [layers_of(network.get_submodule(name)) for network in inner]
-    found = Split([_Until(inner[0], name)], heads, seeds)
-    return found if _gives_the_same(found, fixed[-1], x[:1]) else None
+    parts = Split([_Until(inner[0], name)], heads, seeds)
+    return parts if _gives_the_same(parts, fixed[-1], x[:1]) else None
 
 
 _OF_EVERY_MODULE = set(vars(nn.Module()))
@@ -78,17 +80,11 @@ _PLAIN = (bool, int, float, str, tuple, type(None), FunctionType)
 
 def _look_alike(networks: Sequence[nn.Module]) -> bool:
     """Whether networks have the same layers with the same settings and hooks, so that only tensors differ."""
-    first = list(networks[0].modules())
-    for network in networks[1:]:
-        modules = list(network.modules())
-        if len(modules) != len(first):
-            return False
-        if any(
-            module is not other and _looks(module) != _looks(other)
-            for module, other in zip(modules, first, strict=True)
-        ):
-            return False
-    return True
+    first, *others = [list(network.modules()) for network in networks]
+    if any(len(modules) != len(first) for modules in others):
+        return False
+    pairs = (pair for modules in others for pair in zip(first, modules, strict=True))
+    return all(one is other or _looks(one) == _looks(other) for one, other in pairs)
 
 
 def _looks(module: nn.Module) -> tuple[Any, ...]:
@@ -96,20 +92,19 @@ def _looks(module: nn.Module) -> tuple[Any, ...]:
         key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE and isinstance(value, _PLAIN)
     }
     shapes = {key: None if value is None else value.shape for key, value in module._parameters.items()}
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module), list(module._modules), settings, shapes, [list(some.values()) for some in hooks]
+    return type(module), list(module._modules), settings, shapes, hooks_of(module)
 
 
-def _gives_the_same(found: Split, network: nn.Module, x: Tensor) -> bool:
+def _gives_the_same(parts: Split, network: nn.Module, x: Tensor) -> bool:
     """Whether the last head behind the trunk, which is the first draw's, gives what the last draw gives.
 
     It does not where a network reads its random weights before they are called, holds layers that torch does not see,
     or hands more than the trunk's output to its head.
     """
     with torch.no_grad():
-        wanted, features = network(x), FixedNetwork(nn.Sequential(*found.trunk))(x)
+        wanted, features = network(x), FixedNetwork(nn.Sequential(*parts.trunk))(x)
         try:
-            given = found.head(len(found.heads) - 1)(features)
+            given = parts.head(len(parts.heads) - 1)(features)
         except ValueError:  # by which a fixed network refuses what another draw's features are
             return False
     if not isinstance(given, Tensor) or not isinstance(wanted, Tensor):
@@ -118,35 +113,8 @@ def _gives_the_same(found: Split, network: nn.Module, x: Tensor) -> bool:
     return alike and torch.allclose(given, wanted, rtol=1e-3)
 
 
-def layers_of(network: nn.Module) -> list[nn.Module]:
-    """List the layers of an `nn.Sequential`, nested ones too; any other network is a single layer."""
-    if type(network) is not nn.Sequential or is_hooked(network):
-        return [network]
-    return [layer for child in network for layer in layers_of(child)]
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether a hook of the user sees, and may change, what goes through this module."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
-
-
-def is_sure(layer: nn.Module, dropout_is_off: bool = False) -> bool:
-    """Whether a layer is free of chance. Only torch's own can be known to be: a user's may call functional dropout."""
-    own = (type(module).__module__.startswith("torch.nn.modules") for module in layer.modules())
-    return all(own) and (dropout_is_off or not any(isinstance(module, _DropoutNd) for module in layer.modules()))
-
-
 def _distinct(networks: Sequence[nn.Module]) -> list[nn.Module]:
     return list({id(network): network for network in networks}.values())
-
-
-def have_same_tensors(layers: Sequence[nn.Module]) -> bool:
-    """Whether layers of several draws share every parameter and buffer."""
-    if all(layer is layers[0] for layer in layers):
-        return True
-    tensors = [list(layer.parameters()) + list(layer.buffers()) for layer in layers]
-    return all(len(t) == len(tensors[0]) and all(a is b for a, b in zip(t, tensors[0], strict=True)) for t in tensors)
 
 
 class _Reached(Exception):

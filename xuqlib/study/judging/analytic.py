@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_examples, check_target
 from xuqlib.device import device as default_device
-from xuqlib.explainers.gradients import Explainer
+from xuqlib.explainers import Explainer
+from xuqlib.explainers.declaring import declared_by
 from xuqlib.fast.engine import Engine
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.laplace import Laplace
-from xuqlib.posteriors.layers import DropConnectLayer, FlipoutLayer
-from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
+from xuqlib.posteriors.random_weights import DropConnectLayer, Flipout, FlipoutLayer, MCDropConnect
 
 _AT_ONCE = 64  # roots that are held as networks at a time
 
@@ -79,7 +79,7 @@ def analytic_distribution(
     Source: arXiv 2504.03736 compares such analytical covariances with empirical ones.
     """
     check_examples(x)
-    path_of = getattr(explainer, "path", None)
+    x, path_of = x.detach(), declared_by(explainer).path
     if path_of is None or path_of(x[:1], **options).guided:
         name = getattr(explainer, "__name__", type(explainer).__name__)
         raise ValueError(f"{name} is not linear in the last layer; only draws show its distribution: use explain")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from xuqlib.checks import check_count
 from xuqlib.posteriors.draws import copy_with
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.posteriors.layers import weighted_layers
+from xuqlib.posteriors.kinds import weighted_layers
 
 
 def sobel(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xuqlib.checks import check_count, check_number
 from xuqlib.explain import explain
-from xuqlib.explainers.gradients import Explainer
+from xuqlib.explainers import Explainer
 from xuqlib.metrics.similarity import sparseness
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of

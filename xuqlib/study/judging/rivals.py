@@ -15,25 +15,66 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
 from xuqlib.explain import explain
-from xuqlib.explainers import EXPLAINERS
+from xuqlib.explainers import Explainer
 from xuqlib.explainers.baselines import make_baseline
-from xuqlib.explainers.fullgrad import fullgrad
-from xuqlib.explainers.gradients import Explainer
+from xuqlib.explainers.declaring import Options, named
+from xuqlib.explainers.fullgrad import fullgrad, logit_graph
 from xuqlib.moments import folded
-from xuqlib.path import rows_per_pass
+from xuqlib.path import blocks, rows_per_pass
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.ua_backprop import SETTINGS, Setting, class_maps, logit_coefficients, spread_shares
+from xuqlib.ua_backprop import (
+    SETTINGS,
+    Setting,
+    class_maps,
+    logit_coefficients,
+    logit_shares,
+    settle,
+    spread_shares,
+)
 from xuqlib.uncertainty import (
     attribute_uncertainty,
     checked_draws,
-    cut_examples,
+    fixed_draws,
     logits_of,
     probability_shares,
     without_channels,
 )
 
 LARGEST = 2**23  # numbers of all explanations that are held at once: 64 MB in float64
+
+
+def ua_backprop_linear(
+    draws: Draws | Sequence[nn.Module],
+    x: Tensor,
+    kind: str = "epistemic",
+    *,
+    setting: str = "paper",
+    coefficients: str | None = None,
+    tau1: float | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Attribute the logits of all draws, each times its share of the uncertainty: neither UA-Backprop nor complete.
+
+    FullGrad's terms keep their sign and are not normalised, so one backward pass per draw gives the map of
+    sum_j share[s, j] * logit[s, j]. Summed over draws s, it adds up to that without its dense terms (for a table, to
+    its input term alone), not to the uncertainty, and it changes if a constant is added to all logits.
+
+    Args, Raises: as for `ua_backprop`.
+
+    Returns:
+        Attribution in nats times logits, (N, H, W) or (N, F), of x's dtype.
+    """
+    chosen = settle(setting, coefficients=coefficients, tau1=tau1)
+    draws, where = fixed_draws(draws, x)
+    parts, attributions = blocks(len(x), rows_per_pass(x[:1].to(where), chunk)), []
+    for part, shares in logit_shares(draws, x, kind, chosen, parts):
+        total = torch.zeros((), dtype=torch.float64, device=where)
+        for network, share in zip(draws, shares.to(where), strict=True):
+            graph = logit_graph(network, x[part].detach().to(where))
+            total = total + graph.saliencies(share.to(graph.logits)[None], "signed")[0]
+        attributions.append(total.to(x))
+    return torch.cat(attributions)
 
 
 def covariance_of_explanations(
@@ -71,12 +112,11 @@ def covariance_of_explanations(
     check_choice(form, ("diag", "marg"), "form")
     if kind != "epistemic":
         raise ValueError(f"kind is {kind!r}; a covariance over draws knows their disagreement alone, pass 'epistemic'")
-    if not callable(explainer):
-        check_choice(explainer, EXPLAINERS, "explainer")
-        explainer = EXPLAINERS[explainer]
+    explainer = named(explainer)
     found, rows = [], max(1, LARGEST // (len(draws) * x[0].numel()))
-    for part, here in cut_examples(x, rows, options, where):
-        explained = explain(draws, explainer, part, device=where, progress=False, **here)
+    given = Options(explainer, options, x)
+    for part in given.parts(rows):
+        explained = explain(draws, explainer, x[part], device=where, progress=False, **given.of(part, where))
         deviation = explained._values("covariance").double() - explained.mean()  # (S, n, *shape of an example)
         deviation = deviation.sum(2) if x.dim() == 4 else deviation
         other = deviation if form == "diag" else deviation.sum(tuple(range(2, deviation.dim())), keepdim=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count
 from xuqlib.explain import explain
-from xuqlib.explainers.gradients import Explainer
+from xuqlib.explainers import Explainer
 from xuqlib.metrics.similarity import spearman, ssim
 from xuqlib.posteriors.draws import Draws, inner
 from xuqlib.posteriors.fixing import FixedNetwork, seed_of

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from xuqlib.checks import check_choice
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explain import explain
-from xuqlib.explainers.gradients import Explainer, completeness_gap, integrated_gradients
+from xuqlib.explainers import Explainer
+from xuqlib.explainers.gradients import completeness_gap, integrated_gradients
 from xuqlib.explainers.superpixels import superpixels
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.mc_dropout import MCDropout

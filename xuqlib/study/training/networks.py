@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from xuqlib.checks import check_choice, check_count
-
-PLACEMENTS = ("last", "all")
+from xuqlib.posteriors.kinds import PLACEMENTS
 
 
 def mini_vgg(

@@ -171,8 +171,8 @@ def cost_panels(
             axes.plot(
                 rows["seconds"],
                 rows["auc_urr"],
-                MARKERS[i],
-                color=COLOURS[i],
+                MARKERS[i % len(MARKERS)],
+                color=COLOURS[i % len(COLOURS)],
                 label=family,
                 markersize=10,
             )

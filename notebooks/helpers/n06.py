@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+
 from xuqlib.metrics.deletion import FILL_OF, deletion, perturbed
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.figures.charts import HUES, LINES, MARKERS, dots

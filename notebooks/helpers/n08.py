@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
 from xuqlib import ExplanationDistribution
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.figures.charts import HUES, LINES, MARKERS, feature_bars

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
 from xuqlib.study.figures.panels import panels
 from xuqlib.study.intervals import OVER_EXAMPLES
 

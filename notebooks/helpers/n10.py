@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+
 from xuqlib.study.figures.charts import HUES, LINES, MARKERS
 from xuqlib.study.figures.maps import map_grid
 from xuqlib.study.figures.panels import panels

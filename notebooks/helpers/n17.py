@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
 from xuqlib.study.figures.charts import HUES, MARKERS
 from xuqlib.study.figures.maps import SIGNED
 from xuqlib.study.figures.panels import panels

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
 from xuqlib.study.figures.charts import HUES, curve, dots
 from xuqlib.study.figures.panels import panels
 from xuqlib.study.intervals import OVER_EXAMPLES

@@ -310,7 +310,7 @@ def test_uncertain_examples_lie_above_the_median_and_random_ones_anywhere():
         ({"shares": [0, 2]}, "rise from 0 to at most 1"),
         ({"order": torch.zeros(3, 64, dtype=torch.int64)}, "every pixel number"),
         ({"target": tensor([0, 1])}, "target has 2 entries"),
-        ({"x": torch.zeros(3, 4)}, "pictures"),
+        ({"x": torch.zeros(3, 4)}, "images"),
         ({"draws": [nn.Sequential(nn.Flatten(), nn.Linear(192, 1).double())]}, "a regression"),
         ({"draws": [nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(192, 2).double())]}, "training mode"),
     ],

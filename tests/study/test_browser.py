@@ -213,6 +213,7 @@ def lab(tmp_path_factory) -> Iterator[str]:
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source += "".join(f"\n{name} = {value}" for name, value in SMALL[path.stem[:2]].items())
         nbformat.write(notebook, home / f"{path.stem[:2]}.ipynb")
+    shutil.copytree(ROOT / "notebooks" / "helpers", home / "helpers")
     for name, content in SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)

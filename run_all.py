@@ -38,7 +38,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"  # names a model that lives 
 SITE = Path("build") / "site"
 STORED_LIMIT = 300_000  # bytes of a stored notebook
 HEARTBEAT = 30.0  # seconds without news after which a run tells what it is doing
-CHOOSER = re.compile(r"\bexplore\w*\(")  # a cell that shows a chooser of xuqlib.widgets
+CHOOSER = re.compile(r"\bexplore\w*\(")  # a cell that shows a chooser of xuqlib.study.figures.choosers
 COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -483,7 +483,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers = args.jobs or min(cores(), 3)  # each takes most of a gigabyte
     if args.site:
         return make_site(args, workers)
-    jobs = plan(args)
+    try:
+        jobs = plan(args)
+    except ValueError as error:  # sizes that cannot be read, before anything has run
+        stop(str(error))
     set_environment(args, jobs, workers)
     # papermill changes the working directory while it runs
     shown, copies = os.path.relpath(jobs[0].figures), os.path.relpath(jobs[0].copies)

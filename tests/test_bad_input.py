@@ -190,7 +190,8 @@ CALLS: list[Case] = [
 ]
 EXPLAINING: list[Case] = [
     ("explain, network", lambda: explain(NET, gradient, X), TypeError, "got a Sequential; pass posterior.sample"),
-    ("explain, name", lambda: explain(DRAWS, "gradient", X), TypeError, "explainer is 'gradient'; pass a function"),
+    ("explain, name", lambda: explain(DRAWS, "gradiant", X), ValueError, "explainer 'gradiant'; known: "),
+    ("explain, number", lambda: explain(DRAWS, 3, X), TypeError, "explainer is 3; pass a function"),
     ("explain, keep", lambda: explain(DRAWS, gradient, X, keep="std"), ValueError, "'std'; known: all, moments, mean"),
     ("explain, precision", lambda: explain(DRAWS, gradient, X, precision="half"), ValueError, "known: float32, tf32"),
     ("std of a mean", lambda: explain(DRAWS, gradient, X, keep="mean").std(), ValueError, "only the mean .*moments"),

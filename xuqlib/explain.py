@@ -14,7 +14,7 @@ from xuqlib.checks import check_attribution, check_choice, check_examples, check
 from xuqlib.device import device as default_device
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explainers import Explainer
-from xuqlib.explainers.declaring import Options, declared_by
+from xuqlib.explainers.declaring import Options, declared_by, named
 from xuqlib.fast.engine import PRECISIONS, Engine, computing_in
 from xuqlib.moments import Moments
 from xuqlib.path import rows_per_pass
@@ -40,7 +40,8 @@ def explain(
 
     Args:
         draws: fixed networks, from `posterior.sample`.
-        explainer: a function (network, x, target, **options) giving an attribution shaped like x.
+        explainer: a function (network, x, target, **options) giving an attribution shaped like x; or the name of one
+            in `xuqlib.explainers.EXPLAINERS`.
         x: examples (N, ...), in the units that the networks were trained on.
         target: class of each example, (N,), or one for all. By default the one output of a regression, else the
             class with the largest mean probability over the draws: one target per example, the same for every draw.
@@ -64,6 +65,7 @@ def explain(
     Source: arXiv 2403.17224, section 3.
     """
     check_examples(x)
+    explainer = named(explainer) if isinstance(explainer, str) else explainer
     if not callable(explainer):
         raise TypeError(f"explainer is {explainer!r}; pass a function (network, x, target), such as xuqlib.gradient")
     check_choice(keep, ("all", "moments", "mean"), "keep")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,11 +17,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from xuqlib.explain import explain
 from xuqlib.explainers import EXPLAINERS
+from xuqlib.explainers import explainer as declared
 from xuqlib.explainers.adapters import from_captum
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.gradients import completeness_gap, gradient, gradient_x_input, integrated_gradients, smoothgrad
 from xuqlib.path import rows_per_pass
+from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, a few hundred sums
 FEW: dict[str, dict[str, Any]] = {
@@ -446,3 +450,30 @@ def test_without_captum_the_error_says_how_to_install_it(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(ImportError, match="pip install captum"):
         from_captum("DeepLift")
+
+
+def an_explainer(network, x, target=None, *, weight=None):
+    return x
+
+
+@pytest.mark.parametrize(
+    ("declare", "error", "message"),
+    [
+        (lambda: declared(an_explainer), TypeError, "with brackets"),
+        (lambda: declared(per_example="weight"), TypeError, "a list of names"),
+        (lambda: declared(per_example=["wieght"])(an_explainer), TypeError, "names ['wieght'], which an_explainer"),
+        (lambda: declared("gradient")(an_explainer), ValueError, "'gradient' is that of another explainer"),
+    ],
+)
+def test_what_an_explainer_cannot_mean_is_refused_where_it_is_declared(declare, error, message):
+    before = dict(EXPLAINERS)
+    with pytest.raises(error, match=re.escape(message)):
+        declare()
+    assert before == EXPLAINERS
+
+
+def test_explain_takes_the_name_of_an_explainer():
+    draws, x = DeepEnsemble([mlp()]).sample(), randn(2, 5)
+    assert torch.equal(explain(draws, "gradient", x, 1).values, explain(draws, gradient, x, 1).values)
+    with pytest.raises(ValueError, match="explainer 'gradiant'"):
+        explain(draws, "gradiant", x, 1)

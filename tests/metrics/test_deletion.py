@@ -14,19 +14,9 @@ from torch.testing import assert_close
 
 import xuqlib as xuq
 from xuqlib import ExplanationDistribution
-from xuqlib.metrics.deletion import (
-    CURVES,
-    auc,
-    deletion,
-    filled,
-    importance,
-    insertion,
-    one_draw,
-    perturbed,
-    pixel_order,
-    random_order,
-)
+from xuqlib.metrics.deletion import CURVES, auc, deletion, filled, importance, insertion, perturbed, pixel_order
 from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.study.judging.controls import one_draw, random_order
 
 
 def linear_network(weight):

@@ -12,8 +12,8 @@ from notebook_cells import definitions
 from torch.testing import assert_close
 
 import xuqlib as xuq
-from xuqlib.metrics.deletion import deletion, insertion, pixel_order, random_order
-from xuqlib.study.judging.controls import other_image, sobel
+from xuqlib.metrics.deletion import deletion, insertion, pixel_order
+from xuqlib.study.judging.controls import other_image, random_order, sobel
 
 TARGET = torch.tensor([0, 1, 2, 0, 1])
 cells = definitions("06")

@@ -12,7 +12,7 @@ from torch import nn, tensor
 from torch.testing import assert_close
 
 import xuqlib as xuq
-from xuqlib.metrics.deletion import filled, pixel_order, random_order
+from xuqlib.metrics.deletion import filled, pixel_order
 from xuqlib.study.judging.blurring import (
     BUDGETS,
     BlurringCurves,
@@ -26,6 +26,7 @@ from xuqlib.study.judging.blurring import (
     uncertain,
     uncertainty_curves,
 )
+from xuqlib.study.judging.controls import random_order
 from xuqlib.study.training.networks import mini_vgg
 
 LOG2 = math.log(2)

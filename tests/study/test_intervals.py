@@ -177,3 +177,20 @@ def test_an_estimate_without_an_interval_is_undecided_and_two_rules_are_refused(
 def _claims(study, figures):
     study.claims()
     return figures / "quick" / "04_claims.csv"
+
+
+@pytest.mark.parametrize(
+    ("estimate", "rule", "error", "message"),
+    [
+        (0.3, {}, TypeError, "rests on a float; pass an Estimate"),
+        (Estimate(0.5, 0.1, 0.9), {"between": (1, 0)}, ValueError, "the lower bound first"),
+        (Estimate(0.5, 0.1, 0.9), {"above": math.nan}, ValueError, "pass numbers"),
+    ],
+)
+def test_a_claim_that_cannot_be_judged_is_refused(estimate, rule, error, message):
+    with pytest.raises(error, match=message):
+        Notebook("04", preset="quick", seed=0).judge("a claim", estimate, **rule)
+
+
+def test_round_off_in_a_spread_of_nothing_decides_nothing():
+    assert mean_of_trainings([0.1, 0.1, 0.1]).above(0) is None

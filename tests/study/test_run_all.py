@@ -165,6 +165,8 @@ def test_whatever_a_result_depends_on_makes_it_run_again(tmp_path, monkeypatch, 
         monkeypatch.setenv("XUQ_DEVICE", "cuda:1")
     elif change == "version":
         monkeypatch.setattr(run_all.study, "versions", lambda: {"torch": "9"})
+    elif change == "preset":
+        (tmp_path / "notebooks" / "sizes.yaml").write_text("full: {}")
     before, (job,) = json.loads((tmp_path / "build/quick/50_first.json").read_text())["key"], plan(tmp_path, *arguments)
     assert job.key != before
     assert not run_all.is_whole(job)
@@ -373,12 +375,21 @@ def test_a_notebook_runs_again_when_a_helper_that_it_uses_has_changed(tmp_path):
         before = after
 
 
-@pytest.mark.parametrize("sizes", ["full: [1, 2]", "full:\n  '50': 3", "- 1"])
+@pytest.mark.parametrize(
+    "sizes", ["full: [1, 2]", "full:\n  '50': 3", "- 1", "fulll: {}", "full:\n  50: {a: 1}", "", "full:", "full: ["]
+)
 def test_a_file_of_sizes_that_is_none_is_one_clear_error(tmp_path, sizes):
     write(tmp_path, "50_first")
     (tmp_path / "notebooks" / "sizes.yaml").write_text(sizes)
     with pytest.raises(ValueError, match=r"sizes.yaml should hold"):
         run_all.plan(run_all.parse(["--project", str(tmp_path), "--preset", "full"]))
+
+
+def test_a_full_run_without_its_sizes_is_refused_before_it_begins(tmp_path, capsys):
+    write(tmp_path, "50_first")
+    with pytest.raises(SystemExit) as stopped:
+        run_all.main(["--project", str(tmp_path), "--preset", "full"])
+    assert stopped.value.code == 2 and "sizes.yaml" in capsys.readouterr().err
 
 
 def test_a_notebook_that_reads_results_is_planned_anew_when_they_change(tmp_path, monkeypatch):

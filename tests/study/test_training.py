@@ -228,6 +228,8 @@ def test_a_posterior_that_is_random_in_every_layer_has_a_name_of_its_own(home, m
     trained = diabetes(method, placement="all")
     forbid_training(monkeypatch)
     assert same_networks(trained.network, diabetes(f"{method}_all").network)
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        diabetes(f"{method}_all", placement="last")
 
 
 def test_the_manifest_says_how_a_network_came_about(home):

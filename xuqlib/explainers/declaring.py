@@ -6,6 +6,7 @@ anything: what it declares changes how much work `explain` does at once, and not
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -53,10 +54,22 @@ def explainer(
         per_example: names of options that hold one entry per example, along their first axis; `explain` cuts those
             together with the examples, and no others. Or by name a function (value, x) that makes such a tensor of what
             may be passed, given all examples; what it leaves as no tensor serves all of them.
+
+    Raises:
+        TypeError: written without brackets; `per_example` is one string, or names what the explainer does not take.
+        ValueError: the name is taken.
     """
+    if callable(name) or isinstance(per_example, str):
+        raise TypeError("write @explainer(), with brackets, and per_example as a list of names")
     makers = per_example if isinstance(per_example, Mapping) else dict.fromkeys(per_example, lambda value, _: value)
 
     def declare(function: _Function) -> _Function:
+        takes = inspect.signature(function).parameters
+        unknown = set(makers) - set(takes)
+        if unknown and not any(each.kind is each.VAR_KEYWORD for each in takes.values()):
+            raise TypeError(f"per_example names {sorted(unknown)}, which {function.__name__} does not take")
+        if name is not None and name in EXPLAINERS and EXPLAINERS[name].__module__ != function.__module__:
+            raise ValueError(f"the name {name!r} is that of another explainer; choose one of your own")
         vars(function)["declared"] = Declared(function, path, over_draws, makers)
         if name is not None:
             EXPLAINERS[name] = function

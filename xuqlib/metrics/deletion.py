@@ -12,7 +12,6 @@ from xuqlib.checks import check_choice, check_count, check_examples, check_numbe
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.posteriors.draws import Draws
-from xuqlib.posteriors.fixing import generator_of
 from xuqlib.uncertainty import logits_of
 
 STATISTICS = ("mean", "std", "cv", "signed")
@@ -44,22 +43,6 @@ def importance(e: ExplanationDistribution, statistic: str) -> Tensor:
     return folded.mean if statistic == "mean" else folded.std()
 
 
-def one_draw(e: ExplanationDistribution, *, first: int = 0) -> Tensor:
-    """Map of a single draw, another one for each example in turn, so that a mean over examples is one over draws, too.
-
-    Args:
-        e: attributions of images, every draw kept.
-        first: number of the first example, where e holds a block of more.
-
-    Returns:
-        |attribution| summed over channels, (N, H, W); example i gets draw (first + i) modulo the number of draws.
-    """
-    if e.values is None:
-        raise ValueError('a single draw\'s map needs every draw; explain with keep="all"')
-    example = torch.arange(e.values.shape[1])
-    return importance(ExplanationDistribution(e.values[(first + example) % e.num_draws, example][None]), "mean")
-
-
 def pixel_order(maps: Tensor) -> Tensor:
     """Put the pixels of each map in order, the largest value first; equal values keep the order of reading.
 
@@ -75,12 +58,6 @@ def pixel_order(maps: Tensor) -> Tensor:
     if maps.isnan().any():
         raise ValueError("a map holds NaN, which has no place in an order; give such pixels a number, such as -inf")
     return maps.flatten(1).sort(dim=1, descending=True, stable=True).indices
-
-
-def random_order(num_examples: int, shape: Sequence[int], *, seed: int = 0) -> Tensor:
-    """Put the pixels of each image, `shape` = (height, width), in a random order of its own; (N, H * W)."""
-    check_count(num_examples, 1, "num_examples")
-    return torch.rand(num_examples, *shape, generator=generator_of(seed)).flatten(1).argsort(1)
 
 
 def filled(x: Tensor, fill: str | Tensor) -> Tensor:

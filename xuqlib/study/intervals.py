@@ -102,7 +102,7 @@ def mean_of_trainings(values: Numbers, *, of: str = OVER_SEEDS) -> Estimate:
     mean, count = float(values.mean()), len(values)
     reach = float(values.sem() * t.ppf(0.975, count - 1)) if count > 1 else math.nan
     low, high = mean - reach, mean + reach
-    return Estimate(mean, low, high, of, n=count, seeds=count, decides=high > low)
+    return Estimate(mean, low, high, of, n=count, seeds=count, decides=values.nunique() > 1)
 
 
 def clustered(frame: pd.DataFrame, value: str, *, num_resamples: int = 1000, seed: int = 0) -> Estimate:

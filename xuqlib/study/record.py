@@ -267,10 +267,20 @@ class Notebook:
             note, n, seeds: replace what the estimate says of its interval, examples and trainings.
 
         Raises:
-            ValueError: both `above` and `between` are given.
+            TypeError: the estimate is none.
+            ValueError: both `above` and `between` are given; a bound is NaN, or the two are turned round.
         """
+        from xuqlib.study.intervals import Estimate
+
+        if not isinstance(estimate, Estimate):
+            raise TypeError(
+                f"claim {statement!r} rests on a {type(estimate).__name__}; pass an Estimate, as from intervals"
+            )
         if between is not None and above is not None:
             raise ValueError(f"claim {statement!r} has two rules; pass above=, or between=")
+        bounds = (0.0 if above is None else above,) if between is None else between
+        if any(map(math.isnan, bounds)) or list(bounds) != sorted(bounds):
+            raise ValueError(f"claim {statement!r} is judged by {bounds}; pass numbers, the lower bound first")
         holds = estimate.above(above or 0.0) if between is None else estimate.between(*between)
         ends = (estimate.low, estimate.high)
         self.claim(

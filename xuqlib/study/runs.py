@@ -32,11 +32,24 @@ def parameters(preset: str, number: str, project: Path = ROOT) -> dict[str, obje
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is not known; choose one of {', '.join(PRESETS)}")
     path = project / "notebooks" / "sizes.yaml"
-    sizes = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    wanted = f"{path.name} should hold, for each of {', '.join(PRESETS)} and each notebook ('04'), names and values"
     try:
-        return {"preset": preset, **(sizes.get(preset, {}).get(number, {}))}
-    except (AttributeError, TypeError):
-        raise ValueError(f"{path.name} should hold, for each preset and notebook, names and values") from None
+        sizes = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if preset == "quick":  # a project of one's own, whose notebooks hold their only sizes
+            return {"preset": preset}
+        raise ValueError(f"{wanted}; it is missing") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{wanted}; it cannot be read: {error}") from error
+    if not isinstance(sizes, dict) or not set(sizes) <= set(PRESETS):
+        raise ValueError(wanted)
+    if not all(isinstance(row, dict) for row in sizes.values()):
+        raise ValueError(wanted)
+    for notebook, values in (item for row in sizes.values() for item in row.items()):
+        # Without quotation marks 04 is the number 4, and its notebook would run at its quick size.
+        if not isinstance(notebook, str) or not isinstance(values, dict):
+            raise ValueError(f"{wanted}; it has {notebook!r}")
+    return {"preset": preset, **sizes.get(preset, {}).get(number, {})}
 
 
 def record(project: Path, preset: str, name: str) -> dict[str, Any]:

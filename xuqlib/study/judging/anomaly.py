@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xuqlib.checks import check_count, check_examples, check_number
-from xuqlib.metrics.similarity import on_evidence
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.judging.properties import on_evidence
 
 MAX_TRIES = 1000
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_count
+from xuqlib.distribution import ExplanationDistribution
+from xuqlib.metrics.deletion import importance
 from xuqlib.posteriors.draws import copy_with
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.posteriors.kinds import weighted_layers
@@ -60,3 +64,25 @@ def permuted_last_layer(network: nn.Module, *, seed: int = 0) -> nn.Module:
     dealt[order] = order.roll(1)  # one cycle through all classes: none stays
     frozen = copy_with(network, {key: value[dealt.to(value.device)] for key, value in weights.items()})
     return frozen.eval()
+
+
+def one_draw(e: ExplanationDistribution, *, first: int = 0) -> Tensor:
+    """Map of a single draw, another one for each example in turn, so that a mean over examples is one over draws, too.
+
+    Args:
+        e: attributions of images, every draw kept.
+        first: number of the first example, where e holds a block of more.
+
+    Returns:
+        |attribution| summed over channels, (N, H, W); example i gets draw (first + i) modulo the number of draws.
+    """
+    if e.values is None:
+        raise ValueError('a single draw\'s map needs every draw; explain with keep="all"')
+    example = torch.arange(e.values.shape[1])
+    return importance(ExplanationDistribution(e.values[(first + example) % e.num_draws, example][None]), "mean")
+
+
+def random_order(num_examples: int, shape: Sequence[int], *, seed: int = 0) -> Tensor:
+    """Put the pixels of each image, `shape` = (height, width), in a random order of its own; (N, H * W)."""
+    check_count(num_examples, 1, "num_examples")
+    return torch.rand(num_examples, *shape, generator=generator_of(seed)).flatten(1).argsort(1)

@@ -40,7 +40,7 @@ def train_or_load(
     *,
     preset: str = "full",
     seed: int = 0,
-    placement: str = "last",
+    placement: str | None = None,
     num_members: int = 5,
     retrain: bool = False,
     progress: bool = True,
@@ -57,7 +57,7 @@ def train_or_load(
         dataset: a name of `data.load` that has a recipe.
         preset: "full", the recipe; "quick", a shortened one where the data is not embedded.
         seed: of the initial weights and of the training.
-        placement: "last" or "all": which layers are random. Ensembles and Laplace know only "last".
+        placement: "last", the default, or "all": which layers are random. Ensembles and Laplace know only "last".
         num_members: of the ensemble.
         retrain: train anew even where there is a checkpoint. `XUQ_RETRAIN=1` does so for a whole run.
 
@@ -67,7 +67,10 @@ def train_or_load(
     """
     check_choice(method, METHODS, "method")
     if method.endswith("_all"):
+        if placement == "last":
+            raise ValueError(f"{method} has placement 'all', but placement is 'last'; leave one of the two out")
         method, placement = method.removesuffix("_all"), "all"
+    placement = "last" if placement is None else placement
     check_choice(placement, ("last", "all"), "placement")
     check_count(num_members, 1, "num_members")
     check_count(seed, 0, "seed")

@@ -15,6 +15,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from core_networks import randn, seeded
 from torch import Tensor, nn
 
 from xuqlib.explain import explain
@@ -34,29 +35,17 @@ FEW: dict[str, dict[str, Any]] = {
 }
 
 
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """Build a network with known weights, leaving the global generator as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = build().double()
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.3)
-                module.running_var.uniform_(0.5, 2)
-    return network.eval()
+def ready(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    return seeded(build, seed=seed).eval()
 
 
 def mlp() -> nn.Module:
-    return seeded(lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)))
+    return ready(lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)))
 
 
 def cnn() -> nn.Module:
     """An ordinary convolutional network with BatchNorm, dropout and in-place ReLUs."""
-    return seeded(
+    return ready(
         lambda: nn.Sequential(
             *(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
             *(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout2d(0.5)),
@@ -182,7 +171,7 @@ def test_a_captum_method_as_explainer_equals_captum(name: str, case: tuple[nn.Mo
 @pytest.mark.parametrize("squeeze", [False, True])
 def test_captum_explains_the_one_output_of_a_regression(squeeze: bool) -> None:
     pytest.importorskip("captum.attr")
-    network = seeded(lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 1), *[nn.Flatten(0)] * squeeze))
+    network = ready(lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 1), *[nn.Flatten(0)] * squeeze))
     x = randn(4, 5)
     wanted = integrated_gradients(network, x, num_steps=20)
     found = from_captum("IntegratedGradients", multiply_by_inputs=True)(network, x, n_steps=20)
@@ -282,7 +271,7 @@ def test_an_explainer_leaves_network_x_and_the_global_generators_as_they_were(
 def test_a_network_that_writes_into_its_input_is_explained_like_one_that_does_not(
     explainer: Callable[..., Tensor],
 ) -> None:
-    tail = seeded(lambda: nn.Linear(5, 3))
+    tail = ready(lambda: nn.Linear(5, 3))
     x, baseline = randn(4, 5), randn(5, seed=1)
     before, start = x.clone(), baseline.expand(4, 5).clone()
     writing, plain = nn.Sequential(nn.ReLU(inplace=True), tail), nn.Sequential(nn.ReLU(), tail)
@@ -298,7 +287,7 @@ def test_a_network_that_writes_into_its_input_is_explained_like_one_that_does_no
 
 def test_captum_leaves_x_alone_even_if_the_network_writes_into_its_input() -> None:
     pytest.importorskip("captum.attr")
-    tail = seeded(lambda: nn.Linear(5, 3))
+    tail = ready(lambda: nn.Linear(5, 3))
     x = randn(4, 5)
     before = x.clone()
     from_captum("FeatureAblation")(nn.Sequential(nn.ReLU(inplace=True), tail), x, TARGET)
@@ -325,7 +314,7 @@ def test_explaining_examples_in_chunks_equals_explaining_them_at_once(
 
 
 def test_a_regression_network_needs_no_target_and_may_return_one_axis(explainer: Callable[..., Tensor]) -> None:
-    network = seeded(lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 1)))
+    network = ready(lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 1)))
     x = randn(4, 5)
     wanted = explainer(network, x, torch.zeros(4, dtype=torch.int64))
     assert torch.equal(explainer(network, x), wanted)

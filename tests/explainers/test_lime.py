@@ -11,7 +11,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from core_networks import assert_fast
+from core_networks import assert_fast, randn, seeded
 from torch import Tensor, nn
 
 from xuqlib.explainers import EXPLAINERS
@@ -22,27 +22,16 @@ from xuqlib.posteriors.fixing import FixedNetwork
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, one well-conditioned system of at most 40 unknowns
 
 
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = build().double()
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.3)
-                module.running_var.uniform_(0.5, 2)
-    return network.eval()
+def ready(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    return seeded(build, seed=seed).eval()
 
 
 def mlp(seed: int = 0) -> nn.Module:
-    return seeded(lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3)), seed)
+    return ready(lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3)), seed)
 
 
 def cnn(channels: int = 3, seed: int = 0) -> nn.Module:
-    return seeded(
+    return ready(
         lambda: nn.Sequential(
             *(nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
             *(nn.Flatten(), nn.Linear(96, 3)),
@@ -107,7 +96,7 @@ def test_lime_with_its_own_superpixels_equals_lime_given_them() -> None:
 
 
 def test_lime_of_a_linear_network_is_its_weight_whatever_the_scale() -> None:
-    network = seeded(lambda: nn.Linear(5, 3))
+    network = ready(lambda: nn.Linear(5, 3))
     for scale in (1.0, 0.01, torch.tensor([0.1, 1, 10, 2, 3], dtype=torch.float64)):
         found = lime_fit(network, randn(3, 5), TARGET, alpha=0, num_samples=50, scale=scale)
         torch.testing.assert_close(found.attribution, network.weight[TARGET].detach(), **TIGHT)

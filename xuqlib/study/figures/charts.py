@@ -1,4 +1,4 @@
-"""One look for every figure, and charts of tidy frames in it; `figures` offers all of them together.
+"""Charts of tidy frames: lines, bars and dots, each with its interval; and the look that every figure shares.
 
 Large type, colours told apart by colour-blind readers and in grey, and no interval without what it is of.
 """

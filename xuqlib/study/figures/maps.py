@@ -1,4 +1,4 @@
-"""One look for every figure: large type, colours told apart by colour-blind readers and in grey, scales said.
+"""Figures of maps: examples beside what is attributed to their pixels, with one scale for a row, and said.
 
 Each function takes a frame or maps and returns a matplotlib Figure; `save` publishes it with its numbers and recipe.
 

@@ -89,3 +89,13 @@ def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to which this test publishes; the quick preset's figures go to its `quick`."""
     monkeypatch.setenv("XUQ_FIGURES", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock for what measures time, in seconds; it stands still until a test moves it."""
+    from xuqlib.study.judging import timing
+
+    now = [0.0]
+    monkeypatch.setattr(timing, "perf_counter", lambda: now[0])
+    return now

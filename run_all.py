@@ -140,6 +140,14 @@ def environment_key(project: Path) -> str:
     return hashlib.sha256(json.dumps([parts, study.versions(), os.environ.get("XUQ_DEVICE")]).encode()).hexdigest()
 
 
+def sizes(args: argparse.Namespace, number: str) -> dict[str, object]:
+    """What the preset puts into a notebook's parameters. Stops where that cannot be read."""
+    try:
+        return runs.parameters(args.preset, number, args.project)
+    except runs.SizesError as error:
+        stop(str(error))
+
+
 def plan(args: argparse.Namespace) -> list[Job]:
     """The jobs of this run. Stops on the first notebook or parameter that is not known, before anything has run."""
     project, given = args.project, overrides([*args.parameter, *args.parameters])
@@ -149,7 +157,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
     common = environment_key(project)
     jobs = []
     for source in choose(project / "notebooks", args.only):
-        values = {**runs.parameters(args.preset, source.stem[:2], args.project), **given}
+        values = {**sizes(args, source.stem[:2]), **given}
         known = known_parameters(source)
         if unknown := sorted(set(values) - set(known)):
             stop(f"{source.name} has no parameter {', '.join(unknown)}; known are {', '.join(known)}")
@@ -438,7 +446,7 @@ def make_site(args: argparse.Namespace, workers: int) -> int:
 
 def listing(args: argparse.Namespace) -> None:
     for source in choose(args.project / "notebooks", args.only):
-        changed = runs.parameters(args.preset, source.stem[:2], args.project)
+        changed = sizes(args, source.stem[:2])
         values = {**known_parameters(source), **{name: repr(value) for name, value in changed.items()}}
         took = runs.in_words(runs.last_seconds(args.project, args.preset, source.stem))
         print(f"{source.stem}  {', '.join(f'{name}={value}' for name, value in values.items())}  (last took: {took})")
@@ -483,10 +491,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers = args.jobs or min(cores(), 3)  # each takes most of a gigabyte
     if args.site:
         return make_site(args, workers)
-    try:
-        jobs = plan(args)
-    except ValueError as error:  # sizes that cannot be read, before anything has run
-        stop(str(error))
+    jobs = plan(args)
     set_environment(args, jobs, workers)
     # papermill changes the working directory while it runs
     shown, copies = os.path.relpath(jobs[0].figures), os.path.relpath(jobs[0].copies)

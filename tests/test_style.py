@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "xuqlib"
 STUDY = sorted((LIBRARY / "study").rglob("*.py"))
 COMMAND = LIBRARY / "__main__.py"  # `python -m xuqlib`, of the study
-# What writes to a disk or a cluster has a wing of its own, xuqlib/scale, above the method.
+# What is to write to a disk or a cluster will have a wing of its own, xuqlib/scale, above the method.
 METHOD = sorted(
     path
     for path in LIBRARY.rglob("*.py")

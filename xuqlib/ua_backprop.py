@@ -7,6 +7,7 @@ to that draw's logits; an explanation of each logit, made to sum to 1, spreads i
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from xuqlib.uncertainty import fixed_draws, logits_of, probability_shares
 
 COEFFICIENTS = ("softmax", "row-normalised", "ratio")
 NORMALISATIONS = ("softmax", "sum")
-_OF_LOGITS = {"fullgrad": fullgrad, **EXPLAINERS}
+_OF_LOGITS = ChainMap[str, Explainer]({"fullgrad": fullgrad}, EXPLAINERS)
 
 
 class Setting(NamedTuple):

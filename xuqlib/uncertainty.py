@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -130,7 +131,7 @@ def probability_shares(logits: Tensor, kind: str = "epistemic") -> Tensor:
 
 
 # FullGrad's signed terms add up to U as far as it can; other explainers are taken as they come.
-OF_UNCERTAINTY: dict[str, Explainer] = EXPLAINERS | {"fullgrad": partial(fullgrad, psi="signed")}
+OF_UNCERTAINTY = ChainMap[str, Explainer]({"fullgrad": partial(fullgrad, psi="signed")}, EXPLAINERS)
 
 
 class UncertaintyOf(nn.Module):

@@ -26,6 +26,8 @@ from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.gradients import completeness_gap, gradient, gradient_x_input, integrated_gradients, smoothgrad
 from xuqlib.path import rows_per_pass
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
+from xuqlib.ua_backprop import ua_backprop
+from xuqlib.uncertainty import attribute_uncertainty
 
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, a few hundred sums
 FEW: dict[str, dict[str, Any]] = {
@@ -466,3 +468,12 @@ def test_explain_takes_the_name_of_an_explainer():
     assert torch.equal(explain(draws, "gradient", x, 1).values, explain(draws, gradient, x, 1).values)
     with pytest.raises(ValueError, match="explainer 'gradiant'"):
         explain(draws, "gradiant", x, 1)
+
+
+def test_an_explainer_of_ones_own_is_known_wherever_a_name_is_taken(monkeypatch):
+    monkeypatch.delitem(EXPLAINERS, "mine", raising=False)
+    monkeypatch.setitem(EXPLAINERS, "mine", an_explainer)
+    draws, x = DeepEnsemble([mlp(), mlp()]).sample(), randn(2, 5)
+    assert torch.equal(explain(draws, "mine", x, 1).values[0], x)
+    assert torch.equal(attribute_uncertainty(draws, x, explainer="mine"), x)
+    assert ua_backprop(draws, x, explainer="mine").shape == x.shape

@@ -102,6 +102,7 @@ def test_whatever_is_broken_turns_the_comparison_red(monkeypatch, kind, name, ma
 
 @pytest.mark.parametrize(("make", "compare"), list(dict.fromkeys((make, compare) for _, _, make, compare in CASES)))
 def test_nothing_broken_leaves_the_comparison_green(make, compare):
+    """The control: what turns red above is what was broken. `compare` asserts, and raises where it is not so."""
     compare(make())
 
 

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from clocks import moving
 from notebook_cells import definitions
 from torch import nn
 
 from xuqlib import DeepEnsemble, gradient, integrated_gradients, ua_backprop
-from xuqlib.study.judging import timing
 
 CELLS = definitions("13", num_rounds=2, vae=None)
 race = CELLS.race
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still until a test moves it."""
-    now = [0.0]
-    monkeypatch.setattr(timing, "perf_counter", lambda: now[0])
-    return now
-
-
-def moving(clock, seconds, maps=()):
-    """A candidate that takes so many seconds of that clock."""
-
-    def candidate():
-        clock[0] += seconds
-        return maps
-
-    return candidate
 
 
 def test_a_race_compares_with_its_first_candidate_and_with_the_plain_loop(clock):

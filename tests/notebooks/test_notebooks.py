@@ -8,6 +8,8 @@ import io
 import itertools
 import json
 import re
+import subprocess
+import sys
 import tokenize
 from pathlib import Path
 from typing import Any
@@ -180,3 +182,16 @@ def test_the_closing_code_cell_shows_the_claims(path):
     assert len(calls) == 1
     assert calls[0] in cells(path, "code")[-2:]  # only the versions may follow
     assert "verdict" in json.dumps(calls[0]["outputs"])
+
+
+def test_helpers_can_be_imported_by_the_processes_that_share_a_notebooks_work():
+    """A kernel runs in notebooks/; its workers are new processes, which get a helper's function by its name."""
+    code = (
+        "from joblib import Parallel, delayed\n"
+        "from helpers.n10 import mean_scores\n"
+        "print(*Parallel(n_jobs=2)(delayed(vars)(mean_scores) for _ in range(2)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "notebooks", capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0 and ran.stdout.strip() == "{} {}", ran.stderr

@@ -378,11 +378,13 @@ def test_a_notebook_runs_again_when_a_helper_that_it_uses_has_changed(tmp_path):
 @pytest.mark.parametrize(
     "sizes", ["full: [1, 2]", "full:\n  '50': 3", "- 1", "fulll: {}", "full:\n  50: {a: 1}", "", "full:", "full: ["]
 )
-def test_a_file_of_sizes_that_is_none_is_one_clear_error(tmp_path, sizes):
+def test_a_file_of_sizes_that_is_none_is_one_clear_error(tmp_path, capsys, sizes):
     write(tmp_path, "50_first")
     (tmp_path / "notebooks" / "sizes.yaml").write_text(sizes)
-    with pytest.raises(ValueError, match=r"sizes.yaml should hold"):
-        run_all.plan(run_all.parse(["--project", str(tmp_path), "--preset", "full"]))
+    for more in ([], ["--list"]):
+        with pytest.raises(SystemExit) as stopped:
+            run_all.main(["--project", str(tmp_path), "--preset", "full", *more])
+        assert stopped.value.code == 2 and "sizes.yaml should hold" in capsys.readouterr().err
 
 
 def test_a_full_run_without_its_sizes_is_refused_before_it_begins(tmp_path, capsys):

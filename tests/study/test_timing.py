@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from clocks import moving
 from torch import nn
 
 from xuqlib.study.figures.charts import dots
@@ -28,24 +29,6 @@ TIMES = pd.DataFrame(
 def resident(monkeypatch):
     """Measure resident memory, also where there is a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still until a test moves it."""
-    now = [0.0]
-    monkeypatch.setattr(timing, "perf_counter", lambda: now[0])
-    return now
-
-
-def moving(clock, seconds, maps=()):
-    """A candidate that takes so many seconds of that clock."""
-
-    def candidate():
-        clock[0] += seconds
-        return maps
-
-    return candidate
 
 
 def test_every_round_runs_each_candidate_once_and_begins_with_another():

@@ -46,9 +46,8 @@ def split(networks: Sequence[nn.Module], x: Tensor) -> Split | None:
     depth, last, is_off = 0, len(layers[0]) - 1, all(seed is None for seed in seeds)
     while depth < last and is_sure(layers[0][depth], is_off) and have_same_tensors([each[depth] for each in layers]):
         depth += 1
-    if (
-        depth < last and not has_dropout(layers[0][depth]) and have_same_tensors([each[depth] for each in layers])
-    ):  # a layer of a user's own
+    ends_in_a_users_layer = depth < last and not has_dropout(layers[0][depth])
+    if ends_in_a_users_layer and have_same_tensors([each[depth] for each in layers]):
         parts = _before_output(fixed, x)
         if parts is not None:
             return parts

@@ -19,13 +19,18 @@ TOLERANCES: Mapping[str, Mapping[str, float]] = {
 }
 
 
+class SizesError(ValueError):
+    """`sizes.yaml` is missing, or holds something else than sizes."""
+
+
 def parameters(preset: str, number: str, project: Path = ROOT) -> dict[str, object]:
     """Parameters that `preset` puts into the notebook with this number; one without a row gets the preset alone.
 
     They are read from `notebooks/sizes.yaml` of the project.
 
     Raises:
-        ValueError: the preset is not known; the file is none of sizes.
+        ValueError: the preset is not known.
+        SizesError: the file is missing, or none of sizes.
     """
     import yaml
 
@@ -38,17 +43,17 @@ def parameters(preset: str, number: str, project: Path = ROOT) -> dict[str, obje
     except FileNotFoundError:
         if preset == "quick":  # a project of one's own, whose notebooks hold their only sizes
             return {"preset": preset}
-        raise ValueError(f"{wanted}; it is missing") from None
+        raise SizesError(f"{wanted}; it is missing") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{wanted}; it cannot be read: {error}") from error
+        raise SizesError(f"{wanted}; it cannot be read: {error}") from error
     if not isinstance(sizes, dict) or not set(sizes) <= set(PRESETS):
-        raise ValueError(wanted)
+        raise SizesError(wanted)
     if not all(isinstance(row, dict) for row in sizes.values()):
-        raise ValueError(wanted)
+        raise SizesError(wanted)
     for notebook, values in (item for row in sizes.values() for item in row.items()):
         # Without quotation marks 04 is the number 4, and its notebook would run at its quick size.
         if not isinstance(notebook, str) or not isinstance(values, dict):
-            raise ValueError(f"{wanted}; it has {notebook!r}")
+            raise SizesError(f"{wanted}; it has {notebook!r}")
     return {"preset": preset, **sizes.get(preset, {}).get(number, {})}
 
 

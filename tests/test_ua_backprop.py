@@ -337,7 +337,11 @@ BAD = {
     "coefficients": (lambda: ua_backprop(DRAWS, X, coefficients="J"), ValueError, "'J'; known: softmax, row-norm"),
     "psi": (lambda: ua_backprop(DRAWS, X, psi="signed"), ValueError, "psi 'signed'; known: minmax, raw"),
     "normalise": (lambda: ua_backprop(DRAWS, X, normalise="max"), ValueError, "normalise 'max'; known: softmax, sum"),
-    "explainer": (lambda: ua_backprop(DRAWS, X, explainer="shap"), ValueError, "explainer 'shap'; known: gradient, .*fullgrad"),
+    "explainer": (
+        lambda: ua_backprop(DRAWS, X, explainer="shap"),
+        ValueError,
+        "explainer 'shap'; known: gradient, .*fullgrad",
+    ),
     "no explainer": (lambda: ua_backprop(DRAWS, X, explainer=3), ValueError, "unknown explainer 3"),
     "option": (lambda: ua_backprop(DRAWS, X, num_steps=3), TypeError, "fullgrad takes no option 'num_steps'"),
     "map shape": (

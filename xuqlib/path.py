@@ -20,6 +20,7 @@ from torch import Tensor
 
 from xuqlib.checks import check_count, check_logits, check_target
 from xuqlib.guided import GuidedMode
+from xuqlib.views import at
 
 Network = Callable[[Tensor], Tensor]
 
@@ -118,25 +119,30 @@ def along(network: Network, path: Path, target: Any, rows: int) -> Tensor:
 def along_in(mode: GuidedMode | None, network: Network, path: Path, target: Any, rows: int) -> Tensor:
     """Evaluate a path for one network, its ReLUs guided by `mode`."""
 
-    def evaluated(batch: Tensor) -> Tensor:
-        with mode or nullcontext():
-            return network(batch)
+    def evaluated(examples: slice) -> Network:
+        seen = at(network, examples)
+
+        def inside(batch: Tensor) -> Tensor:
+            with mode or nullcontext():
+                return seen(batch)
+
+        return inside
 
     if path.factor is None and len(path.origin) <= rows:
-        total = slope(evaluated, path.origin, target)
+        total = slope(evaluated(slice(None)), path.origin, target)
     else:
         total = _summed(evaluated, path, target, rows)
     return path.finished(total)
 
 
-def _summed(network: Network, path: Path, target: Any, rows: int) -> Tensor:
-    origin = path.origin
+def _summed(network_at: Callable[[slice], Network], path: Path, target: Any, rows: int) -> Tensor:
+    origin, first = path.origin, slice(rows)
     with torch.no_grad():  # a network may write into its input, so it gets a copy
-        num_classes = check_logits(network(origin[:rows].clone()), len(origin[:rows])).shape[1]
+        num_classes = check_logits(network_at(first)(origin[first].clone()), len(origin[first])).shape[1]
     classes = check_target(target, len(origin), num_classes)
     total = torch.zeros_like(origin)
     for block in blocks(len(origin), rows):
-        num_examples = len(origin[block])
+        num_examples, network = len(origin[block]), network_at(block)
         for steps in blocks(path.num_steps, max(1, rows // num_examples)):
             points = path.points(block, steps)
             slopes = slope(network, points, classes[block].repeat(len(points) // num_examples))

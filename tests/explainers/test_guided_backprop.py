@@ -251,6 +251,7 @@ def test_guided_mode_composes_with_another_mode_outside_and_inside() -> None:
     x = torch.tensor([[3.0, -1.0]], dtype=torch.float64)
     weight = torch.tensor([1.0, -1.0], dtype=torch.float64)
     plain = lambda batch: torch.square(F.relu(batch)) @ weight  # noqa: E731
+    guided_backprop(plain, x)  # it is tried out once
 
     def with_mode_inside(batch: Tensor) -> Tensor:
         with Doubling() as mode:

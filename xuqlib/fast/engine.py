@@ -61,6 +61,11 @@ class Engine:
         dtype = torch.bfloat16 if precision == "bfloat16" else x.dtype
         self.chain = None if parts is None else self._chain_of(parts, x[:1], Execution(dtype, x.device, guided))
 
+    def at(self, draws: Draws) -> Engine:
+        """Go on with the same draws, seen with other examples; see `Draws.at`."""
+        self.draws = draws
+        return self
+
     @property
     def is_fast(self) -> bool:
         """Whether the draws are evaluated together, as a chain of layers; else each is by itself, in the plain loop."""

@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from dataclasses import replace
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_examples, check_logits
+from xuqlib.inputs import as_inputs
+from xuqlib.outputs import as_output
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.kinds import is_of_torch
 from xuqlib.posteriors.shared import split
+from xuqlib.posteriors.trial import try_out
+from xuqlib.views import OfClasses, OfExamples, View, at, read
 
 
 class Draws(Sequence[nn.Module]):
@@ -26,9 +31,17 @@ class Draws(Sequence[nn.Module]):
         networks: the draws; each answers the same every time, and shares what it can with the others.
         posterior: name of the posterior, for tables and figures.
         noise_variance: variance of the targets about the mean of one draw, in squared target units (regression).
+        output: what kind of numbers the networks answer, a name in `xuqlib.outputs.OUTPUTS`, if that is known.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], *, posterior: str = "", noise_variance: float = 0.0) -> None:
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        *,
+        posterior: str = "",
+        noise_variance: float = 0.0,
+        output: str | None = None,
+    ) -> None:
         # An nn.Sequential is a sequence too: of its layers.
         if isinstance(networks, nn.Module) or not isinstance(networks, Sequence):
             raise TypeError(f"got a {type(networks).__name__}; pass posterior.sample(num_draws), or a list of networks")
@@ -37,6 +50,7 @@ class Draws(Sequence[nn.Module]):
         if not all(isinstance(network, nn.Module) for network in networks):
             raise TypeError(f"got a list of {type(networks[0]).__name__}; each draw is a network (nn.Module)")
         self.networks, self.posterior, self.noise_variance = list(networks), posterior, noise_variance
+        self.output = output
 
     def __len__(self) -> int:
         return len(self.networks)
@@ -47,8 +61,12 @@ class Draws(Sequence[nn.Module]):
     def __getitem__(self, index: slice) -> Draws: ...
     def __getitem__(self, index: int | slice) -> nn.Module | Draws:
         if isinstance(index, slice):
-            return Draws(self.networks[index], posterior=self.posterior, noise_variance=self.noise_variance)
+            return self._with(self.networks[index])
         return self.networks[index]
+
+    def _with(self, networks: Sequence[nn.Module]) -> Draws:
+        known = {"posterior": self.posterior, "noise_variance": self.noise_variance, "output": self.output}
+        return Draws(networks, **known)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(self.networks)
@@ -56,13 +74,95 @@ class Draws(Sequence[nn.Module]):
     def __repr__(self) -> str:
         return f"Draws({len(self)} of {self.posterior or type(self.networks[0]).__name__})"
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the logits of every draw, (draw, example, class); one output per example is class 0."""
+    def __call__(self, x: Any, output: Any = None) -> Tensor:
+        """Return the numbers that every draw answers, (draw, example, class); one number per example is class 0.
+
+        Args:
+            x: examples, as for `Inputs`.
+            output: what of the answer, as for `Output`.
+        """
+        if output is not None or not isinstance(x, Tensor) or not x.is_floating_point():
+            draws, x = self.seen(x, output, explained=False)
+            return draws.read(x)
         check_examples(x)
         trunk, heads = shared_trunk(self.networks, x)
         features = trunk(x)
         outputs = (head(features if isinstance(head, FixedNetwork) else features.clone()) for head in heads)
-        return torch.stack([check_logits(output, len(x)) for output in outputs])
+        return _stacked([check_logits(output, len(x)) for output in outputs])
+
+    def read(self, x: Tensor) -> Tensor:
+        """Return the numbers of every draw, (draw, example, class, ...), with the places of a segmentation."""
+        views = all(isinstance(network, View) for network in self.networks)
+        return _stacked([read(network, x) for network in self.networks]) if views else self(x)
+
+    def seen(self, given: Any, output: Any = None, *, explained: bool = True) -> tuple[Draws, Tensor]:
+        """Return these draws as maps from one floating tensor x, (N, ...), to numbers (N, K), and that x.
+
+        The draws are tried out first. They are these themselves where their input is one tensor, and their answer one.
+
+        Args:
+            given, output: see `Inputs` and `Output`.
+            explained: False where x is not to change: token ids need no embedding then, and places are not summed.
+
+        Raises:
+            TypeError, ValueError: as for `Inputs`, `Output` and `try_out`.
+        """
+        if isinstance(self.networks[0], OfExamples):
+            return self, given
+        inputs, read_as = as_inputs(given), as_output(output, self.output)
+        first = {tuple(map(type, network.modules())): network for network in reversed(self.networks)}.values()
+        if inputs.is_one_tensor and read_as.is_plain:
+            answers = [try_out(network, inputs.x) for network in first]
+            for answer in answers:
+                if answer is not None:
+                    read_as.settled(read_as.read(answer, 2), inputs.num_examples)
+            if all(answer is None or isinstance(answer, Tensor) for answer in answers):
+                return self, inputs.x
+        where = next((parameter.device for parameter in self.networks[0].parameters()), inputs.x.device)
+        inputs = inputs.changed(lambda value: value.to(where))
+        inputs = inputs.with_layer(self.networks[0]) if explained else inputs
+        for network in first:
+            try_out(View(network, inputs, read_as), inputs.x)
+        view = View(self.networks[0], inputs.at(slice(1)), read_as)
+        with torch.no_grad():
+            read_as = read_as.settled(view.read(view.inputs.x), inputs.num_examples)
+        seen = self._with([View(network, inputs, read_as) for network in self.networks])
+        seen.output = read_as.kind
+        if explained and read_as.kind == "segmentation" and read_as.where is None:
+            seen = seen._with_areas(inputs.x)
+        return seen, inputs.x
+
+    def at(self, examples: slice) -> Draws:
+        """Return these draws for some of the examples that they are seen with; see `seen`."""
+        return self._with([at(network, examples) for network in self.networks])
+
+    def of_classes(self) -> Draws:
+        """Return draws that were seen as maps to logits of classes; see `Output.of_classes`.
+
+        Raises:
+            ValueError: their output is no classes.
+        """
+        for view in self.networks:
+            (view.output if isinstance(view, View) else as_output(self.output)).check_classes()
+        classes = self._with([OfClasses(cast(View, view)) for view in self.networks])
+        classes.output = "logits"
+        return classes
+
+    @torch.no_grad()
+    def _with_areas(self, x: Tensor) -> Draws:
+        """Sum each class of a segmentation over the places where it is the most probable in the mean over draws."""
+        masks = []
+        for example in range(len(x)):
+            some = slice(example, example + 1)
+            logits = self.at(some).read(x[some])  # (S, 1, K, ...)
+            if logits.shape[2] == 1:
+                masks.append(logits.sigmoid().mean(0) > 0.5)
+            else:
+                best = logits.softmax(2).mean(0).argmax(1, keepdim=True)
+                masks.append(torch.zeros_like(logits[0], dtype=torch.bool).scatter_(1, best, True))
+        where = torch.cat(masks)
+        views = cast(list[View], self.networks)
+        return self._with([View(v.network, v.inputs, replace(v.output, where=where)) for v in views])
 
     def to(self, *args: Any, **kwargs: Any) -> Draws:
         """Move every draw to a device or dtype, as `nn.Module.to` does; return these draws."""
@@ -75,8 +175,17 @@ class Draws(Sequence[nn.Module]):
         return self
 
 
+def _stacked(answers: Sequence[Tensor]) -> Tensor:
+    """Put the answers of the draws side by side; those of an ensemble may not be alike."""
+    odd = next((answer for answer in answers if answer.shape != answers[0].shape), None)
+    if odd is not None:
+        raise ValueError(f"draws answer {tuple(answers[0].shape)} and {tuple(odd.shape)}; pass networks of one task")
+    return torch.stack(list(answers))
+
+
 def inner(network: nn.Module) -> nn.Module:
     """The network that a draw fixes, which draws that differ in their dropout masks alone have in common."""
+    network = network.network if isinstance(network, View) else network
     return network.network if isinstance(network, FixedNetwork) else network
 
 

@@ -133,14 +133,19 @@ class FixedNetwork(nn.Module):
         if network.training:
             network.eval()
 
-    def forward(self, x: Tensor) -> Tensor:
-        generator = None
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        tensors = [value for value in (*inputs, *named.values()) if isinstance(value, Tensor)]
+        x, generator = tensors[0], None
         if self.resampling is not None:
             generator = torch.Generator()
             generator.set_state(self.resampling)
         try:
             with FixedMasks(self.seed, len(x), generator):
-                return self.network(x.clone())  # a layer may work in place on what it is given
+                # A layer may work in place on what it is given.
+                copies = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
+                return self.network(
+                    *copies, **{k: value.clone() if isinstance(value, Tensor) else value for k, value in named.items()}
+                )
         except RuntimeError as error:
             if type(error) is not RuntimeError:  # out of memory, say
                 raise

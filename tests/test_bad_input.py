@@ -379,7 +379,7 @@ UNCERTAINTY: list[Case] = [
     ("attended training", lambda: fit_attended([], X, X[:, 0]), ValueError, "no networks to train"),
     ("vae, sides", lambda: PictureVAE((1, 6, 6), latent=2), ValueError, "sides divisible by 4"),
     ("vae, data set", lambda: train_or_load_vae("diabetes"), ValueError, "dataset of an autoencoder 'diabetes'"),
-    ("deletion, table", lambda: deletion(DRAWS, X, X, 0), ValueError, "of images"),
+    ("deletion, order", lambda: deletion(DRAWS, X, X, 0), ValueError, "every pixel number from 0 to 4"),
     ("insertion, target", lambda: insertion(DRAWS, X, X, [0]), ValueError, "target has 1 entries"),
     ("fullgrad, psi", lambda: fullgrad(NET, X, 0, psi="max"), ValueError, "psi 'max'; known"),
     ("fullgrad, target", lambda: fullgrad(NET, X, 3), ValueError, "classes are 0 to 2"),

@@ -28,7 +28,7 @@ class Inputs:
             takes by name (as tokenizers give); `Examples`; or a DataLoader, or another iterable of batches (inputs,
             target), in a fixed order. All tensors have the N examples first; what else there is passes along.
         wrt: what is explained: a position, a name, or the name of the layer that embeds token ids. By default the
-            first floating tensor of two axes or more, else the token ids.
+            `input_ids`, else the first floating tensor of two axes or more, else the first token ids.
         absent_id: token whose embedding stands for no token, such as that of a mask; a vector of zeros by default.
 
     Raises:
@@ -41,6 +41,7 @@ class Inputs:
     def __init__(self, given: Any, *, wrt: str | int | None = None, absent_id: int | None = None) -> None:
         self.values = _by_name(given)
         self.layer: str | None = None
+        self.dtype = torch.float32  # of the switches
         self.absent_id = None if absent_id is None else check_count(absent_id, 0, "absent_id")
         tensors = {key: value for key, value in self.values.items() if isinstance(value, Tensor) and value.dim()}
         floating = [key for key, value in tensors.items() if value.is_floating_point() and value.dim() > 1]
@@ -49,8 +50,8 @@ class Inputs:
             if not isinstance(wrt, str) or not ids:
                 raise ValueError(f"wrt is {wrt!r}; the inputs are {list(self.values)}, or name a layer of token ids")
             self.layer, floating = wrt, []
-        first_ids = ["input_ids"] if "input_ids" in ids else ids
-        self.explained: Any = wrt if wrt in self.values else [*floating, *first_ids, *self.values, None][0]
+        first = ["input_ids"] if "input_ids" in ids else []  # beside which a mask may be floating
+        self.explained: Any = wrt if wrt in self.values else [*first, *floating, *ids, *self.values, None][0]
         value: Any = self.values.get(self.explained)
         self.are_tokens = isinstance(value, Tensor) and _are_ids(value)
         if not self.are_tokens:
@@ -74,7 +75,7 @@ class Inputs:
     def x(self) -> Tensor:
         """What is explained, floating, (N, ...); for token ids the switches, all 1, (N, T)."""
         value: Tensor = self.values[self.explained]
-        return torch.ones(value.shape, device=value.device) if self.are_tokens else value
+        return torch.ones(value.shape, dtype=self.dtype, device=value.device) if self.are_tokens else value
 
     def at(self, examples: slice) -> Inputs:
         """Return some of the examples."""
@@ -147,6 +148,7 @@ class Inputs:
             raise ValueError(
                 f"no layer {self.layer!r} in the network; its layers are {', '.join(filter(None, layers))}"
             )
+        named.dtype = next((each.dtype for each in layers[named.layer].parameters()), self.dtype)
         return named
 
 

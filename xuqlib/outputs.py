@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class Output:
         if self.kind != "segmentation":
             return numbers
         if isinstance(self.where, tuple):
-            return numbers[..., *self.where]
+            return numbers[..., *cast(tuple[Any, ...], self.where)]
         if self.where is None:
             return numbers.flatten(2).sum(2)
         copies = 1 if len(self.where) == 1 else len(numbers) // len(self.where)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
@@ -19,11 +19,11 @@ from xuqlib.checks import check_count, check_examples, check_fixed, check_number
 from xuqlib.explainers.baselines import expand
 from xuqlib.explainers.declaring import explainer
 from xuqlib.fast.engine import Engine
-from xuqlib.path import Network, blocks, rows_per_pass
+from xuqlib.path import Network, rows_per_pass
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.trial import try_out
 from xuqlib.superpixels import check_segments, filled, superpixels
-from xuqlib.views import OfExamples, View
+from xuqlib.views import View
 
 _Perturb = Callable[[Tensor, Tensor], Tensor]
 _Parameters = ParamSpec("_Parameters")
@@ -256,25 +256,13 @@ def _perturbed_logits(networks: list[Network], perturb: _Perturb, x: Tensor, tar
     if not engine.is_fast:  # what is wrong with an output is said of the examples, not of their copies
         engine.at(draws.at(first)).logits(x[first])
     classes, selected = None, torch.empty((len(networks), num_examples, num_samples), dtype=torch.float64)
-    for seen, example, copy in _rows(draws, num_examples, num_samples, rows):
+    for seen, example, copy in draws.in_rows(num_examples, num_samples, rows):
         logits = engine.at(seen).logits(perturb(example.to(x.device), copy.to(x.device)))  # (S, R, C)
         if classes is None:
             classes = check_target(target, num_examples, logits.shape[2]).to(logits.device)
         wanted = classes[example.to(classes.device)].expand(len(networks), -1)
         selected[:, example, copy] = logits.gather(2, wanted[..., None]).squeeze(2).cpu().double()
     return selected
-
-
-def _rows(draws: Draws, num_examples: int, num_samples: int, rows: int) -> Iterator[tuple[Draws, Tensor, Tensor]]:
-    """Yield some copies of some examples at a time, and the draws that are to evaluate them."""
-    if not isinstance(draws[0], OfExamples):
-        for row in torch.arange(num_examples * num_samples).split(rows):
-            yield draws, row // num_samples, row % num_samples
-        return
-    for block in blocks(num_examples, rows):  # its examples repeated whole, as such draws want them
-        examples, seen = torch.arange(num_examples)[block], draws.at(block)
-        for copies in torch.arange(num_samples).split(max(1, rows // len(examples))):
-            yield seen, examples.repeat(len(copies)), copies.repeat_interleave(len(examples))
 
 
 class _Function(nn.Module):

@@ -112,12 +112,15 @@ class Draws(Sequence[nn.Module]):
         inputs, read_as = as_inputs(given), as_output(output, self.output)
         first = {tuple(map(type, network.modules())): network for network in reversed(self.networks)}.values()
         if inputs.is_one_tensor and read_as.is_plain:
-            answers = [try_out(network, inputs.x) for network in first]
-            for answer in answers:
-                if answer is not None:
-                    read_as.settled(read_as.read(answer, 2), inputs.num_examples)
+
+            def check(answer: Any) -> None:
+                read_as.settled(read_as.read(answer, 2), inputs.num_examples)
+
+            answers = [try_out(network, inputs.x, check) for network in first]
             if all(answer is None or isinstance(answer, Tensor) for answer in answers):
-                return self, inputs.x
+                plain = self if read_as.kind == self.output else self._with(self.networks)
+                plain.output = read_as.kind
+                return plain, inputs.x
         where = next((parameter.device for parameter in self.networks[0].parameters()), inputs.x.device)
         inputs = inputs.changed(lambda value: value.to(where))
         inputs = inputs.with_layer(self.networks[0]) if explained else inputs
@@ -135,6 +138,17 @@ class Draws(Sequence[nn.Module]):
     def at(self, examples: slice) -> Draws:
         """Return these draws for some of the examples that they are seen with; see `seen`."""
         return self._with([at(network, examples) for network in self.networks])
+
+    def in_rows(self, num_examples: int, copies: int, at_once: int) -> Iterator[tuple[Draws, Tensor, Tensor]]:
+        """Yield up to `at_once` rows, copies of examples, at a time: draws for them, and example and copy of each."""
+        if not isinstance(self.networks[0], OfExamples):
+            for row in torch.arange(num_examples * copies).split(at_once):
+                yield self, row // copies, row % copies
+            return
+        for examples in torch.arange(num_examples).split(at_once):  # repeated whole, as such draws want them
+            seen = self.at(slice(int(examples[0]), int(examples[-1]) + 1))
+            for some in torch.arange(copies).split(max(1, at_once // len(examples))):
+                yield seen, examples.repeat(len(some)), some.repeat_interleave(len(examples))
 
     def of_classes(self) -> Draws:
         """Return draws that were seen as maps to logits of classes; see `Output.of_classes`.

@@ -18,11 +18,15 @@ from xuqlib.views import View, at
 _passed: MutableMapping[Any, set[Any]] = WeakKeyDictionary()
 
 
-def try_out(network: Callable[[Tensor], Any], x: Tensor) -> Tensor | None:
+def try_out(network: Callable[[Tensor], Any], x: Tensor, check: Callable[[Any], None] = lambda answer: None) -> Any:
     """Refuse a network whose answer to an example depends on the others of its batch, or on chance.
 
     The first example is evaluated in two batches of two. A network that passed is not asked again about examples of
     that shape and dtype.
+
+    Args:
+        network, x: as for `gradient`, or a view.
+        check: refuses what it says of two examples.
 
     Returns:
         What the network says of two examples; None where it was not asked, since it passed with a tensor before.
@@ -64,6 +68,7 @@ def try_out(network: Callable[[Tensor], Any], x: Tensor) -> Tensor | None:
                 "network draws random numbers in its forward pass, so its answer changes from call to call; explain a "
                 "draw from posterior.sample(...) of a network whose randomness is nn.Dropout, or in weights"
             )
+    check(answers[0])
     if isinstance(answers[0], Tensor):
         passed.add(about)
     return answers[0]

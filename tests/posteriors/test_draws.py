@@ -14,7 +14,6 @@ from core_networks import (
     CarelessDropout,
     NoiseInside,
     OneOutput,
-    SequenceFirst,
     assert_same,
     clones,
     inplace_cnn,
@@ -331,12 +330,6 @@ def test_random_layers_that_are_off_in_eval_mode_are_no_obstacle():
     network = seeded(lambda: nn.Sequential(nn.Linear(5, 4), nn.AlphaDropout(0.5), nn.RReLU(), nn.Linear(4, 3)))
     x = randn(4, 5)
     assert_close(DeepEnsemble([network]).sample()(x)[0], network.eval()(x), **EXACT)
-
-
-def test_dropout_over_another_axis_than_the_examples_is_refused():
-    draws = MCDropout(seeded(SequenceFirst)).sample(1)
-    with pytest.raises(RandomNetworkError, match=r"\(5, 4, 4\), whose first axis is not the 4 examples"):
-        draws(randn(4, 5))
 
 
 def test_seeds_of_draws_and_layers_are_far_apart():

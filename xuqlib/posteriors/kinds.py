@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import _has_any_global_hook
 
 from xuqlib.checks import check_choice
 
@@ -54,8 +57,8 @@ def hooks_of(module: nn.Module) -> list[list[Any]]:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a hook of the user sees what goes through this module."""
-    return any(hooks_of(module))
+    """Whether a hook of the user sees what goes through this module, or through every module."""
+    return any(hooks_of(module)) or _has_any_global_hook()
 
 
 def is_of_torch(module: nn.Module) -> bool:
@@ -63,14 +66,60 @@ def is_of_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules")
 
 
+def drops(module: nn.Module) -> bool:
+    """Whether this is one of torch's own layers that drop, or has dropout inside."""
+    inside = isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0
+    return inside or isinstance(module, _DropoutNd)
+
+
 def has_dropout(layer: nn.Module) -> bool:
-    """Whether a layer is, or holds, a dropout layer."""
-    return any(isinstance(module, _DropoutNd) for module in layer.modules())
+    """Whether a layer is, or holds, one of torch's layers that drop."""
+    return any(drops(module) for module in layer.modules())
+
+
+def drops_by_itself(module: nn.Module) -> bool:
+    """Whether a user's module has a dropout rate, or dropout, that its own code uses only while it trains."""
+    if is_of_torch(module) or "training" not in names_in(module):
+        return False
+    of_dropping = any(word in type(module).__name__.lower() for word in ("drop", "stochasticdepth"))
+    parts = {**vars(module), **module._modules}.items()
+    rates = [getattr(value, "p", value) for key, value in parts if of_dropping or "drop" in key.lower()]
+    return any(isinstance(rate, float) and 0 < rate < 1 for rate in rates)
+
+
+def names_in(module: nn.Module) -> set[str]:
+    """Names that the methods of a user's module use."""
+    methods = [method for name, method in inspect.getmembers(type(module), inspect.isfunction) if name != "__init__"]
+    own = [inspect.unwrap(method) for method in methods if not method.__module__.startswith("torch.nn.modules")]
+    return {name for method in own for name in _names_of(method.__code__)}
+
+
+def _names_of(code: CodeType) -> set[str]:
+    inside = [constant for constant in code.co_consts if isinstance(constant, CodeType)]  # a lambda, a comprehension
+    return set(code.co_names).union(*map(_names_of, inside))
 
 
 def is_sure(layer: nn.Module, dropout_is_off: bool = False) -> bool:
-    """Whether a layer is free of chance. Only torch's own can be known to be: a user's may call functional dropout."""
-    return all(is_of_torch(module) for module in layer.modules()) and (dropout_is_off or not has_dropout(layer))
+    """Whether a layer is free of chance and keeps examples first. Only torch's own can be known to: a user's may call
+    functional dropout."""
+    parts = list(layer.modules())
+    known = all(is_of_torch(module) and not _may_move_examples(module) for module in parts)
+    return known and (dropout_is_off or not has_dropout(layer))
+
+
+def _may_move_examples(module: nn.Module) -> bool:
+    if isinstance(module, nn.Flatten):
+        return module.start_dim < 1
+    if isinstance(module, nn.Unflatten):
+        return not (isinstance(module.dim, int) and module.dim > 0)
+    return isinstance(module, nn.RNNBase) or not getattr(module, "batch_first", True)
+
+
+def keeps_examples_first(network: nn.Module) -> bool:
+    """Whether a network is made of torch's own layers alone, each of which takes and gives the examples first."""
+    if any(is_hooked(module) for module in network.modules()):
+        return False
+    return all(type(layer) in DROPOUTS or is_sure(layer) for layer in layers_of(network))
 
 
 def have_same_tensors(layers: Sequence[nn.Module]) -> bool:

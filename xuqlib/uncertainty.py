@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -201,10 +202,12 @@ def attribute_uncertainty(
     if "chunk" in inspect.signature(explainer).parameters:
         options["chunk"] = rows
     network, attributions, given = UncertaintyOf(draws, kind), [], Options(explainer, options, x)
-    for part in given.parts(rows, chunk):
-        some = x[part].detach().to(where)
-        attribution = check_attribution(explainer(network, some, 0, **given.of(part, where)), some)
-        attributions.append((folded(attribution) if absolute else without_channels(attribution)).to(x))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FullGrad's terms miss")  # an entropy is not linear, so they always do
+        for part in given.parts(rows, chunk):
+            some = x[part].detach().to(where)
+            attribution = check_attribution(explainer(network, some, 0, **given.of(part, where)), some)
+            attributions.append((folded(attribution) if absolute else without_channels(attribution)).to(x))
     return torch.cat(attributions)
 
 

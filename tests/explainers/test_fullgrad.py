@@ -164,8 +164,10 @@ class Patches(nn.Module):
 def test_only_what_has_the_layout_of_the_pictures_is_on_the_map():
     network, x = seeded(Patches).requires_grad_(False), randn(1, 3, 8, 8)
     terms = fullgrad_terms(network, x, 2)
-    # The patches are not examples, the last axis of the tokens is not a width, and the constant does not see x.
-    assert [tuple(term.shape) for term in terms.dense] == [(4, 2, 4, 4), (1, 8, 8, 3), (1, 3)] and not terms.maps
+    # The patches are not examples, the last axis of the tokens is not a width; last come the head and a constant.
+    assert [tuple(term.shape) for term in terms.dense] == [(4, 2, 4, 4), (1, 8, 8, 3), (1, 3), (1, 3)]
+    assert not terms.maps and terms.remainder is None  # the patches' term is of no one example
+    assert_close(sum(term.sum() for term in (terms.input, *terms.dense)), network(x)[0, 2], **EXACT)
     assert_close(fullgrad(network, x, 2, psi="raw").sum(1), gradient_x_input(network, x, 2).abs().sum(1), **EXACT)
 
 

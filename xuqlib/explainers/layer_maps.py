@@ -111,6 +111,8 @@ class ChainGraph:
         self.layers = fast_layers([layers], [None if fixed is None else fixed.seed], execution)
         if not layers or any(isinstance(layer, Other) for layer in self.layers):
             raise NotAChain("a layer that is not known by hand")
+        if torch.is_autocast_enabled(x.device.type):
+            raise NotAChain("autocast, which chooses a dtype for each call of torch")
         self.x, self.kept = x.detach(), list[Any]()
         h = execution.convert(x)
         for layer in self.layers:

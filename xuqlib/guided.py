@@ -60,11 +60,18 @@ _READERS: dict[str, Callable[..., tuple[Any, ...]]] = {
 _COMPARISONS = ("gt", "ge", "lt", "le")
 # Nodes of autograd's graph that stop some signal but follow no ReLU's rule, or that hide what is in them.
 _UNGUIDED = {
-    **{"LeakyRelu": "leaky_relu", "PreluKernel": "prelu", "RreluWithNoise": "rrelu", "Elu": "elu", "Celu": "celu"},
-    **{"Gelu": "gelu", "Silu": "silu", "Mish": "mish", "Softplus": "softplus", "Hardswish": "hardswish"},
-    **{"CudnnRnn": "a recurrent layer of cuDNN", "MiopenRnn": "a recurrent layer of MIOpen"},
-    "CompiledFunction": "compiled code",
+    "LeakyRelu",
+    "PreluKernel",
+    "RreluWithNoise",
+    "Elu",
+    "Celu",
+    "Gelu",
+    "Silu",
+    "Mish",
+    "Softplus",
+    "Hardswish",
 }
+_UNGUIDED |= {"CudnnRnn", "MiopenRnn", "CompiledFunction"}
 
 
 class GuidedMode(TorchFunctionMode):
@@ -85,19 +92,22 @@ class GuidedMode(TorchFunctionMode):
 
     def evaluate(self, network: Callable[[Tensor], Any], x: Tensor) -> Any:
         """Evaluate a network; guides the ReLUs inside torch's own layers too, such as nn.RNN, and notes `unguided`."""
-        start = get_gradient_edge(x).node if x.requires_grad else None  # before a first layer that works in place
+        # Before the call, since a first layer may work in place.
+        known = {get_gradient_edge(x).node: True} if x.requires_grad else {}
         with self:
             output = network(x)
-        if start is not None and isinstance(output, Tensor) and output.requires_grad:
-            for node in _nodes_between(start, get_gradient_edge(output).node):
-                name = node.name().split("Backward")[0]
-                if name == "Relu":
-                    node.register_prehook(lambda slopes: (slopes[0].clamp(min=0),))
-                    self.num_met += 1
-                elif isinstance(node, torch.autograd.function.BackwardCFunction) and not name.endswith("_GuidedRelu"):
-                    self.unguided.add(f"the autograd function {name}")
-                elif name in _UNGUIDED:
-                    self.unguided.add(_UNGUIDED[name])
+        if known and isinstance(output, Tensor) and output.requires_grad:
+            depends(get_gradient_edge(output).node, known)
+        for node in list(known)[1:]:
+            name, is_users = (
+                node.name().split("Backward")[0],
+                isinstance(node, torch.autograd.function.BackwardCFunction),
+            )
+            if known[node] and name == "Relu":
+                node.register_prehook(lambda slopes: (slopes[0].clamp(min=0),))
+                self.num_met += 1
+            elif known[node] and (name in _UNGUIDED or (is_users and not name.endswith(_GuidedRelu.__name__))):
+                self.unguided.add(name)
         return output
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -108,23 +118,21 @@ class GuidedMode(TorchFunctionMode):
         written = getattr(func, "__name__", "").split(".")[0]  # that of torch.ops.aten has its overload behind it
         name = written.strip("_")  # F.threshold calls itself _threshold
         if name in _COMPARISONS and len(args) == 2 and _is_zero(args[1]) and args[0].requires_grad:
-            self.unguided.add(f"what a comparison with 0 lets through ({name})")
+            self.unguided.add(f"{name}(x, 0)")
         if name not in _READERS:
             return func(*args, **kwargs)
         x, low, ceiling, in_place = _READERS[name](*args, **kwargs)
         if isinstance(ceiling, Tensor) and ceiling.numel() == 1:
             ceiling = ceiling.item()
-        if isinstance(ceiling, int | float) and ceiling == math.inf:
-            ceiling = None
         is_number = ceiling is None or (isinstance(ceiling, int | float) and ceiling > 0)
-        if not (is_number and _is_zero(low) and x.is_floating_point() and _fits(low, x)):
+        if not (is_number and _is_zero(low) and x.is_floating_point()):
             return func(*args, **kwargs)
-        if name in ("clamp", "clip") and ceiling not in (None, 6):  # to the range of an image, say
+        if name in ("clamp", "clip") and ceiling not in (None, 6, math.inf):  # to the range of an image, say
             if x.requires_grad:
                 self.unguided.add(f"{name}(0, {ceiling})")
             return func(*args, **kwargs)
         self.num_met += 1
-        guided = _GuidedRelu.apply(x, ceiling)
+        guided = _GuidedRelu.apply(x + low if isinstance(low, Tensor) else x, ceiling)  # in the shape of both
         return x.copy_(guided) if in_place or written == f"{name}_" else guided
 
 
@@ -136,27 +144,13 @@ def _is_zero(bound: Any) -> bool:
     return isinstance(bound, int | float) and bound == 0
 
 
-def _fits(bound: Any, x: Tensor) -> bool:
-    """Whether the larger of x and a bound has the shape and dtype of x."""
-    if not isinstance(bound, Tensor):
-        return True
-    return torch.broadcast_shapes(bound.shape, x.shape) == x.shape and torch.result_type(bound, x) == x.dtype
-
-
-def _nodes_between(start: Any, end: Any) -> list[Any]:
-    """Nodes of a graph on the ways from `end` back to `start`."""
-    users: dict[Any, list[Any]] = {end: []}
-    waiting = [end]
+def depends(node: Any, known: dict[Any, bool]) -> bool:
+    """Whether autograd's graph leads from a node to one that is known to; adds what is found of all between."""
+    waiting = [] if node in known else [node]
     while waiting:
-        node = waiting.pop()
-        for earlier, _ in node.next_functions:
-            if earlier is not None:
-                if earlier not in users:
-                    waiting.append(earlier)
-                users.setdefault(earlier, []).append(node)
-    found, waiting = {start: None}, [start]
-    while waiting:
-        later = [user for user in users.get(waiting.pop(), []) if user not in found]
-        found.update(dict.fromkeys(later))
-        waiting += later
-    return list(found)[1:]
+        earlier = [one for one, _ in waiting[-1].next_functions if one is not None]
+        unknown = [one for one in earlier if one not in known]
+        if not unknown:
+            known[waiting.pop()] = any(known[one] for one in earlier)
+        waiting += unknown
+    return known[node]

@@ -68,7 +68,7 @@ def test_a_seeded_method_is_captums_own_after_that_seed():
     with torch.random.fork_rng():
         torch.manual_seed(7)
         wanted = attr.KernelShap(network).attribute(x[:1], target=target[:1], n_samples=20)
-    assert_close(from_captum("KernelShap")(network, x[:1], target[:1], seed=7, n_samples=20), wanted, **EXACT)
+    assert_close(from_captum("KernelShap")(network, x[:1], target[:1], seed=7, n_samples=20), wanted.to(x))
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 4), (2, 3, 4), (2, 2, 3, 2)])
@@ -86,8 +86,6 @@ def test_examples_may_have_any_number_of_axes(name, shape):
 def test_a_method_around_another_says_how_it_is_passed():
     with pytest.raises(TypeError, match=r"NoiseTunnel is built around .* lambda network: NoiseTunnel\(Saliency"):
         from_captum("NoiseTunnel")
-    with pytest.raises(ValueError, match="seed is -1"):
-        from_captum("Saliency")(seeded(table_mlp).eval(), randn(*TABLE), 0, seed=-1)
 
 
 # Quantus

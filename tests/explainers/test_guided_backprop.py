@@ -307,21 +307,21 @@ class RectifierOfOnesOwn(torch.autograd.Function):
 
 
 UNGUIDED: dict[str, Callable[[Tensor], Tensor]] = {
-    "prelu": lambda z: F.prelu(z, z.new_zeros(1)),
-    "leaky_relu": F.leaky_relu,
-    "rrelu": F.rrelu,
-    "elu": F.selu,
-    "celu": F.celu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "mish": F.mish,
-    "softplus": F.softplus,
-    "hardswish": F.hardswish,
-    "(gt)": lambda z: z * (z > 0),
-    "(lt)": lambda z: z.masked_fill(z < 0, 0),
-    "(ge)": lambda z: torch.where(z >= 0.0, z, 0),
+    "PreluKernel": lambda z: F.prelu(z, z.new_zeros(1)),
+    "LeakyRelu": F.leaky_relu,
+    "RreluWithNoise": F.rrelu,
+    "Elu": F.selu,
+    "Celu": F.celu,
+    "Gelu": F.gelu,
+    "Silu": F.silu,
+    "Mish": F.mish,
+    "Softplus": F.softplus,
+    "Hardswish": F.hardswish,
+    "gt(x, 0)": lambda z: z * (z > 0),
+    "lt(x, 0)": lambda z: z.masked_fill(z < 0, 0),
+    "ge(x, 0)": lambda z: torch.where(z >= 0.0, z, 0),
     "clamp(0, 1)": lambda z: z.clamp(0, 1),
-    "the autograd function RectifierOfOnesOwn": RectifierOfOnesOwn.apply,
+    "RectifierOfOnesOwn": RectifierOfOnesOwn.apply,
 }
 
 

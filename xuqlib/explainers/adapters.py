@@ -15,15 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xuqlib.checks import (
-    check_attribution,
-    check_choice,
-    check_count,
-    check_examples,
-    check_fixed,
-    check_logits,
-    check_target,
-)
+from xuqlib.checks import check_attribution, check_choice, check_examples, check_fixed, check_logits, check_target
 from xuqlib.explainers.declaring import Explainer
 from xuqlib.path import Network
 
@@ -115,29 +107,29 @@ def to_quantus(
         attribution = explainer(model, some, torch.as_tensor(targets).to(x.device), **options)
         return check_attribution(attribution, some).detach().cpu().numpy()
 
-    examples = {"x_batch": x.detach().cpu().numpy(), "y_batch": check_target(target, len(x), sys.maxsize).cpu().numpy()}
+    classes = check_target(target, len(x), sys.maxsize).cpu().numpy()
+    given: dict[str, Any] = {"x_batch": x.detach().cpu().numpy(), "y_batch": classes, "a_batch": None}
+    given |= {"explain_func": explain_func, "device": str(x.device), "channel_first": True}
     scores = []
     for network in networks:
         with _seeded(seed, x.device):
-            call = {"model": network, "a_batch": None, "explain_func": explain_func, "device": str(x.device)}
-            scores.append(metric(**examples, **call, channel_first=True))
+            scores.append(metric(model=network, **given))
     return scores
 
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed every generator that other libraries read, and leave each as it was."""
-    check_count(seed, 0, "seed")
-    others = [] if device.type == "cpu" else [device]
+    cards = [] if device.type == "cpu" else [device]
     state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - theirs, not ours
-    try:
-        with torch.random.fork_rng(others, device_type=others[0].type if others else "cuda"):
-            torch.default_generator.manual_seed(seed)
-            if others:
-                torch.get_device_module(device).manual_seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            random.seed(seed)
+    with torch.random.fork_rng(cards, device_type="cuda" if not cards else device.type):
+        torch.default_generator.manual_seed(seed)
+        for card in cards:
+            torch.get_device_module(card).manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        try:
             yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

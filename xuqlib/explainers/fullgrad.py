@@ -26,6 +26,7 @@ from xuqlib.checks import check_choice, check_examples, check_fixed, check_logit
 from xuqlib.explainers.declaring import explainer
 from xuqlib.explainers.layer_maps import PSI, ChainGraph, as_map, over_channels, wide
 from xuqlib.fast.layers import NotAChain, raise_clearer
+from xuqlib.guided import depends
 from xuqlib.path import NO_GRADIENT, Network, blocks, rows_per_pass
 
 NOT_COMPLETE = (
@@ -70,28 +71,26 @@ _CALLS: dict[Any, tuple[Callable[..., Tensor | None], int]] = {
 
 # Other calls that are affine in what depends on x: with zeros in its place they return the constant that they add.
 _AFFINE = {
-    *("add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "lerp", "addcmul", "addcdiv", "addmm", "addmv", "addr"),
-    *("addbmm", "baddbmm", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack"),
-    *("where", "masked_fill", "masked_scatter", "index_fill", "index_put", "index_copy", "index_add", "scatter"),
-    *("scatter_add", "slice_scatter", "select_scatter", "setitem", "copy", "fill", "pad", "constant_pad_nd"),
+    "add",
+    "radd",
+    "iadd",
+    "sub",
+    "rsub",
+    "isub",
+    "subtract",
+    "lerp",
+    "addcmul",
+    "addcdiv",
+    "addmm",
+    "addmv",
+    "addr",
 }
+_AFFINE |= {"addbmm", "baddbmm", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack"}
+_AFFINE |= {"where", "masked_fill", "masked_scatter", "index_fill", "index_put", "index_copy", "index_add", "scatter"}
+_AFFINE |= {"scatter_add", "slice_scatter", "select_scatter", "setitem", "copy", "fill", "pad", "constant_pad_nd"}
 # Calls that are piecewise linear in each number by itself.
-_BY_NUMBER = {
-    *(
-        "clamp",
-        "clip",
-        "clamp_min",
-        "clamp_max",
-        "hardtanh",
-        "relu6",
-        "threshold",
-        "maximum",
-        "minimum",
-        "fmax",
-        "fmin",
-    ),
-    *("hardsigmoid", "softshrink", "round", "floor", "ceil"),
-}
+_BY_NUMBER = {"clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6", "threshold", "maximum", "minimum", "fmax"}
+_BY_NUMBER |= {"fmin", "hardsigmoid", "softshrink", "round", "floor", "ceil"}
 
 
 class _Biased(NamedTuple):
@@ -110,7 +109,7 @@ class _BiasMode(TorchFunctionMode):
         super().__init__()
         self.num_examples = len(x)
         self.sizes = {x.shape[2:]} if x.dim() == 4 else set()  # of images, and of what convolutions make of them
-        self.depends = {get_gradient_edge(x).node: True}  # whether what comes out of a node depends on x
+        self.known = {get_gradient_edge(x).node: True}  # whether what comes out of a node depends on x
         self.met: list[_Biased] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -135,15 +134,22 @@ class _BiasMode(TorchFunctionMode):
 
     def _with_constant(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "").split(".")[0].strip("_")
-        if not (name in _AFFINE or name in _BY_NUMBER) or "out" in kwargs:
-            return func(*args, **kwargs)
-        values, structure = tree_flatten((args, kwargs))
+        values, structure = tree_flatten((args, kwargs) if name in _AFFINE | _BY_NUMBER else ())
         inputs = [number for number, value in enumerate(values) if self._depends_on_x(value)]
-        others = (value for number, value in enumerate(values) if number not in inputs)
-        if not inputs or (name in _AFFINE and not any(_may_add(value) for value in others)):
+        others = [value for value in values if isinstance(value, Tensor | Real) and not self._depends_on_x(value)]
+        if not inputs or "out" in kwargs or (name in _AFFINE and not others):
             return func(*args, **kwargs)
-        read = _constant if name in _AFFINE else _constant_by_number
-        constant = read(func, values, structure, inputs)  # before the call, which may work in place
+
+        def call(*given: Tensor) -> Tensor:
+            copies = [value.detach().clone() if isinstance(value, Tensor) else value for value in values]
+            for number, tensor in zip(inputs, given, strict=True):
+                copies[number] = tensor.clone()
+            own, named = tree_unflatten(copies, structure)
+            output = func(*own, **named)
+            return own[0] if output is None else output
+
+        # Before the call itself, which may work in place.
+        constant = _constant(call, [values[number].detach() for number in inputs], name in _AFFINE)
         output = func(*args, **kwargs)
         made = args[0] if output is None else output
         if made is args[0] and made._is_view():  # what is used later may be what it is a view of
@@ -154,53 +160,23 @@ class _BiasMode(TorchFunctionMode):
         if made.requires_grad and constant.any():
             is_map = made.dim() == 4 and len(made) == self.num_examples and made.shape[2:] in self.sizes
             # A constant that is infinite, as where attention is masked, has no slope behind it.
-            finite = torch.nan_to_num(constant, nan=0.0, posinf=0.0, neginf=0.0)
-            self.met.append(_Biased(get_gradient_edge(made), finite, is_map, False))
+            constant = torch.nan_to_num(constant, nan=0.0, posinf=0.0, neginf=0.0)
+            self.met.append(_Biased(get_gradient_edge(made), constant, is_map, False))
         return output
 
     def _depends_on_x(self, value: Any) -> bool:
         """Whether autograd's graph leads from a tensor to x; that of a weight does not."""
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            return False
-        last = get_gradient_edge(value).node
-        waiting = [last] if last not in self.depends else []
-        while waiting:
-            earlier = [node for node, _ in waiting[-1].next_functions if node is not None]
-            unknown = [node for node in earlier if node not in self.depends]
-            if not unknown:
-                self.depends[waiting.pop()] = any(self.depends[node] for node in earlier)
-            waiting += unknown
-        return self.depends[last]
+        return isinstance(value, Tensor) and value.requires_grad and depends(get_gradient_edge(value).node, self.known)
 
 
-def _may_add(value: Any) -> bool:
-    """Whether an argument of a call that does not depend on x may be, or help to make, a constant."""
-    return isinstance(value, Tensor) or (isinstance(value, Real) and value != 0)
-
-
-@torch.no_grad()
-def _constant(func: Any, values: list[Any], structure: Any, inputs: list[int]) -> Tensor:
-    """What an affine call returns, or leaves in its first argument, with zeros for what depends on x."""
-    copies = [value.detach().clone() if isinstance(value, Tensor) else value for value in values]
-    for number in inputs:
-        copies[number].zero_()
-    args, kwargs = tree_unflatten(copies, structure)
-    output = func(*args, **kwargs)
-    return args[0] if output is None else output
-
-
-@torch.enable_grad()
-def _constant_by_number(func: Any, values: list[Any], structure: Any, inputs: list[int]) -> Tensor:
-    """What a call that is piecewise linear in each number returns, less slope times number."""
-    shape = torch.broadcast_shapes(*(value.shape for value in values if isinstance(value, Tensor)))
-    leaves = [values[number].detach().expand(shape).clone().requires_grad_() for number in inputs]
-    copies = list(values)
-    for number, leaf in zip(inputs, leaves, strict=True):
-        copies[number] = leaf.clone()
-    args, kwargs = tree_unflatten(copies, structure)
-    output = func(*args, **kwargs)
-    slopes = torch.autograd.grad(output.sum(), leaves)
-    return output.detach() - sum(leaf.detach() * slope for leaf, slope in zip(leaves, slopes, strict=True))
+def _constant(call: Callable[..., Tensor], given: list[Tensor], is_affine: bool) -> Tensor:
+    """What a call returns less what is linear in its inputs: its answer to zeros, or by its slope number by number."""
+    if is_affine:
+        return call(*(torch.zeros_like(each) for each in given))
+    given = list(torch.broadcast_tensors(*given, torch.empty_like(call(*given))))[:-1]
+    output, *rest = torch.func.vjp(call, *given)
+    slopes = rest[0](torch.ones_like(output))
+    return output - sum(each * slope for each, slope in zip(given, slopes, strict=True))
 
 
 class FullGradTerms(NamedTuple):
@@ -299,7 +275,7 @@ class LogitGraph:
         if any(len(each) != len(slope) for each in sums):
             sums = [each.sum() for each in sums]
         coarsest = max(torch.finfo(each.dtype).eps for each in (self.logits, slope, *(other for _, other in reached)))
-        coarsest = coarsest if slope.device.type == "cpu" else max(coarsest, 2**-10)  # that of TF32
+        coarsest = max(coarsest, 0 if slope.device.type == "cpu" else 2**-10)  # that of TF32
         return torch.stack(sums).sum(0), math.sqrt(coarsest) * torch.stack(sums).abs().sum(0)
 
     def _slopes(self, weights: Tensor) -> tuple[Tensor, list[tuple[_Biased, Tensor]]]:

@@ -10,9 +10,9 @@ An explainer says which path it takes; what evaluates the path, for one network 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,6 +74,16 @@ class Path:
         return total if self.scale is None else self.scale * total
 
 
+def warning_of(num_met: int, unguided: Iterable[str]) -> str | None:
+    """Return what a user has to know after a guided backward pass; None if all is well."""
+    if not num_met:
+        return NO_RELU
+    kept = ", ".join(sorted(unguided))
+    return (
+        f"guided_backprop guides ReLUs alone; these keep their plain gradient in the network: {kept}" if kept else None
+    )
+
+
 def rows_per_pass(x: Tensor, chunk: int | None) -> int:
     """Rows (examples times steps) of one pass: `chunk` if given, else what suits the size of x and its device."""
     if chunk is not None:
@@ -111,8 +121,9 @@ def along(network: Network, path: Path, target: Any, rows: int) -> Tensor:
     """Evaluate a path for one network, with as many rows in one pass as `rows` allows. Returns (N, ...)."""
     mode = GuidedMode() if path.guided else None
     total = along_in(mode, network, path, target, rows)
-    if mode is not None and not mode.num_met:
-        warnings.warn(NO_RELU, stacklevel=4)  # where the explainer was called
+    message = None if mode is None else warning_of(mode.num_met, mode.unguided)
+    if message is not None:
+        warnings.warn(message, stacklevel=4)  # where the explainer was called
     return total
 
 
@@ -121,12 +132,7 @@ def along_in(mode: GuidedMode | None, network: Network, path: Path, target: Any,
 
     def evaluated(examples: slice) -> Network:
         seen = at(network, examples)
-
-        def inside(batch: Tensor) -> Tensor:
-            with mode or nullcontext():
-                return seen(batch)
-
-        return inside
+        return seen if mode is None else partial(mode.evaluate, seen)
 
     if path.factor is None and len(path.origin) <= rows:
         total = slope(evaluated(slice(None)), path.origin, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -275,10 +276,12 @@ def attribute_uncertainty(
     with torch.no_grad():  # refuses what has no such uncertainty
         num_outputs = network.at(slice(1))(x[:1].detach().to(where)).shape[1]
     outputs = check_target(target, len(x), num_outputs)
-    for part in given.parts(rows, chunk):
-        some, which = x[part].detach().to(where), outputs[part].to(where)
-        attribution = check_attribution(explainer(network.at(part), some, which, **given.of(part, where)), some)
-        attributions.append((folded(attribution) if absolute else without_channels(attribution)).to(x))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FullGrad's terms miss")  # an entropy is not linear, so they always do
+        for part in given.parts(rows, chunk):
+            some, which = x[part].detach().to(where), outputs[part].to(where)
+            attribution = check_attribution(explainer(network.at(part), some, which, **given.of(part, where)), some)
+            attributions.append((folded(attribution) if absolute else without_channels(attribution)).to(x))
     return torch.cat(attributions)
 
 

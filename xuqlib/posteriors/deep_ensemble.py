@@ -21,9 +21,7 @@ class DeepEnsemble(Posterior):
             raise TypeError(f"DeepEnsemble got a {type(members).__name__}; pass a list of networks, one per member")
         if not members:
             raise ValueError("DeepEnsemble got an empty list; pass at least one network")
-        for member in members:
-            check_network(member)
-        self.members = list(members)
+        self.members = [check_network(member) for member in members]
         self.network = self.members[0]
 
     def sample(self, num_draws: int | None = None, *, seed: int = 0) -> Draws:
@@ -32,4 +30,15 @@ class DeepEnsemble(Posterior):
         check_draws(num_draws, seed)
         if num_draws > len(self.members):
             raise ValueError(f"asked for {num_draws} draws but the ensemble has {len(self.members)} members")
+        for number, member in enumerate(self.members):
+            if _where(member) != _where(self.network):
+                raise ValueError(
+                    f"member {number} is {_where(member)} but member 0 is {_where(self.network)}; bring all members to "
+                    "one dtype and device, as with member.to(...)"
+                )
         return self._draws([FixedNetwork(detached_copy(member)) for member in self.members[:num_draws]])
+
+
+def _where(network: nn.Module) -> str:
+    weights = [weight for weight in network.parameters() if weight.is_floating_point()]
+    return " and ".join(sorted({f"{weight.dtype} on {weight.device}" for weight in weights}))

@@ -9,10 +9,15 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from xuqlib.checks import check_examples, check_logits
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.posteriors.kinds import is_of_torch
+from xuqlib.posteriors.kinds import is_of_torch, unwrapped
 from xuqlib.posteriors.shared import split
 
 
@@ -25,10 +30,19 @@ class Draws(Sequence[nn.Module]):
     Args:
         networks: the draws; each answers the same every time, and shares what it can with the others.
         posterior: name of the posterior, for tables and figures.
-        noise_variance: variance of the targets about the mean of one draw, in squared target units (regression).
+        noise_variance: variance of the targets about the mean of one draw, in squared target units (regression): one
+            number, or one for each output.
+        output: what the networks answer, such as "logits" or "regression"; None where that is not known.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], *, posterior: str = "", noise_variance: float = 0.0) -> None:
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        *,
+        posterior: str = "",
+        noise_variance: Any = 0.0,
+        output: str | None = None,
+    ) -> None:
         # An nn.Sequential is a sequence too: of its layers.
         if isinstance(networks, nn.Module) or not isinstance(networks, Sequence):
             raise TypeError(f"got a {type(networks).__name__}; pass posterior.sample(num_draws), or a list of networks")
@@ -36,7 +50,8 @@ class Draws(Sequence[nn.Module]):
             raise ValueError("no networks to draw from; pass at least one")
         if not all(isinstance(network, nn.Module) for network in networks):
             raise TypeError(f"got a list of {type(networks[0]).__name__}; each draw is a network (nn.Module)")
-        self.networks, self.posterior, self.noise_variance = list(networks), posterior, noise_variance
+        self.networks, self.posterior = list(networks), posterior
+        self.noise_variance, self.output = noise_variance, output
 
     def __len__(self) -> int:
         return len(self.networks)
@@ -47,7 +62,8 @@ class Draws(Sequence[nn.Module]):
     def __getitem__(self, index: slice) -> Draws: ...
     def __getitem__(self, index: int | slice) -> nn.Module | Draws:
         if isinstance(index, slice):
-            return Draws(self.networks[index], posterior=self.posterior, noise_variance=self.noise_variance)
+            facts = {"posterior": self.posterior, "noise_variance": self.noise_variance, "output": self.output}
+            return Draws(self.networks[index], **facts)
         return self.networks[index]
 
     def __iter__(self) -> Iterator[nn.Module]:
@@ -62,7 +78,7 @@ class Draws(Sequence[nn.Module]):
         trunk, heads = shared_trunk(self.networks, x)
         features = trunk(x)
         outputs = (head(features if isinstance(head, FixedNetwork) else features.clone()) for head in heads)
-        return torch.stack([check_logits(output, len(x)) for output in outputs])
+        return stacked([check_logits(output, len(x)) for output in outputs])
 
     def to(self, *args: Any, **kwargs: Any) -> Draws:
         """Move every draw to a device or dtype, as `nn.Module.to` does; return these draws."""
@@ -91,10 +107,99 @@ def shared_trunk(networks: Sequence[nn.Module], x: Tensor) -> tuple[nn.Module, S
     return FixedNetwork(nn.Sequential(*parts.trunk)), [parts.head(draw) for draw in range(len(networks))]
 
 
+def stacked(outputs: Sequence[Tensor]) -> Tensor:
+    """Put what the draws answer along a first axis.
+
+    Raises:
+        ValueError: a draw's answer has another shape, dtype or device than that of the first.
+    """
+    looks = [f"{tuple(output.shape)} {output.dtype} on {output.device}" for output in outputs]
+    for draw, look in enumerate(looks):
+        if look != looks[0]:
+            raise ValueError(f"draw {draw} answers {look} but draw 0 answers {looks[0]}; pass draws that answer alike")
+    return torch.stack(list(outputs))
+
+
+class _Detaching(TorchFunctionMode):
+    """Lets a deep copy hold what a network keeps of its last forward pass, such as the features for a CAM."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+
 @torch.inference_mode(False)  # or the copies could never be differentiated
+def trainable_copy(network: nn.Module) -> nn.Module:
+    """Copy a network with its own tensors, and without the wrappers in it.
+
+    Raises:
+        TypeError: it holds what cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    try:
+        with _Detaching():
+            for module in reversed(list(network.modules())):  # what is inside comes first
+                if unwrapped(module) is not module:
+                    memo[id(module)] = copy.deepcopy(unwrapped(module), memo)
+            return copy.deepcopy(network, memo)
+    except (TypeError, RuntimeError) as error:
+        culprit = next(_uncopyable(network), None)
+        if culprit is None:
+            raise
+        raise TypeError(
+            f"cannot copy {type(network).__name__} because of its attribute {culprit!r} ({error}); keep that outside "
+            "of the network, or make it when it is needed"
+        ) from error
+
+
+def _uncopyable(network: nn.Module) -> Iterator[str]:
+    kept: dict[int, Any] = {id(module): module for module in network.modules()}
+    for name, module in network.named_modules():
+        for key, value in vars(module).items():
+            try:
+                if key not in ("_parameters", "_buffers", "_modules"):
+                    copy.deepcopy(value, kept.copy())
+            except (TypeError, RuntimeError):
+                yield f"{name}.{key}".lstrip(".")
+
+
 def detached_copy(network: nn.Module) -> nn.Module:
-    """Copy a network with its own, frozen tensors, in eval mode."""
-    return copy.deepcopy(network).eval().requires_grad_(False)
+    """Copy a network with its own, frozen tensors, in eval mode; weights that torch computes are plain in the copy.
+
+    Raises:
+        TypeError: it holds what cannot be copied.
+        ValueError: a weight is NaN or infinite.
+    """
+    for name, weight in network.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"{type(network).__name__} holds NaN or infinite weights in {name!r}; train it again")
+    copied = trainable_copy(network).eval()
+    for module in list(copied.modules()):
+        _make_plain(module)
+    return copied.requires_grad_(False)
+
+
+@torch.inference_mode(False)
+def _make_plain(module: nn.Module) -> None:
+    """Keep the values of weights that torch computes from others, as weight normalisation does."""
+    names = list(module._parameters)
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+            hook.remove(module)
+            del module._forward_pre_hooks[key]
+    own: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+    parts = {type(part).__module__ for computing in own.values() for part in computing}
+    if parts == {"torch.nn.utils.parametrizations"}:  # what a user wrote may have dropout in it
+        values = {name: getattr(module, name) for name in own}
+        # torch's own function would also change the class, which the network that was copied still has.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        module._load_state_dict_pre_hooks.clear()  # for its old names; not to be pickled
+        for name, value in values.items():
+            setattr(module, name, nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format)))
+    if list(module._parameters) != names:  # registered anew, a weight comes behind its bias
+        module._parameters = dict(sorted(module._parameters.items(), key=lambda item: item[0] != "weight"))
 
 
 @torch.inference_mode(False)

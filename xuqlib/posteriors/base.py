@@ -61,18 +61,14 @@ def check_network(network: Any) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise TypeError(f"got a {type(network).__name__}; pass a network (nn.Module)")
     for name, module in network.named_modules():
-        kinds = {
-            "scripted": isinstance(module, torch.jit.ScriptModule),
-            "quantized": type(module).__module__.startswith("torch.") and ".quantized" in type(module).__module__,
-            "exported": isinstance(module, fx.GraphModule) and "eval" in vars(module),
-        }
-        for kind in (kind for kind, is_so in kinds.items() if is_so):
+        is_quantized = type(module).__module__.startswith("torch.") and ".quantized" in type(module).__module__
+        is_exported = isinstance(module, fx.GraphModule) and "eval" in vars(module)
+        kind = "quantized" if is_quantized else "exported" if is_exported else "scripted"
+        if is_quantized or is_exported or isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"this {kind} network hides its operations; pass the nn.Module that it was {kind} from")
         if isinstance(vars(module).get("forward"), FunctionType) and unwrapped(module) is module:
-            raise TypeError(
-                f"the forward of layer {name or '(itself)'!r} was replaced by a function, which a copy of the network "
-                "would share; pass the network with the forward of its class"
-            )
+            what = f"the forward of {f'layer {name!r}' if name else 'the network'} was replaced by a function, which a copy would share"
+            raise TypeError(f"{what}; pass the network with the forward of its class")
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if is_lazy(tensor):
             raise ValueError(f"tensor {name!r} is not initialised yet; run the network on a batch of examples first")

@@ -30,15 +30,8 @@ class DeepEnsemble(Posterior):
         check_draws(num_draws, seed)
         if num_draws > len(self.members):
             raise ValueError(f"asked for {num_draws} draws but the ensemble has {len(self.members)} members")
-        for number, member in enumerate(self.members):
-            if _where(member) != _where(self.network):
-                raise ValueError(
-                    f"member {number} is {_where(member)} but member 0 is {_where(self.network)}; bring all members to "
-                    "one dtype and device, as with member.to(...)"
-                )
+        weights = (weight for member in self.members for weight in list(member.parameters())[:1])
+        kinds = sorted({f"{weight.dtype} on {weight.device}" for weight in weights})
+        if len(kinds) > 1:
+            raise ValueError(f"the members are {' and '.join(kinds)}; bring all to one dtype and device by member.to()")
         return self._draws([FixedNetwork(detached_copy(member)) for member in self.members[:num_draws]])
-
-
-def _where(network: nn.Module) -> str:
-    weights = [weight for weight in network.parameters() if weight.is_floating_point()]
-    return " and ".join(sorted({f"{weight.dtype} on {weight.device}" for weight in weights}))

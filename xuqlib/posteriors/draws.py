@@ -62,7 +62,7 @@ class Draws(Sequence[nn.Module]):
     def __getitem__(self, index: slice) -> Draws: ...
     def __getitem__(self, index: int | slice) -> nn.Module | Draws:
         if isinstance(index, slice):
-            facts = {"posterior": self.posterior, "noise_variance": self.noise_variance, "output": self.output}
+            facts = {key: value for key, value in vars(self).items() if key != "networks"}
             return Draws(self.networks[index], **facts)
         return self.networks[index]
 
@@ -108,15 +108,10 @@ def shared_trunk(networks: Sequence[nn.Module], x: Tensor) -> tuple[nn.Module, S
 
 
 def stacked(outputs: Sequence[Tensor]) -> Tensor:
-    """Put what the draws answer along a first axis.
-
-    Raises:
-        ValueError: a draw's answer has another shape, dtype or device than that of the first.
-    """
-    looks = [f"{tuple(output.shape)} {output.dtype} on {output.device}" for output in outputs]
-    for draw, look in enumerate(looks):
-        if look != looks[0]:
-            raise ValueError(f"draw {draw} answers {look} but draw 0 answers {looks[0]}; pass draws that answer alike")
+    """Put what the draws answer along a first axis; refuse answers of several shapes, dtypes or devices."""
+    looks = sorted({f"{tuple(output.shape)} {output.dtype} on {output.device}" for output in outputs})
+    if len(looks) > 1:
+        raise ValueError(f"the draws answer {' and '.join(looks)}; pass networks of one task, dtype and device")
     return torch.stack(list(outputs))
 
 
@@ -144,22 +139,20 @@ def trainable_copy(network: nn.Module) -> nn.Module:
                     memo[id(module)] = copy.deepcopy(unwrapped(module), memo)
             return copy.deepcopy(network, memo)
     except (TypeError, RuntimeError) as error:
-        culprit = next(_uncopyable(network), None)
-        if culprit is None:
+        attribute = next(_uncopyable(network), None)
+        if attribute is None:
             raise
-        raise TypeError(
-            f"cannot copy {type(network).__name__} because of its attribute {culprit!r} ({error}); keep that outside "
-            "of the network, or make it when it is needed"
-        ) from error
+        what = f"{type(network).__name__} because of its attribute {attribute!r} ({error})"
+        raise TypeError(f"cannot copy {what}; keep that outside of the network, or make it when needed") from error
 
 
 def _uncopyable(network: nn.Module) -> Iterator[str]:
-    kept: dict[int, Any] = {id(module): module for module in network.modules()}
+    copied: dict[int, Any] = {id(module): module for module in network.modules()}
     for name, module in network.named_modules():
-        for key, value in vars(module).items():
+        for key in sorted(vars(module).keys() - {"_parameters", "_buffers", "_modules"}):
             try:
-                if key not in ("_parameters", "_buffers", "_modules"):
-                    copy.deepcopy(value, kept.copy())
+                with _Detaching():
+                    copy.deepcopy(vars(module)[key], copied.copy())
             except (TypeError, RuntimeError):
                 yield f"{name}.{key}".lstrip(".")
 

@@ -19,6 +19,7 @@ PLACEMENTS = ("last", "all")
 Placement = str | Sequence[str]
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_OF_SHAPE = ("shape", "size", "dim", "ndim", "dtype", "device")  # what says nothing of a tensor's numbers
 _BY_HAND = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, *DROPOUTS)
 
 
@@ -162,32 +163,29 @@ def weighted_layers(network: nn.Module, placement: Placement = "last") -> list[s
 
 
 def _check_weight(network: nn.Module, name: str) -> None:
-    layer = network.get_submodule(name)
+    layer = cast(Weighted, network.get_submodule(name))
     computed = [key for key in ("weight", "bias") if key not in layer._parameters]
     if computed:
-        parts = [part for part in layer.modules() if not list(part.children())]
-        by = sorted(
-            {type(part).__name__ for part in (*layer._forward_pre_hooks.values(), *parts)} - {type(layer).__name__}
-        )
+        parametrizations = getattr(layer, "parametrizations", {}).values()
+        parts = (*layer._forward_pre_hooks.values(), *(part for parts in parametrizations for part in parts))
         raise ValueError(
-            f"the {computed[0]} of layer {name!r} is computed by a parametrization ({', '.join(by)}), so it cannot be "
-            "drawn; remove that first, as with torch.nn.utils.parametrize.remove_parametrizations"
+            f"the {computed[0]} of layer {name!r} is computed by a parametrization "
+            f"({', '.join(type(part).__name__ for part in parts)}), so it cannot be drawn; remove that first, as with "
+            "torch.nn.utils.parametrize.remove_parametrizations, or name other layers"
         )
-    if not cast(Weighted, layer).weight.numel():
+    if not layer.weight.numel():
         raise ValueError(f"the weight of layer {name!r} is empty; name other layers")
-    for other, module in network.named_modules():
-        if module is not layer and any(tensor is layer.weight for tensor in module._parameters.values()):
-            raise ValueError(
-                f"layer {name!r} shares its weight with layer {other!r}, which must not be drawn along with it; give "
-                "it a weight of its own (a clone), or name other layers"
-            )
+    owners = {key: part for key, part in network.named_modules() if part is not layer}
+    tied = [key for key, part in owners.items() if any(own is layer.weight for own in part._parameters.values())]
+    if tied:
+        other = f"layer {name!r} shares its weight with {tied[0]!r}, which must not be drawn along with it"
+        raise ValueError(f"{other}; give it a weight of its own (a clone), or name other layers")
 
 
 def _output_layer(network: nn.Module, names: Sequence[str]) -> str:
     found = _gives_output(network)
-    if found is not None:
-        layer = network.get_submodule(found)
-        return next(name for name in names if network.get_submodule(name) is layer)  # it may have several
+    if found is not None:  # it may have several names
+        return next(name for name in names if network.get_submodule(name) is network.get_submodule(found))
     if len(names) == 1:
         return names[0]
     raise ValueError(
@@ -204,24 +202,26 @@ def _gives_output(module: nn.Module) -> str | None:
     if isinstance(module, Weighted):
         return ""
     tracer = fx.Tracer()
-    tracer.is_leaf_module = lambda *_: True  # type: ignore[method-assign]  # code before the last step may not be traced
+    tracer.is_leaf_module = lambda *_: True  # type: ignore[method-assign]  # what it calls may not be traceable
     parameters = inspect.signature(module.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     try:
+        traced = copy.copy(module)  # since code may keep what it is given
+        traced.training = False
         with torch.random.fork_rng(devices=[]):
-            graph = tracer.trace(copy.copy(module), concrete_args=defaults)  # it may keep what it is given, in itself
+            graph = tracer.trace(traced, concrete_args=defaults)
     except Exception:  # given no numbers, a network raises what it likes, and its layer is asked for
         return None
-    matrices = [name for name, tensor in module.named_parameters(remove_duplicate=False) if tensor.ndim > 1]
-    waiting, seen, sources = [node for node in graph.nodes if node.op == "output"], set[fx.Node](), set[str | None]()
+    matrices = [f"{name}." for name, tensor in module.named_parameters(remove_duplicate=False) if tensor.ndim > 1]
+    waiting = [node for node in graph.nodes if node.op == "output"]
+    seen, sources = set(waiting), set[str | None]()
     while waiting:
         node = waiting.pop()
-        has_weights = node.op in ("call_module", "get_attr") and any(
-            f"{m}.".startswith(f"{node.target}.") for m in matrices
-        )
-        if node.op == "placeholder" or has_weights:
-            sources.add(str(node.target) if node.op == "call_module" else None)
-        else:
+        is_called, is_shape = node.op == "call_module", node.target is getattr and node.args[1] in _OF_SHAPE
+        weighs = node.op in ("call_module", "get_attr") and any(m.startswith(f"{node.target}.") for m in matrices)
+        if weighs or node.op == "placeholder":
+            sources.add(str(node.target) if is_called else None)
+        elif not is_shape and node.target not in _OF_SHAPE:
             waiting += set(node.all_input_nodes) - seen
             seen.update(node.all_input_nodes)
     name = sources.pop() if len(sources) == 1 else None
@@ -238,6 +238,6 @@ def replace_layers(network: nn.Module, replacements: Iterable[tuple[str, nn.Modu
         if not name:
             return layer
         replaced = network.get_submodule(name)
-        for module in list(network.modules()):  # one layer may have several names
-            module._modules |= {key: layer for key, child in module._modules.items() if child is replaced}
+        for other in [key for key, child in network.named_modules(remove_duplicate=False) if child is replaced]:
+            network.set_submodule(other, layer)
     return network

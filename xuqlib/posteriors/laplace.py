@@ -78,10 +78,8 @@ class Laplace(Posterior):
                 laplace.fit(batches)
                 laplace.optimize_prior_precision(pred_type="glm", method="marglik")
             except SystemExit as error:  # which laplace-torch raises where an eigendecomposition fails
-                raise ValueError(
-                    "the curvature of the last layer has no eigendecomposition; its features or weights may be too "
-                    "large: train it again with standardised inputs"
-                ) from error
+                what = "the curvature of the last layer has no eigendecomposition"
+                raise ValueError(f"{what}; its features may be too large: standardise the inputs") from error
         variances = tuple(each**2 for each in noise)
         self.noise_variance = variances if len(variances) > 1 else sum(variances)
         self.output = "logits" if batches.classification else "regression"
@@ -145,28 +143,25 @@ class _Batches:
         if isinstance(loader, Tensor) or not isinstance(loader, Iterable):
             raise TypeError(f"Laplace.fit got a {type(loader).__name__}; pass a torch DataLoader over (x, y)")
         self.batches = loader if isinstance(loader, DataLoader) else list(loader)
-        self.like = next(network.parameters())
+        self.like = network.network.get_submodule(layer).get_parameter("weight")
         if torch.finfo(self.like.dtype).bits < 32:
             raise TypeError(f"the network is {self.like.dtype}; Laplace wants float32 or 64, as from network.float()")
         num_examples, num_outputs = 0, 0
         for number, batch in enumerate(self.batches):
-            if (
-                not isinstance(batch, Sequence)
-                or len(batch) != 2
-                or not all(isinstance(part, Tensor) for part in batch)
-            ):
+            parts = batch if isinstance(batch, Sequence) else ()
+            if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
                 kind = type(batch).__name__
                 raise TypeError(f"Laplace.fit wants batches (x, y) of tensors; the loader gave a {kind}")
-            for name, part in zip("xy", batch, strict=True):
+            for name, part in zip("xy", parts, strict=True):
                 if part.is_floating_point() and not part.isfinite().all():
                     raise ValueError(f"{name} of batch {number} holds NaN or infinite numbers; drop or fill them")
-            x, y = batch
+            x, y = parts
             if not number:
                 self.classification = not y.is_floating_point()
                 num_outputs = self._try(network, layer, x)
             if self.classification:
                 check_target(y.flatten() if y.shape == (len(x), 1) else y, len(x), num_outputs)
-            elif y.shape not in {(len(x), num_outputs), (len(x),) * (num_outputs == 1)}:
+            elif y.shape != (len(x), num_outputs) and (y.shape != (len(x),) or num_outputs > 1):
                 raise ValueError(f"targets have shape {tuple(y.shape)} but the network gives {(len(x), num_outputs)}")
             num_examples += len(x)
         if not num_examples:
@@ -176,29 +171,26 @@ class _Batches:
     def _try(self, network: _Answers, layer: str, x: Tensor) -> int:
         """Return the number of outputs."""
         calls: list[Any] = []
-        handle = network.network.get_submodule(layer).register_forward_hook(lambda *_: calls.append(_))
-        with torch.no_grad():
+        hooked = network.network.get_submodule(layer).register_forward_hook(lambda *call: calls.append(call))
+        with torch.no_grad(), hooked:
             answers = FixedNetwork(network)(x.to(self.like.device))
-        handle.remove()
         if len(calls) != 1:
             raise ValueError(f"the network calls its layer {layer!r} {len(calls)} times; Laplace wants one call")
         if self.classification and answers.shape[1] == 1:
-            raise ValueError(
-                "the targets are whole numbers, which are classes, but the network has one output; pass y.float() for "
-                "a regression, or train it with two logits"
-            )
-        if (
-            self.classification
-            and answers.min() >= 0
-            and torch.allclose(answers.sum(1), answers.new_ones(()), rtol=1e-4)
-        ):
+            what = "the targets are whole numbers, so classes, but the network has one output"
+            raise ValueError(f"{what}; pass y.float() for a regression, or train it with two logits")
+        sums = answers.sum(1)
+        if self.classification and answers.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), rtol=1e-4):
             raise ValueError("the network answers probabilities; Laplace wants logits: leave the softmax away")
         return answers.shape[1]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for x, y in self.batches:
             x, y = x.to(self.like.device), y.to(self.like.device)
-            yield x, y.flatten().long() if self.classification else y.view(len(x), -1).to(self.like.dtype) / self.unit
+            yield (
+                x,
+                y.flatten().long() if self.classification else y.reshape(len(x), -1).to(self.like.dtype) / self.unit,
+            )
 
 
 def _residuals(network: _Answers, batches: _Batches) -> list[float]:
@@ -207,7 +199,5 @@ def _residuals(network: _Answers, batches: _Batches) -> list[float]:
         squares = torch.cat([(network(x) - y).square() for x, y in batches])
     noise = [float(column.mean().sqrt()) for column in squares.T]
     if 0.0 in noise:
-        raise ValueError(
-            f"output {noise.index(0.0)} fits its targets without a residual; Laplace wants noise to measure"
-        )
+        raise ValueError(f"output {noise.index(0.0)} fits its targets without a residual; pass data that have noise")
     return noise

@@ -67,7 +67,8 @@ def check_network(network: Any) -> nn.Module:
         if is_quantized or is_exported or isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"this {kind} network hides its operations; pass the nn.Module that it was {kind} from")
         if isinstance(vars(module).get("forward"), FunctionType) and unwrapped(module) is module:
-            what = f"the forward of {f'layer {name!r}' if name else 'the network'} was replaced by a function, which a copy would share"
+            where = f"layer {name!r}" if name else "the network"
+            what = f"the forward of {where} was replaced by a function, which a copy would share"
             raise TypeError(f"{what}; pass the network with the forward of its class")
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if is_lazy(tensor):

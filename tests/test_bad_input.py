@@ -160,9 +160,9 @@ POSTERIORS: list[Case] = [
     ("laplace, convolution", lambda: Laplace(nn.Conv2d(3, 3, 1)), ValueError, "is not Linear; .*needs a dense one"),
     (
         "laplace, shapes",
-        lambda: Laplace(mlp(num_features=5)).fit(loader(X, X[:, 0])),
+        lambda: Laplace(mlp(num_features=5)).fit(loader(X, X[:, :2])),
         ValueError,
-        r"\(4,\) .* \(4, 1\)",
+        r"\(4, 2\) .* \(4, 1\)",
     ),
 ]
 CALLS: list[Case] = [

@@ -10,12 +10,17 @@ from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from xuqlib.checks import check_examples, check_logits
 from xuqlib.inputs import as_inputs
 from xuqlib.outputs import as_output
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.posteriors.kinds import is_of_torch
+from xuqlib.posteriors.kinds import is_of_torch, unwrapped
 from xuqlib.posteriors.shared import split
 from xuqlib.posteriors.trial import try_out
 from xuqlib.views import OfClasses, OfExamples, View, at, read
@@ -30,7 +35,8 @@ class Draws(Sequence[nn.Module]):
     Args:
         networks: the draws; each answers the same every time, and shares what it can with the others.
         posterior: name of the posterior, for tables and figures.
-        noise_variance: variance of the targets about the mean of one draw, in squared target units (regression).
+        noise_variance: variance of the targets about the mean of one draw, in squared target units (regression): one
+            number, or one for each output.
         output: what kind of numbers the networks answer, a name in `xuqlib.outputs.OUTPUTS`, if that is known.
     """
 
@@ -39,7 +45,7 @@ class Draws(Sequence[nn.Module]):
         networks: Sequence[nn.Module],
         *,
         posterior: str = "",
-        noise_variance: float = 0.0,
+        noise_variance: Any = 0.0,
         output: str | None = None,
     ) -> None:
         # An nn.Sequential is a sequence too: of its layers.
@@ -49,8 +55,8 @@ class Draws(Sequence[nn.Module]):
             raise ValueError("no networks to draw from; pass at least one")
         if not all(isinstance(network, nn.Module) for network in networks):
             raise TypeError(f"got a list of {type(networks[0]).__name__}; each draw is a network (nn.Module)")
-        self.networks, self.posterior, self.noise_variance = list(networks), posterior, noise_variance
-        self.output = output
+        self.networks, self.posterior = list(networks), posterior
+        self.noise_variance, self.output = noise_variance, output
 
     def __len__(self) -> int:
         return len(self.networks)
@@ -65,8 +71,7 @@ class Draws(Sequence[nn.Module]):
         return self.networks[index]
 
     def _with(self, networks: Sequence[nn.Module]) -> Draws:
-        known = {"posterior": self.posterior, "noise_variance": self.noise_variance, "output": self.output}
-        return Draws(networks, **known)  # type: ignore[arg-type]
+        return Draws(networks, **{key: value for key, value in vars(self).items() if key != "networks"})
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(self.networks)
@@ -88,12 +93,12 @@ class Draws(Sequence[nn.Module]):
         trunk, heads = shared_trunk(self.networks, x)
         features = trunk(x)
         outputs = (head(features if isinstance(head, FixedNetwork) else features.clone()) for head in heads)
-        return _stacked([check_logits(output, len(x)) for output in outputs])
+        return stacked([check_logits(output, len(x)) for output in outputs])
 
     def read(self, x: Tensor) -> Tensor:
         """Return the numbers of every draw, (draw, example, class, ...), with the places of a segmentation."""
         views = all(isinstance(network, View) for network in self.networks)
-        return _stacked([read(network, x) for network in self.networks]) if views else self(x)
+        return stacked([read(network, x) for network in self.networks]) if views else self(x)
 
     def seen(self, given: Any, output: Any = None, *, explained: bool = True) -> tuple[Draws, Tensor]:
         """Return these draws as maps from one floating tensor x, (N, ...), to numbers (N, K), and that x.
@@ -189,14 +194,6 @@ class Draws(Sequence[nn.Module]):
         return self
 
 
-def _stacked(answers: Sequence[Tensor]) -> Tensor:
-    """Put the answers of the draws side by side; those of an ensemble may not be alike."""
-    odd = next((answer for answer in answers if answer.shape != answers[0].shape), None)
-    if odd is not None:
-        raise ValueError(f"draws answer {tuple(answers[0].shape)} and {tuple(odd.shape)}; pass networks of one task")
-    return torch.stack(list(answers))
-
-
 def inner(network: nn.Module) -> nn.Module:
     """The network that a draw fixes, which draws that differ in their dropout masks alone have in common."""
     network = network.network if isinstance(network, View) else network
@@ -214,10 +211,92 @@ def shared_trunk(networks: Sequence[nn.Module], x: Tensor) -> tuple[nn.Module, S
     return FixedNetwork(nn.Sequential(*parts.trunk)), [parts.head(draw) for draw in range(len(networks))]
 
 
+def stacked(outputs: Sequence[Tensor]) -> Tensor:
+    """Put what the draws answer along a first axis; refuse answers of several shapes, dtypes or devices."""
+    looks = sorted({f"{tuple(output.shape)} {output.dtype} on {output.device}" for output in outputs})
+    if len(looks) > 1:
+        raise ValueError(f"the draws answer {' and '.join(looks)}; pass networks of one task, dtype and device")
+    return torch.stack(list(outputs))
+
+
+class _Detaching(TorchFunctionMode):
+    """Lets a deep copy hold what a network keeps of its last forward pass, such as the features for a CAM."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+
 @torch.inference_mode(False)  # or the copies could never be differentiated
+def trainable_copy(network: nn.Module) -> nn.Module:
+    """Copy a network with its own tensors, and without the wrappers in it.
+
+    Raises:
+        TypeError: it holds what cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    try:
+        with _Detaching():
+            for module in reversed(list(network.modules())):  # what is inside comes first
+                if unwrapped(module) is not module:
+                    memo[id(module)] = copy.deepcopy(unwrapped(module), memo)
+            return copy.deepcopy(network, memo)
+    except (TypeError, RuntimeError) as error:
+        attribute = next(_uncopyable(network), None)
+        if attribute is None:
+            raise
+        what = f"{type(network).__name__} because of its attribute {attribute!r} ({error})"
+        raise TypeError(f"cannot copy {what}; keep that outside of the network, or make it when needed") from error
+
+
+def _uncopyable(network: nn.Module) -> Iterator[str]:
+    copied: dict[int, Any] = {id(module): module for module in network.modules()}
+    for name, module in network.named_modules():
+        for key in sorted(vars(module).keys() - {"_parameters", "_buffers", "_modules"}):
+            try:
+                with _Detaching():
+                    copy.deepcopy(vars(module)[key], copied.copy())
+            except (TypeError, RuntimeError):
+                yield f"{name}.{key}".lstrip(".")
+
+
 def detached_copy(network: nn.Module) -> nn.Module:
-    """Copy a network with its own, frozen tensors, in eval mode."""
-    return copy.deepcopy(network).eval().requires_grad_(False)
+    """Copy a network with its own, frozen tensors, in eval mode; weights that torch computes are plain in the copy.
+
+    Raises:
+        TypeError: it holds what cannot be copied.
+        ValueError: a weight is NaN or infinite.
+    """
+    for name, weight in network.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"{type(network).__name__} holds NaN or infinite weights in {name!r}; train it again")
+    copied = trainable_copy(network).eval()
+    for module in list(copied.modules()):
+        _make_plain(module)
+    return copied.requires_grad_(False)
+
+
+@torch.inference_mode(False)
+def _make_plain(module: nn.Module) -> None:
+    """Keep the values of weights that torch computes from others, as weight normalisation does."""
+    names = list(module._parameters)
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+            hook.remove(module)
+            del module._forward_pre_hooks[key]
+    own: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+    parts = {type(part).__module__ for computing in own.values() for part in computing}
+    if parts == {"torch.nn.utils.parametrizations"}:  # what a user wrote may have dropout in it
+        values = {name: getattr(module, name) for name in own}
+        # torch's own function would also change the class, which the network that was copied still has.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        module._load_state_dict_pre_hooks.clear()  # for its old names; not to be pickled
+        for name, value in values.items():
+            setattr(module, name, nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format)))
+    if list(module._parameters) != names:  # registered anew, a weight comes behind its bias
+        module._parameters = dict(sorted(module._parameters.items(), key=lambda item: item[0] != "weight"))
 
 
 @torch.inference_mode(False)

@@ -93,7 +93,7 @@ class Answer(NamedTuple):
 
 
 def table(num_outputs: int = 3) -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, num_outputs))
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, num_outputs))
 
 
 class Around(nn.Module):

@@ -289,7 +289,7 @@ def cut_to(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
         monkeypatch.setattr(module, "rows_per_pass", lambda *_: rows)
 
 
-IGNORE_NO_RELU = pytest.mark.filterwarnings(f"ignore:{NO_RELU}")
+IGNORE_NO_RELU = pytest.mark.filterwarnings(f"ignore:{NO_RELU}", "ignore:guided_backprop guides ReLUs alone")
 SEEDS = range(1, 4)  # 2 to 4 draws
 
 

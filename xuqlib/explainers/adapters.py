@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xuqlib.checks import check_attribution, check_choice, check_examples, check_fixed, check_logits, check_target
+from xuqlib.checks import check_attribution, check_choice, check_examples, check_logits, check_target
 from xuqlib.explainers.declaring import Explainer
 from xuqlib.path import Network
+from xuqlib.posteriors.trial import try_out
 
 
 def from_captum(method: Callable[..., Any] | str, **init_options: Any) -> Explainer:
@@ -52,7 +53,7 @@ def from_captum(method: Callable[..., Any] | str, **init_options: Any) -> Explai
 
     def explainer(network: Network, x: Tensor, target: Any = None, *, seed: int = 0, **options: Any) -> Tensor:
         check_examples(x)
-        check_fixed(network)
+        try_out(network, x)
         with torch.no_grad():
             output = network(x.clone())
         classes = check_target(target, len(x), check_logits(output, len(x)).shape[1]).to(x.device)

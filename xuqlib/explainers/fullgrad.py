@@ -22,12 +22,14 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from xuqlib.checks import check_choice, check_examples, check_fixed, check_logits, check_target
+from xuqlib.checks import check_choice, check_examples, check_logits, check_target
 from xuqlib.explainers.declaring import explainer
 from xuqlib.explainers.layer_maps import PSI, ChainGraph, as_map, over_channels, wide
 from xuqlib.fast.layers import NotAChain, raise_clearer
 from xuqlib.guided import depends
 from xuqlib.path import NO_GRADIENT, Network, blocks, rows_per_pass
+from xuqlib.posteriors.trial import try_out
+from xuqlib.views import at
 
 NOT_COMPLETE = (
     "FullGrad's terms miss the logit, so the network is not piecewise linear (a smooth activation, attention, "
@@ -325,7 +327,7 @@ def fullgrad_terms(network: Network, x: Tensor, target: Any = None) -> FullGradT
     Source: Srinivas & Fleuret 2019, section 4. arXiv 1905.00780.
     """
     check_examples(x)
-    check_fixed(network)
+    try_out(network, x)
     graph = LogitGraph(network, x)
     return graph.terms(graph.one_hot(target))
 
@@ -341,7 +343,7 @@ def fullgrad(
 
     Args:
         network, target: as for `gradient`.
-        x: images (N, C, H, W), or a table (N, F), whose map is psi of the input term alone.
+        x: images (N, C, H, W), or other examples, (N, ...), whose map is psi of the input term alone.
         psi: what becomes of each term before they are added: "minmax", "raw" or "signed"; see `saliency`.
         chunk: examples in one pass; chosen by device and size of x if None.
 
@@ -349,27 +351,27 @@ def fullgrad(
         Attribution, shaped like x; in logits unless psi is "minmax".
 
     Raises:
-        TypeError, ValueError: as for `fullgrad_terms`; unknown psi; x is neither images nor a table.
+        TypeError, ValueError: as for `fullgrad_terms`; unknown psi.
 
     Warns:
         UserWarning: the terms do not sum to the logit.
 
     Source: Srinivas & Fleuret 2019, section 5. arXiv 1905.00780.
     """
-    check_mappable(x)
-    check_fixed(network)
+    check_examples(x)
+    try_out(network, x)
     check_choice(psi, PSI, "psi")
     parts = []
     for block in blocks(len(x), rows_per_pass(x, chunk)):
-        graph = LogitGraph(network, x[block])
+        graph = LogitGraph(at(network, block), x[block])
         classes = check_target(target, len(x), graph.logits.shape[1])[block]
         parts.append(graph.saliencies(graph.one_hot(classes)[None], psi)[0])
     maps = torch.cat(parts).to(x.dtype)
-    return maps if x.dim() == 2 else (maps[:, None] / x.shape[1]).expand_as(x).contiguous()
+    return maps if x.dim() < 4 else (maps[:, None] / x.shape[1]).expand_as(x).contiguous()
 
 
 def saliency(terms: FullGradTerms, psi: str = "minmax") -> Tensor:
-    """Add the terms of images up to one map, (N, H, W); of a table, psi of the input term, (N, F).
+    """Add the terms of images up to one map, (N, H, W); of a table or signal, psi of the input term, shaped like it.
 
     Each term goes through psi at its own resolution, is summed over its channels, and is then stretched to the size
     of the image, linearly between the middles of its cells (the authors' code aligns the corners instead).
@@ -381,14 +383,3 @@ def saliency(terms: FullGradTerms, psi: str = "minmax") -> Tensor:
     """
     check_choice(psi, PSI, "psi")
     return as_map(terms.input, [PSI[psi](term).sum(1) for term in terms.maps], psi)
-
-
-def check_mappable(x: Any) -> None:
-    """Refuse examples other than images (N, C, H, W) and tables (N, F).
-
-    Raises:
-        TypeError, ValueError: as for `check_examples`; another number of axes.
-    """
-    check_examples(x)
-    if x.dim() not in (2, 4):
-        raise ValueError(f"x has shape {tuple(x.shape)}; pass images (N, C, H, W) or a table (N, features)")

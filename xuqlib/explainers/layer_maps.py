@@ -65,8 +65,8 @@ def over_channels(slope: Tensor, biases: Tensor, psi: str) -> Tensor:
 def as_map(term: Tensor, parts: Sequence[Tensor], psi: str) -> Tensor:
     """Add psi of the input's term, and what each layer adds, stretched: once for all layers of one size."""
     term = wide(term)
-    if term.dim() == 2:
-        return PSI[psi](term)
+    if term.dim() != 4:  # layers of a table or a signal have no places that are those of the input
+        return PSI[psi](term) if term.dim() < 4 else PSI[psi](term).sum(1)
     total, sizes = PSI[psi](term).sum(1), {part.shape[1:]: part.new_zeros(()) for part in parts}
     for part in parts:
         sizes[part.shape[1:]] = sizes[part.shape[1:]] + part

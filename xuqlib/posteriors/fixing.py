@@ -22,7 +22,7 @@ from torch.utils import checkpoint
 from xuqlib.checks import check_logits
 from xuqlib.posteriors import unrolled
 from xuqlib.posteriors.kinds import drops_by_itself, keeps_examples_first
-from xuqlib.posteriors.unrolled import RandomNetworkError as RandomNetworkError
+from xuqlib.posteriors.unrolled import RandomNetworkError
 
 _DROPOUTS: set[Callable[..., Any]] = {
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),

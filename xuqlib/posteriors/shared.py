@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xuqlib.posteriors.fixing import FixedMasks, FixedNetwork, Plans, RandomNetworkError, can_evaluate
+from xuqlib.posteriors.fixing import FixedMasks, FixedNetwork, Plans, can_evaluate
 from xuqlib.posteriors.kinds import drops, has_dropout, have_same_tensors, hooks_of, is_hooked, is_sure, layers_of
+from xuqlib.posteriors.unrolled import RandomNetworkError
 
 
 class Split(NamedTuple):

@@ -97,6 +97,7 @@ OUTPUTS: dict[str, tuple[Any, str]] = {
     "with options that are left out": (lambda: WithOptions(plainly, out=nn.Linear(8, 3), hid=nn.Linear(5, 8)), "out"),
     "in eval mode alone": (lambda: pair(lambda n, x: (plainly(n, x), x) if n.training else plainly(n, x)), "out"),
     "in the shape of x": (lambda: pair(lambda n, x: plainly(n, x).view(x.size(0), -1, x.shape[1] - 4)), "out"),
+    "times a random number": (lambda: pair(lambda n, x: plainly(n, x) * torch.rand(1)), "out"),
     "convolution": (
         lambda: Net(lambda n, x: n.out(n.hid(x)).mean(2), out=nn.Conv1d(2, 3, 1), hid=nn.Conv1d(1, 2, 1)),
         "out",

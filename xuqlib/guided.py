@@ -33,10 +33,6 @@ class _GuidedRelu(torch.autograd.Function):
         return torch.where(is_open & (dy > 0), dy, torch.zeros_like(dy)), None
 
 
-def _clamp(input: Tensor, min: Any = None, max: Any = None) -> tuple[Any, ...]:
-    return input, min, max, False
-
-
 def _larger(input: Tensor, other: Any = None, *_: Any, **__: Any) -> tuple[Any, ...]:
     if not isinstance(other, Tensor):  # the largest number of one tensor
         return input, None, None, False
@@ -48,30 +44,16 @@ _READERS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "relu": lambda input, inplace=False: (input, 0, None, inplace),
     "relu6": lambda input, inplace=False: (input, 0, 6, inplace),
     "hardtanh": lambda input, min_val=-1.0, max_val=1.0, inplace=False: (input, min_val, max_val, inplace),
-    "threshold": lambda input, threshold, value, inplace=False: (
-        *(input, threshold if value == threshold else None),
-        *(None, inplace),
-    ),
+    "threshold": lambda input, threshold, value, inplace=False: (input, threshold or value, None, inplace),
     "leaky_relu": lambda input, negative_slope=0.01, inplace=False: (input, negative_slope, None, inplace),
-    **dict.fromkeys(("clamp", "clip", "clamp_min"), _clamp),
+    **dict.fromkeys(("clamp", "clip", "clamp_min"), lambda input, min=None, max=None: (input, min, max, False)),
     **dict.fromkeys(("maximum", "fmax", "max"), _larger),
 }
 # Of a ReLU that is written as a product with (x > 0), or by torch.where, only the comparison can be seen.
 _COMPARISONS = ("gt", "ge", "lt", "le")
 # Nodes of autograd's graph that stop some signal but follow no ReLU's rule, or that hide what is in them.
-_UNGUIDED = {
-    "LeakyRelu",
-    "PreluKernel",
-    "RreluWithNoise",
-    "Elu",
-    "Celu",
-    "Gelu",
-    "Silu",
-    "Mish",
-    "Softplus",
-    "Hardswish",
-}
-_UNGUIDED |= {"CudnnRnn", "MiopenRnn", "CompiledFunction"}
+_UNGUIDED = {"LeakyRelu", "PreluKernel", "RreluWithNoise", "Elu", "Celu", "Gelu", "Silu", "Mish", "Softplus"}
+_UNGUIDED |= {"Hardswish", "CudnnRnn", "MiopenRnn", "CompiledFunction"}
 
 
 class GuidedMode(TorchFunctionMode):
@@ -93,20 +75,18 @@ class GuidedMode(TorchFunctionMode):
     def evaluate(self, network: Callable[[Tensor], Any], x: Tensor) -> Any:
         """Evaluate a network; guides the ReLUs inside torch's own layers too, such as nn.RNN, and notes `unguided`."""
         # Before the call, since a first layer may work in place.
-        known = {get_gradient_edge(x).node: True} if x.requires_grad else {}
+        known: dict[Any, bool] = {get_gradient_edge(x).node: True} if x.requires_grad else {}
         with self:
             output = network(x)
         if known and isinstance(output, Tensor) and output.requires_grad:
             depends(get_gradient_edge(output).node, known)
-        for node in list(known)[1:]:
-            name, is_users = (
-                node.name().split("Backward")[0],
-                isinstance(node, torch.autograd.function.BackwardCFunction),
-            )
-            if known[node] and name == "Relu":
+        for node in [node for node, is_between in known.items() if is_between][1:]:
+            name = node.name().split("Backward")[0]
+            is_users_own = isinstance(node, torch.autograd.function.BackwardCFunction) and "_GuidedRelu" not in name
+            if name == "Relu":
                 node.register_prehook(lambda slopes: (slopes[0].clamp(min=0),))
                 self.num_met += 1
-            elif known[node] and (name in _UNGUIDED or (is_users and not name.endswith(_GuidedRelu.__name__))):
+            elif is_users_own or name in _UNGUIDED:
                 self.unguided.add(name)
         return output
 

@@ -78,10 +78,8 @@ def warning_of(num_met: int, unguided: Iterable[str]) -> str | None:
     """Return what a user has to know after a guided backward pass; None if all is well."""
     if not num_met:
         return NO_RELU
-    kept = ", ".join(sorted(unguided))
-    return (
-        f"guided_backprop guides ReLUs alone; these keep their plain gradient in the network: {kept}" if kept else None
-    )
+    names = ", ".join(sorted(unguided))
+    return f"guided_backprop guides ReLUs alone; these keep their plain gradient: {names}" if names else None
 
 
 def rows_per_pass(x: Tensor, chunk: int | None) -> int:

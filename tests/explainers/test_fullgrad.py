@@ -167,13 +167,14 @@ class Patches(nn.Module):
         return self.head(torch.cat([folded, tokens[:, :64]], 1)) + self.constant(x.new_ones(1))
 
 
-def test_only_what_has_the_layout_of_the_pictures_is_on_the_map():
-    network, x = seeded(Patches).requires_grad_(False), randn(1, 3, 8, 8)
+@pytest.mark.parametrize("trained", [False, True])
+def test_only_what_has_the_layout_of_the_pictures_is_on_the_map(trained):
+    network, x = seeded(Patches).requires_grad_(trained), randn(1, 3, 8, 8)
     terms = fullgrad_terms(network, x, 2)
     # The patches are not examples, the last axis of the tokens is not a width; last come the head and a constant.
     assert [tuple(term.shape) for term in terms.dense] == [(4, 2, 4, 4), (1, 8, 8, 3), (1, 3), (1, 3)]
     assert not terms.maps and terms.remainder is None  # the patches' term is of no one example
-    assert_close(sum(term.sum() for term in (terms.input, *terms.dense)), network(x)[0, 2], **EXACT)
+    assert_close(sum(term.sum() for term in (terms.input, *terms.dense)), network(x)[0, 2].detach(), **EXACT)
     assert_close(fullgrad(network, x, 2, psi="raw").sum(1), gradient_x_input(network, x, 2).abs().sum(1), **EXACT)
 
 
@@ -278,6 +279,14 @@ def test_every_constant_counts_wherever_forward_adds_it(name):
     places = fullgrad(network, x, 2, psi="signed").flatten(1).sum(1)
     assert_close(places + sum(term.flatten(1).sum(1) for term in terms.dense), logits[:, 2], **EXACT)
     assert torch.equal(x, values)
+
+
+def test_a_constant_of_channels_last_has_no_place_in_the_image():
+    body, x = seeded(inplace_cnn).eval(), randn(*PICTURES)
+    network = lambda x: body((x.permute(0, 2, 3, 1) + PLACES.permute(1, 2, 0)).permute(0, 3, 1, 2))  # noqa: E731
+    terms = fullgrad_terms(network, x, 0)
+    assert (len(terms.maps), terms.dense[0].shape) == (3, (3, 8, 8, 3))
+    assert_close(terms.total(), network(x)[:, 0].detach(), **EXACT)
 
 
 def test_a_layer_whose_bias_depends_on_x_adds_no_constant():
@@ -387,6 +396,13 @@ def test_half_precision_gives_the_map_within_its_rounding(psi, dtype):
         missed = (each.double() - wanted[name]).abs().max() / wanted[name].abs().max()
         # 2 % in float16: six layers, and uncertainties, which are differences.
         assert missed < 20 * torch.finfo(torch.bfloat16 if dtype == "autocast" else dtype).eps, name
+
+
+def test_a_chain_steps_aside_under_autocast_and_half_maps_are_added_in_float32():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert isinstance(logit_graph(seeded(late_cnn).eval(), randn(*PICTURES)), LogitGraph)
+    huge = tensor([[[[6e4, 0.0]], [[6e4, 1.0]]]], dtype=torch.float16)  # float16 ends at 65504
+    assert saliency(FullGradTerms(huge), "raw").tolist() == [[[120000.0, 1.0]]]
 
 
 @pytest.mark.parametrize("psi", PSI)

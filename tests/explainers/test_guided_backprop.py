@@ -351,6 +351,21 @@ def test_what_does_not_depend_on_x_is_no_reason_to_warn(table: tuple[Tensor, Ten
     guided_backprop(lambda batch: mlp(batch) * F.softplus(scale) * F.gelu(batch.detach())[:, :4].exp(), *table)
 
 
+def test_a_relu_inside_an_autograd_function_of_ones_own_is_none_that_was_guided(table: tuple[Tensor, Tensor]) -> None:
+    network = Mlp(RectifierOfOnesOwn.apply)
+    with pytest.warns(UserWarning, match="no ReLU"):
+        attribution = guided_backprop(network, *table)
+    torch.testing.assert_close(attribution, gradient(network, *table), **TIGHT)
+
+
+def test_the_larger_of_x_and_zeros_has_the_shape_and_dtype_of_both() -> None:
+    x = torch.tensor([[2.0, -1.0]])
+    zeros = torch.zeros(2, 3, 2, dtype=torch.float64)  # x counts six times
+    network = lambda batch: torch.maximum(zeros, batch).flatten(1).sum()[None]  # noqa: E731
+    assert network(x).dtype == torch.float64
+    assert guided_backprop(network, x).tolist() == [[6.0, 0.0]]
+
+
 def test_whole_numbers_that_are_clamped_are_no_relu() -> None:
     table = examples(5, 3)
     with pytest.warns(UserWarning, match="no ReLU"):

@@ -45,11 +45,9 @@ def from_captum(method: Callable[..., Any] | str, **init_options: Any) -> Explai
         method = getattr(known, method)
     if not callable(method) or (isinstance(method, type) and not hasattr(method, "attribute")):
         raise TypeError(f"{method!r} is not an attribution class; pass one, such as captum.attr.DeepLift")
-    build, name = method, method.__name__
+    build, name = method, getattr(method, "__name__", type(method).__name__)
     if "attribution_method" in inspect.signature(build).parameters:
-        raise TypeError(
-            f"{name} is built around another method; pass a function, such as lambda network: {name}(Saliency(network))"
-        )
+        raise TypeError(f"{name} is built around another method; pass lambda network: {name}(Saliency(network)), say")
 
     def explainer(network: Network, x: Tensor, target: Any = None, *, seed: int = 0, **options: Any) -> Tensor:
         check_examples(x)
@@ -71,29 +69,29 @@ def from_captum(method: Callable[..., Any] | str, **init_options: Any) -> Explai
 
 
 def to_quantus(
-    metric: Callable[..., Any],
-    networks: Iterable[Network],
+    metric: Any,
+    draws: Iterable[Network],
     explainer: Explainer,
     x: Tensor,
-    target: Tensor,
+    target: Any,
     *,
     seed: int = 0,
     **options: Any,
 ) -> list[Any]:
-    """Score each network's own explanation by a metric of Quantus, one network after another.
+    """Score each draw's own explanation by a metric of Quantus, one draw after another.
 
-    What the metric draws at random, as its perturbations, is the same for every network.
+    What the metric draws at random, as its perturbations, is the same for every draw.
 
     Args:
         metric: one of Quantus, such as `quantus.MaxSensitivity()`; any function of its keywords will do.
-        networks: draws, from `posterior.sample`, or fixed networks.
+        draws: fixed networks, from `posterior.sample`.
         explainer: a function (network, x, target, **options) giving an attribution shaped like x.
         x, target: examples (N, ...), float32 as Quantus makes them, and the class of each, (N,).
         seed: of the metric's randomness.
         **options: passed on to the explainer.
 
     Returns:
-        What the metric returned for each network; mostly one number per example, so numpy.array of it is
+        What the metric returned for each draw; mostly one number per example, so numpy.array of it is
         (draw, example).
 
     Raises:
@@ -112,7 +110,7 @@ def to_quantus(
     given: dict[str, Any] = {"x_batch": x.detach().cpu().numpy(), "y_batch": classes, "a_batch": None}
     given |= {"explain_func": explain_func, "device": str(x.device), "channel_first": True}
     scores = []
-    for network in networks:
+    for network in draws:
         with _seeded(seed, x.device):
             scores.append(metric(model=network, **given))
     return scores

@@ -72,24 +72,19 @@ _CALLS: dict[Any, tuple[Callable[..., Tensor | None], int]] = {
 
 
 # Other calls that are affine in what depends on x: with zeros in its place they return the constant that they add.
-_AFFINE = {
-    "add",
-    "radd",
-    "iadd",
-    "sub",
-    "rsub",
-    "isub",
-    "subtract",
-    "lerp",
-    "addcmul",
-    "addcdiv",
-    "addmm",
-    "addmv",
-    "addr",
+_AFFINE = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "lerp", "addcmul", "addcdiv", "addmm", "addmv"}
+_AFFINE |= {"addr", "addbmm", "baddbmm", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "pad"}
+_AFFINE |= {"column_stack", "where", "masked_fill", "masked_scatter", "index_fill", "index_put", "index_copy", "copy"}
+_AFFINE |= {
+    "index_add",
+    "scatter",
+    "scatter_add",
+    "slice_scatter",
+    "select_scatter",
+    "setitem",
+    "fill",
+    "constant_pad_nd",
 }
-_AFFINE |= {"addbmm", "baddbmm", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack"}
-_AFFINE |= {"where", "masked_fill", "masked_scatter", "index_fill", "index_put", "index_copy", "index_add", "scatter"}
-_AFFINE |= {"scatter_add", "slice_scatter", "select_scatter", "setitem", "copy", "fill", "pad", "constant_pad_nd"}
 # Calls that are piecewise linear in each number by itself.
 _BY_NUMBER = {"clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6", "threshold", "maximum", "minimum", "fmax"}
 _BY_NUMBER |= {"fmin", "hardsigmoid", "softshrink", "round", "floor", "ceil"}

@@ -365,9 +365,9 @@ BAD = {
     "one network": (lambda: ua_backprop(seeded(table_mlp).eval(), X), TypeError, "posterior.sample"),
     "training": (lambda: ua_backprop([seeded(table_mlp)], X), ValueError, "training mode"),
     "regression": (
-        lambda: ua_backprop(MCDropout(seeded(OneOutput)).sample(2), X),
+        lambda: ua_backprop(MCDropout(seeded(OneOutput)).sample(2), X, "aleatoric"),
         ValueError,
-        r"logits have shape \(2, 4, 1\).*at least two classes, not a regression",
+        "noise_variance, the same for all x",
     ),
     "linear": (lambda: ua_backprop_linear(DRAWS, X, "both"), ValueError, "unknown kind 'both'"),
     "linear tau1": (lambda: ua_backprop_linear(DRAWS, X, tau1=-1), ValueError, "tau1 is -1.0"),

@@ -287,14 +287,22 @@ def test_regressions_of_several_outputs_have_a_variance_each():
     close(found.total, z.var(0, correction=0) + 0.25)
     wanted = slope(lambda leaf: torch.stack([draw(leaf) for draw in draws]).var(0, correction=0)[:, 1], x)
     close(attribute_uncertainty(draws, x, output="regression", target=1, explainer="gradient"), wanted)
+    of_all = ua_backprop(draws, x, output="regression")
+    close(of_all.sum(1), found.epistemic.sum(1))
+    assert torch.equal(of_all, ua_backprop(draws.seen(x, "regression")[0], x))
+    shares = ((z - z.mean(0)) ** 2 / len(z)).unbind(0)
+    maps = [[(x * slope(lambda leaf, d=d, k=k: d(leaf)[:, k], x)).abs() for k in (0, 1)] for d in draws]
+    raw = ua_backprop(draws, x, output="regression", setting="recommended")
+    by_hand = sum(
+        s[:, k, None] * m[k] / m[k].sum(1, keepdim=True) for s, m in zip(shares, maps, strict=True) for k in (0, 1)
+    )
+    close(raw, by_hand)
+    e = explain(draws, "gradient", x, output="regression")
+    assert torch.equal(torch.as_tensor(e.target), torch.zeros(5, dtype=torch.long)), "the first number"
     complete = ua_replacement(draws, x, reference="black", output="regression", target=1)
     close(complete.sum(1), found.epistemic[:, 1])
     for refused, message in (
-        (lambda: explain(draws, "gradient", x, output="regression"), "2 numbers, not classes; pass the one"),
-        (
-            lambda: ua_backprop(draws, x, output="regression"),
-            "the output is regression, whose uncertainty is no entropy",
-        ),
+        (lambda: ua_backprop(draws, x, "aleatoric", output="regression"), "the same for all x"),
         (lambda: attribute_uncertainty(draws, x, "aleatoric", output="regression", target=0), "the same for all x"),
         (lambda: deletion(draws, x, pixel_order(x), 0, output="regression"), "need class scores"),
     ):
@@ -302,12 +310,15 @@ def test_regressions_of_several_outputs_have_a_variance_each():
             refused()
 
 
+@pytest.mark.filterwarnings("ignore:FullGrad.s terms miss")  # an exponential is not piecewise linear
 def test_a_variance_head_says_the_aleatoric_part_and_both_can_be_explained():
     draws, x = drawn(Noisy), randn(5, 4)
     means, variances = (torch.stack([draw(x)[part] for draw in draws])[..., 0].detach() for part in (0, 1))
     found = uncertainties(draws, x, output="mean_variance")
     close(found.epistemic, means.var(0, correction=0))
     close(found.aleatoric, variances.mean(0))
+    for kind in ("total", "aleatoric", "epistemic"):
+        close(ua_backprop(draws, x, kind, output="mean_variance", psi="raw").sum(1), getattr(found, kind))
     for part in (0, 1):
         e = explain(draws, "gradient", x, part, output="mean_variance")
         close(e.values[2], slope(lambda leaf, part=part: draws[2](leaf)[part], x))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -46,7 +47,7 @@ def explain(
             in `xuqlib.explainers.EXPLAINERS`.
         x: examples (N, ...), in the units that the networks were trained on: a tensor of any rank, token ids (N, T),
             a tuple or mapping of what the networks take, or a loader of batches; see `xuqlib.inputs.Inputs`.
-        target: class of each example, (N,), or one for all. By default the one output of a regression, else the
+        target: class of each example, (N,), or one for all. By default the first number of a regression, else the
             class with the largest mean probability over the draws: one target per example, the same for every draw.
         output: what of the networks' answers is explained: "logits", "probabilities", "binary", "multilabel",
             "regression", "mean_variance", "segmentation", a key or function of the answer, or (key, name); see
@@ -146,7 +147,7 @@ def predicted(draws: Draws, x: Tensor, where: torch.device) -> Tensor | None:
     """Return the class with the largest mean probability over the draws, (N,); None for one number.
 
     Raises:
-        ValueError: logits that are NaN; several numbers, none of which is a class.
+        ValueError: logits that are NaN.
     """
     rows = rows_per_pass(x[:1].to(where), None)
     mean = torch.cat([_mean_probs(draws.at(part), x[part].to(where)).cpu() for part in blocks(len(x), rows)])  # (N, C)
@@ -162,8 +163,8 @@ def _mean_probs(draws: Draws, x: Tensor) -> Tensor:
     view, numbers = draws[0], draws(x)
     if isinstance(view, View) and isinstance(view.output.where, Tensor) and view.output.where.shape[1] > 1:
         return view.output.where.flatten(2).sum(2)  # the class that fills the most places
-    if numbers.shape[2] > 1 and draws.output in ("regression", "mean_variance"):
-        raise ValueError(f"networks answer {numbers.shape[2]} numbers, not classes; pass the one to explain as target")
+    if draws.output in ("regression", "mean_variance"):
+        return F.one_hot(torch.zeros_like(numbers[0, :, 0], dtype=torch.long), numbers.shape[2])  # the first
     if draws.output == "probabilities":
         return numbers.mean(0)
     return (numbers.sigmoid() if draws.output == "multilabel" else numbers.softmax(-1)).mean(0)

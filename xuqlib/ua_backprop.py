@@ -21,7 +21,7 @@ from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, logit_graph, saliency
 from xuqlib.path import Network, blocks, rows_per_pass
 from xuqlib.posteriors.draws import Draws
-from xuqlib.uncertainty import class_draws, logits_of, probability_shares
+from xuqlib.uncertainty import class_draws, logits_of, number_shares, probability_shares
 
 _AT_ONCE = 2**23  # numbers of coefficients, or of maps, that are held at once: 64 MB in float64
 COEFFICIENTS = ("softmax", "row-normalised", "ratio")
@@ -69,8 +69,10 @@ def ua_backprop(
     where that is 0. Completeness says nothing about the map: a flat one is complete too.
 
     Args:
-        draws: fixed networks with at least two classes, from `posterior.sample`, or a list of networks.
-        x, output: as for `explain`: logits, probabilities, binary, or one place of a segmentation.
+        draws: fixed networks, from `posterior.sample`, or a list of networks.
+        x, output: as for `explain`: logits, probabilities, binary, or one place of a segmentation; of a regression or
+            "mean_variance", the variances are attributed, summed over the numbers (see `number_shares`), in squared
+            target units.
         kind: "total", "aleatoric" or "epistemic". Pixels can be negative only for "epistemic".
         setting: "paper" or "recommended" (raw psi, divided by its sum, which points more at the uncertainty on
             validation images). The next five replace what it says; each None keeps it.
@@ -85,7 +87,7 @@ def ua_backprop(
         Attribution in nats, (N, H, W) or (N, F), of x's dtype; the sum over draws and classes runs in float64.
 
     Raises:
-        TypeError, ValueError: bad draws, x or option; an output that is no classes; a temperature that has no effect.
+        TypeError, ValueError: bad draws, x or option; other outputs; a temperature that has no effect.
 
     Source: the three steps are those of Wang, Joshi, Wang & Ji 2023, arXiv 2304.04824; the formulas are derived anew.
     """
@@ -216,6 +218,10 @@ def logit_shares(
     The shares come from the logits of all examples, so they do not depend on how the examples are cut.
     """
     logits = logits_of(draws, x)
+    if draws.output in ("regression", "mean_variance") or (draws.output is None and logits.shape[2] == 1):
+        of_numbers = number_shares(logits, kind, draws.noise_variance, draws.output)
+        yield from ((part, of_numbers[:, part]) for part in parts)  # without a softmax to hand them on
+        return
     shares = probability_shares(logits, kind)
     at_once = max(1, _AT_ONCE // (len(draws) * logits.shape[2] ** 2))  # examples
     for part in parts:

@@ -175,6 +175,43 @@ def probability_shares(logits: Tensor, kind: str = "epistemic") -> Tensor:
     return log_probs.exp() * surprise / len(logits)
 
 
+def number_shares(numbers: Tensor, kind: str, noise_variance: float | Tensor, output: str | None) -> Tensor:
+    """Split the variances of a regression, summed over its numbers, into one share per number of each draw.
+
+    Epistemic (y - mean y)^2 / S; aleatoric what a draw says of its own variance, / S, a share of that number; total
+    both, or with the noise of a regression that says none.
+
+    Args:
+        numbers: (draw, example, number), as `Draws.read` gives them.
+        kind, noise_variance, output: as for `decompose`.
+
+    Returns:
+        Shares in squared target units, (draw, example, number), float64.
+
+    Raises:
+        ValueError: unknown kind; the aleatoric part of a regression that says none.
+    """
+    check_choice(kind, KINDS, "kind")
+    _check_stack(numbers)
+    numbers = numbers.double()
+    says_variance = output == "mean_variance"
+    means, variances = numbers.chunk(2, -1) if says_variance else (numbers, None)
+    epistemic = (means - means.mean(0)) ** 2 / len(means)
+    if variances is None:
+        if kind == "aleatoric":
+            raise ValueError(_SAME_NOISE)
+        return epistemic + (torch.as_tensor(noise_variance).double() / len(means) if kind == "total" else 0)
+    aleatoric = variances / len(means)
+    none = torch.zeros_like(means)
+    return torch.cat([none if kind == "aleatoric" else epistemic, none if kind == "epistemic" else aleatoric], -1)
+
+
+_SAME_NOISE = (
+    "the aleatoric uncertainty of a regression is its noise_variance, the same for all x; pass networks that say a "
+    'variance (output="mean_variance"), or another kind'
+)
+
+
 # FullGrad's signed terms add up to U as far as it can; other explainers are taken as they come.
 OF_UNCERTAINTY = ChainMap[str, Explainer]({"fullgrad": partial(fullgrad, psi="signed")}, EXPLAINERS)
 
@@ -211,10 +248,7 @@ class UncertaintyOf(OfExamples):
             shares = probability_shares(numbers, self.kind)  # (S, N, C), float64
             return shares.sum((0, 2)).clamp(min=0).to(x.dtype)[:, None]  # only rounding is below 0
         if self.kind == "aleatoric" and self.draws.output in (None, "regression"):
-            raise ValueError(
-                "the aleatoric uncertainty of a regression is its noise_variance, the same for all x; pass networks "
-                'that say a variance (output="mean_variance"), or another kind'
-            )
+            raise ValueError(_SAME_NOISE)
         parts = decompose(numbers, self.draws.noise_variance, self.draws.output)
         return columns_of(self.draws, getattr(parts, self.kind)).to(x.dtype)
 
@@ -295,9 +329,9 @@ def checked_draws(
 
 
 def class_draws(draws: Draws | Sequence[nn.Module], x: Any, output: Any = None) -> tuple[Draws, Tensor, torch.device]:
-    """As `fixed_draws`, as maps to logits of classes; an output that is no classes is refused."""
+    """As `fixed_draws`, as maps to logits of classes, or numbers of a regression; another output is refused."""
     draws, x, where = fixed_draws(draws, x, output)
-    return draws if draws.output in (None, "logits") else draws.of_classes(), x, where
+    return draws if draws.output in (None, "logits", "regression", "mean_variance") else draws.of_classes(), x, where
 
 
 def fixed_draws(draws: Draws | Sequence[nn.Module], x: Any, output: Any = None) -> tuple[Draws, Tensor, torch.device]:

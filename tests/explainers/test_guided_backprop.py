@@ -360,8 +360,8 @@ def test_a_relu_inside_an_autograd_function_of_ones_own_is_none_that_was_guided(
 
 def test_the_larger_of_x_and_zeros_has_the_shape_and_dtype_of_both() -> None:
     x = torch.tensor([[2.0, -1.0]])
-    zeros = torch.zeros(2, 3, 2, dtype=torch.float64)  # x counts six times
-    network = lambda batch: torch.maximum(zeros, batch).flatten(1).sum()[None]  # noqa: E731
+    zeros = torch.zeros(2, 3, 1, 2, dtype=torch.float64)  # x counts six times
+    network = lambda batch: torch.maximum(zeros, batch).sum((0, 1, 3))  # noqa: E731
     assert network(x).dtype == torch.float64
     assert guided_backprop(network, x).tolist() == [[6.0, 0.0]]
 

@@ -341,5 +341,7 @@ def _scales(name: str, data: Folder) -> tuple[FeatureScale, TargetScale | None]:
 
 
 def _mean_and_std(column: np.ndarray) -> tuple[float, float]:
+    if column.min() == column.max():
+        return float(column[0]), 1.0  # a constant has no unit of its own; it becomes 0
     mean = math.fsum(column) / len(column)
     return mean, math.sqrt(math.fsum((column - mean) ** 2) / len(column))

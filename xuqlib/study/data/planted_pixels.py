@@ -1,7 +1,7 @@
 """Pictures in which every pixel has a label, and whose truth is known: what is an object, where its edge is ambiguous.
 
 Each picture is 32x32, in colour: smooth noise, discs and strokes that say nothing, and in each quarter nothing, a disc
-or a square, of a size that no clutter has. Its pixels are to be told apart: background, disc, square. Three kinds of
+or a square (in the last never nothing), of a size that no clutter has. Its pixels are to be told apart: background, disc, square. Three kinds of
 pictures, which `planted.kinds` tells apart by their masks:
 
     plain      every object has a sharp edge.
@@ -43,7 +43,8 @@ def generate(split: str) -> Planted:
     stream = np.random.default_rng([SEED, list(PARTS).index(split)])
     n = part.num_examples
     faded, _, unseen = deal(stream, part)
-    shape = np.floor(1.5 * stream.random((n, 4)) * 2).astype(np.int64)  # empty, disc or square
+    shape = np.floor(3.0 * stream.random((n, 4))).astype(np.int64)  # empty, disc or square
+    shape[:, 3] = 1 + np.floor(2.0 * stream.random(n)).astype(np.int64)  # no picture is empty
     shape[unseen, 0] = CROSS
     fade = np.zeros((n, 1, 1))
     fade[faded] = FADE

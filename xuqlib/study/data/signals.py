@@ -28,10 +28,11 @@ def _ucr(name: str, part: str, data: Folder = None) -> Raw:
     )
     help_text = f"{name} of the UCR archive (2018) is needed: unpack its folder {name} from {ARCHIVE} below ucr"
     found = locate(layouts, data, help_text)
-    x, labels = _arrays(found.paths[0 if found.layout == "npz" or part == "train" else 1], part)
+    path = found.paths[0 if found.layout == "npz" or part == "train" else 1]
+    x, labels = _arrays(path, part)
     known = _CLASSES[name]
     if set(labels.tolist()) - set(known):
-        raise DataError(f"{found.paths[0]} has labels {sorted(set(labels.tolist()))}, not {list(known)}; restore it")
+        raise DataError(f"{path} has labels {sorted(set(labels.tolist()))}, not {list(known)}; restore it")
     return Raw(x, frozen(np.searchsorted(list(known), labels)), class_names=tuple(known.values()))
 
 

@@ -74,7 +74,8 @@ def wine_quality(part: str, data: Folder = None) -> Raw:
     paths = locate(layouts, data, "Wine quality is needed").paths
     table = _table(paths)
     if len(paths) > 1:
-        table.insert(0, "type", np.repeat(kinds, [len(_table((path,))) for path in paths]))
+        colour = pd.Series(np.repeat(kinds, [len(_table((path,))) for path in paths]), name="type")
+        table = pd.concat([colour, table], axis=1)
     table = table.drop_duplicates()  # a wine that is in training and in test would be known
     x, names, groups = _columns(table.drop(columns="quality"), ("type",))
     return Raw(x, frozen(table["quality"].to_numpy(np.float64)), feature_names=names, feature_groups=groups)

@@ -1,8 +1,8 @@
 """Pictures in which every pixel has a label, and whose truth is known: what is an object, where its edge is ambiguous.
 
 Each picture is 32x32, in colour: smooth noise, discs and strokes that say nothing, and in each quarter nothing, a disc
-or a square (in the last never nothing), of a size that no clutter has. Its pixels are to be told apart: background, disc, square. Three kinds of
-pictures, which `planted.kinds` tells apart by their masks:
+or a square (in the last never nothing), of a size that no clutter has. Its pixels are to be told apart: background,
+disc, square. Three kinds of pictures, which `planted.kinds` tells apart by their masks:
 
     plain      every object has a sharp edge.
     ambiguous  objects fade out over four pixels. Where each ends was drawn once for it, and `probs` says how.

@@ -129,13 +129,18 @@ def _epoch(
     for batch in torch.randperm(len(train)).split(recipe.batch_size):
         if len(batch) == 1:
             continue  # batch norm has no variance to take
-        x = augmented(train.x[batch], recipe.augment).to(where)
+        x, target = train.x[batch], targets[batch]
+        if train.task == "segmentation":
+            x, target = augmented_together(x, target, recipe.augment)
+        else:
+            x = augmented(x, recipe.augment)
+        x, target = x.to(where), target.to(where)
         if pictures:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(where.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             output = network(x)
         output = tuple(part.float() for part in output) if isinstance(output, tuple) else output.float()
-        loss = loss_of(output, targets[batch].to(where), task=train.task)
+        loss = loss_of(output, target, task=train.task)
         total += loss.item() * len(batch)
         if isinstance(posterior, Flipout):
             loss = loss + posterior.kl_weight * posterior.kl() / len(train)
@@ -164,6 +169,13 @@ def augmented(x: Tensor, augment: str) -> Tensor:
         columns[mirrored] = columns[mirrored].flip(1)
     # Advanced indices around the channel slice: (N, H, W, C), back to channels first.
     return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def augmented_together(x: Tensor, y: Tensor, augment: str) -> tuple[Tensor, Tensor]:
+    """Shift (and mirror) pictures (N, C, H, W) and the class or soft label of each pixel in the same way."""
+    labels = y.unsqueeze(1) if y.ndim < x.ndim else y
+    both = augmented(torch.cat([x, labels.to(x)], dim=1), augment)
+    return both[:, : x.shape[1]], both[:, x.shape[1] :].to(y).reshape(y.shape)
 
 
 Output = Tensor | tuple[Tensor, ...]

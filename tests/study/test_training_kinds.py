@@ -69,6 +69,14 @@ def test_classes_and_soft_labels_have_the_cross_entropy_they_always_had(task):
         assert torch.equal(loss_of(logits, target, task=task), F.cross_entropy(logits, target))
 
 
+def test_one_logit_is_that_of_the_second_of_two_classes_and_no_more_are_told_apart():
+    logit, y = randn(5, 1), torch.tensor([0, 1, 1, 0, 1])
+    wanted = F.cross_entropy(torch.cat([torch.zeros_like(logit), logit], dim=1), y, reduction="none")
+    torch.testing.assert_close(loss_of(logit, y, "none", task="classification"), wanted, **EXACT)
+    with pytest.raises(ValueError, match="the network has one output but class 2 is a target; give it one per class"):
+        loss_of(logit, y + 1, task="classification")
+
+
 def several_labels(n: int, seed: int = 0) -> Examples:
     x = randn(n, 5, seed=seed, dtype=torch.float32)
     y = (x[:, :3] > 0).float()

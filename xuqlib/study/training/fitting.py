@@ -206,8 +206,8 @@ def loss_of(output: Output, target: Tensor, reduction: str = "mean", *, task: st
     """Return the loss of what a network answers, as a mean, or with `reduction="none"` of each example, (N,).
 
     Args:
-        output: logits (N, C), or of each pixel (N, C, H, W); values (N, C) of a regression; or a pair of mean and
-            variance, (N, 1) each.
+        output: logits (N, C), or of each pixel (N, C, H, W); one logit (N, 1) of the second of two classes; values
+            (N, C) of a regression; or a pair of mean and variance, (N, 1) each.
         target: as in `Examples.y`, or soft labels shaped like the logits.
         reduction: "mean" or "none".
         task: as in `Examples.task`. Without one, a single output is a regression, and several are classes.
@@ -216,6 +216,9 @@ def loss_of(output: Output, target: Tensor, reduction: str = "mean", *, task: st
         Cross-entropy in nats, averaged over pixels; the negative logarithm of a Gaussian's density for a mean and a
         variance; the squared error for other regressions, averaged over outputs; and for "multilabel" the cross-entropy
         of each label by itself, averaged over labels.
+
+    Raises:
+        ValueError: more than two classes for one output.
     """
     if isinstance(output, tuple):
         mean, variance = output
@@ -224,6 +227,12 @@ def loss_of(output: Output, target: Tensor, reduction: str = "mean", *, task: st
     single = output.ndim == 1 or output.shape[1] == 1
     if single and task in (None, "regression"):
         return F.mse_loss(output.flatten(), target.flatten(), reduction=reduction)
+    if single and task == "classification":
+        if target.max() > 1:
+            raise ValueError(
+                f"the network has one output but class {int(target.max())} is a target; give it one per class"
+            )
+        return F.binary_cross_entropy_with_logits(output.flatten(), target.to(output), reduction=reduction)
     if output.ndim == 2 and task in (None, "classification"):
         return F.cross_entropy(output, target, reduction=reduction)
     if task == "regression":

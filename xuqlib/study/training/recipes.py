@@ -96,7 +96,7 @@ RECIPES: dict[str, Recipe] = {
     "trec": Recipe("text_transformer", (("dropout", 0.2),), epochs=20, batch_size=64, learning_rate=1e-3),
     "ecg5000": Recipe("cnn_1d", (("widths", (16, 32, 32)), ("dropout", 0.1)), epochs=60, patience=60, batch_size=32),
     "ecg200": Recipe("lstm", (("dropout", 0.1),), epochs=100, patience=100, batch_size=16, learning_rate=1e-2),
-    "adult": Recipe("table_transformer", (("dropout", 0.1),), epochs=5, batch_size=256),
+    "adult": Recipe("table_transformer", (("dropout", 0.1),), epochs=3, batch_size=256),
     "bike_sharing": Recipe("mlp", (("hidden", (64, 64)), ("dropout", 0.1), ("variance", True)), epochs=40),
     "nuclei": Recipe("unet", (("dropout", 0.1),), epochs=10, batch_size=8, learning_rate=1e-2, augment="shift+flip"),
     "fashion_mnist": Recipe(

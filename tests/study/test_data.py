@@ -493,4 +493,8 @@ def test_every_name_is_listed():
         "cifar100",
         "svhn",
         "cifar10h",
+        *("planted_words", "planted_signals", "planted_table", "planted_pixels"),
+        *("fashion_mnist", "tiny_imagenet", "imagenet_photos", "nuclei"),
+        *("trec", "rt_polarity", "ecg200", "ecg5000", "ecg_five_days", "gun_point"),
+        *("adult", "german_credit", "wine_quality", "bike_sharing"),
     }

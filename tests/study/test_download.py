@@ -187,13 +187,43 @@ def test_fer_plus_without_files_says_what_to_fetch_and_where_to_put_it(cache, tm
         load("fer_plus", data=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "mnist", "california_housing", "notmnist", "cifar100", "svhn", "cifar10h"])
+PICTURES = ["cifar10", "mnist", "fashion_mnist", "notmnist", "cifar100", "svhn", "cifar10h"]
+TABLES = ["california_housing", "adult", "german_credit", "wine_quality", "bike_sharing"]
+
+
+@pytest.mark.parametrize("name", [*PICTURES, *TABLES, "trec", "rt_polarity"])
 def test_every_open_set_asks_the_mirror_and_reports_its_absence(name, server, cache, monkeypatch):
     monkeypatch.setenv("XUQ_MIRROR", server.url)
     with pytest.raises(DataError, match="could not fetch"):
         load(name)
     assert len(server.requests) == 1
     assert files_in(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("tiny_imagenet", r"Tiny-ImageNet.*no open download.*tiny_imagenet_subset/val.parquet"),
+        ("imagenet_photos", r"no open download.*imagenet_mobilenet/pictures.parquet"),
+        ("nuclei", r"BBBC038.*nuclei_dsb2018/test.parquet"),
+        ("ecg5000", r"UCR archive.*https://www.cs.ucr.edu.*ucr/ECG5000/ECG5000_TRAIN.tsv"),
+    ],
+)
+def test_a_set_without_a_download_says_what_to_fetch_and_where_to_put_it(name, wanted, cache, tmp_path):
+    with pytest.raises(DataError, match=wanted):
+        load(name, data=tmp_path)
+
+
+def test_every_address_is_encrypted_but_those_of_torchvision(cache):
+    from xuqlib.study.check import wanted
+    from xuqlib.study.data.loading import DATASETS
+
+    files = [file for name in DATASETS for need in wanted(name) for layout in need.layouts for file in layout.files]
+    addresses = [file.url for file in files if file.url]
+    assert len(addresses) > 15
+    assert {url.split("//")[1].split("/")[0] for url in addresses if not url.startswith("https:")} <= {
+        "ufldl.stanford.edu"
+    }
 
 
 def test_the_counts_of_cifar10h_are_narrowed_before_their_digest_is_taken(server, tmp_path):

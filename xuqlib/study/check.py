@@ -17,13 +17,9 @@ import torch
 from xuqlib.device import device
 from xuqlib.study import record as study
 from xuqlib.study import runs
-from xuqlib.study.data import download, fer, readers
-from xuqlib.study.data.loading import DATASETS
+from xuqlib.study.data import download
+from xuqlib.study.data.loading import DATASETS, EMBEDDED, KINDS
 from xuqlib.study.training import checkpoints
-
-EMBEDDED = ("planted", "digits", "diabetes")
-PARTS = {"fer_plus": ("train", "validation", "test"), "california_housing": ("all",)}
-TEST_ONLY = ("notmnist", "cifar100", "svhn", "cifar10h")
 
 
 class Section(NamedTuple):
@@ -46,24 +42,24 @@ class _Asked(Exception):
 
 
 @contextmanager
-def _asking() -> Iterator[None]:
-    """Within it, readers say which files they want instead of finding, fetching and decoding them."""
+def _asking(module: str) -> Iterator[None]:
+    """Within it, a module's readers say which files they want instead of finding, fetching and decoding them."""
 
     def tell(layouts: tuple[download.Layout, ...], data: download.Folder, help_text: str) -> download.Found:
         raise _Asked(Wanted(layouts, help_text))
 
-    with mock.patch.object(readers, "locate", tell), mock.patch.object(fer, "locate", tell):
+    with mock.patch(f"{module}.locate", tell):
         yield
 
 
 def wanted(name: str) -> list[Wanted]:
     """What each published part of a data set needs on disk; nothing for one that is embedded."""
-    parts = PARTS.get(name, ("test",) if name in TEST_ONLY else ("train", "test"))
-    reader, found = (fer.fer_plus if name == "fer_plus" else getattr(readers, name)), []
-    with _asking():
-        for part in () if name in EMBEDDED else parts:
+    kind, found = KINDS[name], []
+    reader = getattr(kind.reader, "func", kind.reader)  # of a partial, which has no module
+    with _asking(reader.__module__):
+        for part in () if name in EMBEDDED else kind.parts if "train" in kind.splits else kind.splits:
             try:
-                reader(part)
+                kind.reader(part)
             except _Asked as asked:
                 found.append(asked.args[0])
     return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xuqlib.checks import check_choice, check_count
-from xuqlib.study.data import fer, readers
+from xuqlib.study.data import fer, readers, signals, tables, words
 from xuqlib.study.data.download import DataError, Folder
 
 __all__ = ["DATASETS", "DataError", "Examples", "FeatureScale", "TargetScale", "load"]
@@ -50,14 +50,23 @@ class Examples:
     Attributes:
         name: the data set, as in `load`.
         split: "train", "validation" or "test".
-        x: float32. Pictures (N, C, H, W) in [0, 1]; tables (N, F), standardised by the training rows.
-        y: class index, int64 (N,); or a target standardised by the training rows, float32 (N, 1).
+        x: float32. Pictures (N, C, H, W) in [0, 1]; signals (N, C, L); tables (N, F), numbers standardised by the
+            training rows and categories a column of 0 and 1 each. Sentences are int64 (N, T): the numbers of the
+            words, 1 for an unknown one, 0 behind the last.
+        y: class index, int64 (N,), or of each pixel (N, H, W); or a target standardised by the training rows,
+            float32 (N, 1); or for several labels at once 0 and 1, float32 (N, C).
         class_names: one per class; None for regression.
-        feature_names: one per feature; None for pictures.
-        probs: soft labels, float32 (N, C): shares of human votes (fer_plus, cifar10h), true odds (planted); or None.
-        masks: pixel truth of `planted`, bool (N, H, W) each: "evidence", "ambiguous", "novel"; else empty.
+        feature_names: one per feature of a table; else None.
+        probs: soft labels, float32 (N, C, ...): shares of human votes (fer_plus, cifar10h), true odds (planted sets);
+            or None.
+        masks: truth of the planted sets, bool, shaped like x without an axis of channels: "evidence", "ambiguous",
+            "novel"; else empty.
         target_scale: takes a regression target back to its unit; else None.
         feature_scale: takes features back to their units; else None.
+        feature_groups: the columns of a table that are one feature, by its name; else empty.
+        vocabulary: the word of each number; None if x is no sentences.
+        words: the words of each sentence, the unknown ones too; else None.
+        moments: true mean and variance of y, float32 (N, 2), of planted_table; else None.
         index: row of each example in the full split, int64 (N,).
     """
 
@@ -72,11 +81,19 @@ class Examples:
     masks: dict[str, Tensor] = field(default_factory=dict)
     target_scale: TargetScale | None = None
     feature_scale: FeatureScale | None = None
+    feature_groups: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    vocabulary: tuple[str, ...] | None = None
+    words: tuple[tuple[str, ...], ...] | None = None
+    moments: Tensor | None = None
 
     @property
     def task(self) -> str:
-        """ "classification" or "regression"."""
-        return "regression" if self.class_names is None else "classification"
+        """ "classification", "regression", "segmentation" (a class per pixel) or "multilabel" (classes at once)."""
+        if self.class_names is None:
+            return "regression"
+        if self.y.ndim == 1:
+            return "classification"
+        return "multilabel" if self.y.is_floating_point() else "segmentation"
 
     @property
     def num_classes(self) -> int | None:
@@ -110,6 +127,8 @@ class Examples:
             index=self.index[chosen],
             probs=None if self.probs is None else self.probs[chosen],
             masks={name: mask[chosen] for name, mask in self.masks.items()},
+            words=None if self.words is None else tuple(self.words[row] for row in torch.arange(len(self))[chosen]),
+            moments=None if self.moments is None else self.moments[chosen],
         )
 
     def __repr__(self) -> str:
@@ -128,35 +147,54 @@ def _row_numbers(rows: Any) -> Tensor:
     return chosen if len(chosen) else chosen.long()  # an empty list makes a tensor of floats
 
 
-class _Kind(NamedTuple):
-    """How a data set is read: `reader(part, data)`, its splits, and which of them are published parts."""
+class Kind(NamedTuple):
+    """How a data set is read: `reader(part, data)`, its splits, and which of them are published parts.
+
+    unit: of a regression target. top: the brightest value of a picture, by which x is divided; not used for tables.
+    length: places for the words of a sentence, as many as the longest has; 0 for what is no sentence.
+    """
 
     reader: Callable[..., readers.Raw]
     splits: tuple[str, ...] = SPLITS
     parts: tuple[str, ...] = ("train", "test")
-    feature_names: tuple[str, ...] | None = None
     unit: str = ""
     top: float = 255.0
+    length: int = 0
 
 
-_KINDS = {
-    "planted": _Kind(readers.planted, parts=SPLITS),
-    "digits": _Kind(readers.digits, parts=("all",), top=16.0),
-    "diabetes": _Kind(
-        readers.diabetes, parts=("all",), feature_names=readers.DIABETES_FEATURES, unit="disease progression score"
-    ),
-    "cifar10": _Kind(readers.cifar10),
-    "mnist": _Kind(readers.mnist),
-    "fer_plus": _Kind(fer.fer_plus, parts=SPLITS),
-    "california_housing": _Kind(
-        readers.california_housing, parts=("all",), feature_names=readers.HOUSING_FEATURES, unit="100,000 dollars"
-    ),
-    "notmnist": _Kind(readers.notmnist, splits=("test",)),
-    "cifar100": _Kind(readers.cifar100, splits=("test",)),
-    "svhn": _Kind(readers.svhn, splits=("test",)),
-    "cifar10h": _Kind(readers.cifar10h, splits=("test",)),
+KINDS = {
+    "planted": Kind(readers.planted, parts=SPLITS),
+    "digits": Kind(readers.digits, parts=("all",), top=16.0),
+    "diabetes": Kind(readers.diabetes, parts=("all",), unit="disease progression score"),
+    "planted_words": Kind(readers.planted_words, parts=SPLITS, length=17),
+    "planted_signals": Kind(readers.planted_signals, parts=SPLITS, top=1.0),
+    "planted_table": Kind(readers.planted_table, parts=SPLITS, unit="1"),
+    "planted_pixels": Kind(readers.planted_pixels, parts=SPLITS),
+    "cifar10": Kind(readers.cifar10),
+    "mnist": Kind(readers.mnist),
+    "fashion_mnist": Kind(readers.fashion_mnist),
+    "tiny_imagenet": Kind(readers.tiny_imagenet),
+    "fer_plus": Kind(fer.fer_plus, parts=SPLITS),
+    "nuclei": Kind(readers.nuclei),
+    "trec": Kind(words.trec, length=37),
+    "rt_polarity": Kind(words.rt_polarity, parts=("all",), length=61),
+    "ecg200": Kind(signals.ecg200, top=1.0),
+    "ecg5000": Kind(signals.ecg5000, top=1.0),
+    "ecg_five_days": Kind(signals.ecg_five_days, top=1.0),
+    "gun_point": Kind(signals.gun_point, top=1.0),
+    "adult": Kind(tables.adult),
+    "german_credit": Kind(tables.german_credit, parts=("all",)),
+    "wine_quality": Kind(tables.wine_quality, parts=("all",), unit="grade, 0 to 10"),
+    "bike_sharing": Kind(tables.bike_sharing, parts=("all",), unit="bicycles per hour"),
+    "california_housing": Kind(readers.california_housing, parts=("all",), unit="100,000 dollars"),
+    "imagenet_photos": Kind(readers.imagenet_photos, splits=("test",)),
+    "notmnist": Kind(readers.notmnist, splits=("test",)),
+    "cifar100": Kind(readers.cifar100, splits=("test",)),
+    "svhn": Kind(readers.svhn, splits=("test",)),
+    "cifar10h": Kind(readers.cifar10h, splits=("test",)),
 }
-DATASETS = tuple(_KINDS)
+DATASETS = tuple(KINDS)
+EMBEDDED = ("planted", "digits", "diabetes", "planted_words", "planted_signals", "planted_table", "planted_pixels")
 
 
 def load(
@@ -169,10 +207,10 @@ def load(
 ) -> Examples:
     """Load a split of a data set, or a stratified subset of it.
 
-    Looks in the local folder first, then in the cache, then downloads what has an open address. `planted`, `digits`
-    and `diabetes` need no file. The test rows are the published ones where there are any; else a fixed fifth. The
-    validation rows are the published ones, or a fixed stratified tenth of the training part. Of two subsets with one
-    seed the smaller is part of the larger.
+    Looks in the local folder first, then in the cache, then downloads what has an open address. The planted sets,
+    `digits` and `diabetes` need no file. The test rows are the published ones where there are any; else a fixed
+    fifth. The validation rows are the published ones, or a fixed stratified tenth of the training part. Of two
+    subsets with one seed the smaller is part of the larger.
 
     Args:
         name: one of `DATASETS`.
@@ -190,7 +228,7 @@ def load(
         DataError: a file is missing, damaged or cannot be fetched.
     """
     check_choice(name, DATASETS, "data set")
-    kind = _KINDS[name]
+    kind = KINDS[name]
     check_choice(split, kind.splits, f"split of {name}")
     seed = check_count(seed, 0, "seed")
     raw, rows = _rows_of(name, split, data)
@@ -202,21 +240,32 @@ def load(
             raise ValueError(
                 f"num_examples is {num_examples} but {name} {split} has {available} examples; ask for fewer"
             )
-        chosen = _subset(raw.y[rows] if raw.class_names else None, available, num_examples, seed)
+        chosen = _subset(raw.y[rows] if _has_classes(raw) else None, available, num_examples, seed)
     return _examples(name, split, raw, rows, chosen, data)
 
 
 def _examples(name: str, split: str, raw: readers.Raw, rows: np.ndarray, chosen: np.ndarray, data: Folder) -> Examples:
     """Scale the chosen rows of a split and give them their names."""
-    kind, rows = _KINDS[name], rows[chosen]
-    scales: dict[str, Any] = {}
-    if kind.feature_names is None:
-        x, y = torch.from_numpy(raw.x[rows]).float().div_(kind.top), torch.from_numpy(raw.y[rows])
-    else:
+    kind, rows = KINDS[name], rows[chosen]
+    y = torch.from_numpy(raw.y[rows])
+    own: dict[str, Any] = {}
+    if kind.length:
+        train, train_rows = _rows_of(name, "train", data)
+        own = {"vocabulary": words.vocabulary_of(train.x[train_rows]), "words": tuple(raw.x[rows])}
+        x = torch.from_numpy(words.encode(own["words"], own["vocabulary"], kind.length))
+    elif raw.feature_names is not None:
         features, target = _scales(name, data)
         x = torch.from_numpy(((raw.x[rows] - features.mean) / features.std).astype(np.float32))
-        y = torch.from_numpy(((raw.y[rows, None] - target.mean) / target.std).astype(np.float32))
-        scales = {"feature_scale": features, "target_scale": target, "feature_names": kind.feature_names}
+        groups = raw.feature_groups or {feature: (i,) for i, feature in enumerate(raw.feature_names)}
+        own = {"feature_scale": features, "feature_names": raw.feature_names, "feature_groups": groups}
+        if target is not None:
+            y = torch.from_numpy(((raw.y[rows, None] - target.mean) / target.std).astype(np.float32))
+            own["target_scale"] = target
+        if target is not None and raw.moments is not None:
+            moments = (raw.moments[rows] - (target.mean, 0.0)) / (target.std, target.std**2)
+            own["moments"] = torch.from_numpy(moments.astype(np.float32))
+    else:
+        x = torch.from_numpy(raw.x[rows]).float().div_(kind.top)
     return Examples(
         name=name,
         split=split,
@@ -226,18 +275,23 @@ def _examples(name: str, split: str, raw: readers.Raw, rows: np.ndarray, chosen:
         class_names=raw.class_names,
         probs=None if raw.probs is None else torch.from_numpy(raw.probs[rows].astype(np.float32)),
         masks={key: torch.from_numpy(mask[rows]) for key, mask in (raw.masks or {}).items()},
-        **scales,
+        **own,
     )
+
+
+def _has_classes(raw: readers.Raw) -> bool:
+    """Whether each example as a whole has a class, so that rows can be dealt class by class."""
+    return raw.class_names is not None and raw.y.ndim == 1
 
 
 def _rows_of(name: str, split: str, data: Folder) -> tuple[readers.Raw, np.ndarray]:
     """Return the published part that holds a split, and the split's rows in it."""
-    kind = _KINDS[name]
+    kind = KINDS[name]
     part = split if split in kind.parts else "train" if "train" in kind.parts else "all"
     raw = kind.reader(part, data)
     if split in kind.parts and (split != "train" or "validation" in kind.parts):
         return raw, np.arange(len(raw.y))
-    labels = raw.y if raw.class_names else np.zeros(len(raw.y), dtype=np.int64)
+    labels = raw.y if _has_classes(raw) else np.zeros(len(raw.y), dtype=np.int64)
     return raw, _split_rows(labels.tobytes(), split, part == "all")
 
 
@@ -270,15 +324,24 @@ def _subset(y: np.ndarray | None, available: int, num_examples: int, seed: int) 
     return np.sort(order[:num_examples])
 
 
-def _scales(name: str, data: Folder) -> tuple[FeatureScale, TargetScale]:
-    """Mean and standard deviation of features and target over the training rows.
+def _scales(name: str, data: Folder) -> tuple[FeatureScale, TargetScale | None]:
+    """Mean and standard deviation of the numbers and of a regression target over the training rows.
 
-    fsum rounds once, so that the last digit does not depend on the machine's vector width.
+    A column that is one of the categories of a feature is left as it is. fsum rounds once, so that the last digit does
+    not depend on the machine's vector width.
     """
     raw, rows = _rows_of(name, "train", data)
-    means, stds = [], []
-    for column in (*raw.x[rows].T, raw.y[rows]):
-        mean = math.fsum(column) / len(column)
-        means.append(mean)
-        stds.append(math.sqrt(math.fsum((column - mean) ** 2) / len(column)))
-    return FeatureScale(tuple(means[:-1]), tuple(stds[:-1])), TargetScale(means[-1], stds[-1], _KINDS[name].unit)
+    categories = {column for group in (raw.feature_groups or {}).values() if len(group) > 1 for column in group}
+    scales = [
+        (0.0, 1.0) if number in categories else _mean_and_std(column) for number, column in enumerate(raw.x[rows].T)
+    ]
+    means, stds = zip(*scales, strict=True)
+    target = None if raw.class_names else TargetScale(*_mean_and_std(raw.y[rows]), KINDS[name].unit)
+    return FeatureScale(means, stds), target
+
+
+def _mean_and_std(column: np.ndarray) -> tuple[float, float]:
+    if column.min() == column.max():
+        return float(column[0]), 1.0  # a constant has no unit of its own; it becomes 0
+    mean = math.fsum(column) / len(column)
+    return mean, math.sqrt(math.fsum((column - mean) ** 2) / len(column))

@@ -59,12 +59,21 @@ UNSEEN = "pillars"
 
 
 class Planted(NamedTuple):
-    """One split: x uint8 (N, 3, 32, 32); y int64 (N,); probs float64 (N, 6), the true odds; masks bool (N, 32, 32)."""
+    """One split: x uint8 (N, 3, 32, 32); y int64 (N,); probs float64 (N, 6), the true odds; masks bool (N, 32, 32).
+
+    Other planted sets have other shapes, and the same names of masks.
+    """
 
     x: np.ndarray
     y: np.ndarray
     probs: np.ndarray
     masks: dict[str, np.ndarray]
+
+    def frozen(self) -> Planted:
+        """Return itself, with arrays that cannot be written to: they are shared between calls."""
+        for array in (self.x, self.y, self.probs, *self.masks.values()):
+            array.flags.writeable = False
+        return self
 
 
 def shape(name: str) -> np.ndarray:
@@ -86,15 +95,15 @@ def generate(split: str) -> Planted:
     scene_stream, label_stream = (np.random.default_rng([SEED, list(PARTS).index(split), i]) for i in range(2))
     corner = _places(scene_stream, part.num_examples)
     evidence, second = _squares(corner[0]), _squares(corner[1])
-    y, probs, novel = _labels(label_stream, part)
+    y, probs, novel = labels(label_stream, part)
     unseen = novel & (y != RARE)
     free = ~(evidence | (second & unseen[:, None, None]))
     blocks = np.array_split(free, max(1, len(free) // BLOCK))  # arrays that stay in the processor's cache
-    picture = np.concatenate([_distract(scene_stream, _background(scene_stream, len(b)), b) for b in blocks])
+    picture = np.concatenate([distract(scene_stream, background(scene_stream, len(b)), b) for b in blocks])
     alphas = np.einsum("nc,chw->nhw", probs, np.stack([shape(name) for name in CLASS_NAMES]))
-    picture = _paste(picture, corner[0], alphas, _colours(scene_stream, part.num_examples))
-    colours = _colours(scene_stream, part.num_examples)
-    picture[unseen] = _paste(picture[unseen], corner[1][unseen], shape(UNSEEN)[None], colours[unseen])
+    picture = _paste(picture, corner[0], alphas, colours(scene_stream, part.num_examples))
+    strange = colours(scene_stream, part.num_examples)
+    picture[unseen] = _paste(picture[unseen], corner[1][unseen], shape(UNSEEN)[None], strange[unseen])
     picture += 16.0 * scene_stream.random(picture.shape) - 8.0
     x = np.clip(np.floor(picture + 0.5), 0, 255).astype(np.uint8)
     masks = {
@@ -102,32 +111,34 @@ def generate(split: str) -> Planted:
         "ambiguous": evidence & (probs.max(1) < 1)[:, None, None],
         "novel": np.where(unseen[:, None, None], second, evidence) & novel[:, None, None],
     }
-    for array in (x, y, probs, *masks.values()):
-        array.flags.writeable = False
-    return Planted(x, y, probs, masks)
+    return Planted(x, y, probs, masks).frozen()
 
 
 def kinds(masks: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Name the kind of each picture from its masks: "plain", "ambiguous", "rare" or "unseen", (N,).
+    """Name the kind of each example from its masks, (N, ...): "plain", "ambiguous", "rare" or "unseen", (N,).
 
     A rare patch is novel where the evidence is; an unseen patch is novel elsewhere. In train and validation, where no
     mask is novel, the few pictures of the rare class count as plain.
     """
     evidence, ambiguous, novel = (np.asarray(masks[name], dtype=bool) for name in ("evidence", "ambiguous", "novel"))
     names = np.full(len(evidence), "plain", dtype="<U9")
-    names[ambiguous.any((1, 2))] = "ambiguous"
-    names[(novel & evidence).any((1, 2))] = "rare"
-    names[(novel & ~evidence).any((1, 2))] = "unseen"
+    for name, mask in (("ambiguous", ambiguous), ("rare", novel & evidence), ("unseen", novel & ~evidence)):
+        names[mask.reshape(len(mask), -1).any(1)] = name
     return names
 
 
-def _labels(stream: np.random.Generator, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def deal(stream: np.random.Generator, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw which rows of a split are ambiguous, which rare and which unseen; the others are plain."""
+    order = np.argsort(stream.random(part.num_examples), kind="stable")  # a permutation: exact counts of each kind
+    num_morphs = int(MORPH_SHARE * part.num_examples)
+    rare = order[num_morphs : num_morphs + part.num_rare]
+    return order[:num_morphs], rare, order[num_morphs + part.num_rare :][: part.num_unseen]
+
+
+def labels(stream: np.random.Generator, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw labels (N,), true class probabilities (N, 6) and which pictures show something novel (N,)."""
     n, num_common = part.num_examples, len(CLASS_NAMES) - 1
-    order = np.argsort(stream.random(n), kind="stable")  # a permutation: exact counts of each kind
-    num_morphs = int(MORPH_SHARE * n)
-    morph, rare = order[:num_morphs], order[num_morphs : num_morphs + part.num_rare]
-    unseen = order[num_morphs + part.num_rare :][: part.num_unseen]
+    morph, rare, unseen = deal(stream, part)
     first = (stream.random(n) * num_common).astype(np.int64)
     other = (first + 1 + (stream.random(n) * (num_common - 1)).astype(np.int64)) % num_common
     low, high = MORPH_RANGE
@@ -165,7 +176,7 @@ def _squares(corner: np.ndarray) -> np.ndarray:
     return square
 
 
-def _background(stream: np.random.Generator, n: int) -> np.ndarray:
+def background(stream: np.random.Generator, n: int) -> np.ndarray:
     """Draw smooth coloured noise around mid-grey, float64 (N, 3, 32, 32) between 80 and 175."""
     picture = np.full((n, 3, SIZE, SIZE), 80.0)
     for num_cells, height in ((4, 64), (8, 31)):
@@ -179,13 +190,13 @@ def _background(stream: np.random.Generator, n: int) -> np.ndarray:
     return picture
 
 
-def _colours(stream: np.random.Generator, n: int) -> np.ndarray:
+def colours(stream: np.random.Generator, n: int) -> np.ndarray:
     """Draw colours that stand out from the background: each channel below 50 or above 205, float64 (N, 3)."""
     colour: np.ndarray = np.floor(stream.random((n, 3)) * 51.0) + 205.0 * (stream.random((n, 3)) < 0.5)
     return colour
 
 
-def _distract(stream: np.random.Generator, picture: np.ndarray, free: np.ndarray) -> np.ndarray:
+def distract(stream: np.random.Generator, picture: np.ndarray, free: np.ndarray) -> np.ndarray:
     """Draw discs and strokes in the colours of the patches, only on the free pixels (N, 32, 32)."""
     n = len(picture)
     row, column = np.arange(SIZE)[:, None], np.arange(SIZE)[None, :]
@@ -201,7 +212,7 @@ def _distract(stream: np.random.Generator, picture: np.ndarray, free: np.ndarray
         along = np.clip((dr * half[:, 0] + dc * half[:, 1]) / length, -1.0, 1.0)
         dr, dc = dr - along * half[:, 0], dc - along * half[:, 1]
         alpha = np.clip(radius + 0.5 - np.sqrt(dr * dr + dc * dc), 0.0, 1.0) * (drawn & free)
-        colour = _colours(stream, n)[:, :, None, None]
+        colour = colours(stream, n)[:, :, None, None]
         picture = picture + alpha[:, None] * (colour - picture)
     return picture
 

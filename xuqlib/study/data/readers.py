@@ -13,8 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xuqlib.study.data import planted as pictures
+from xuqlib.study.data import planted_pixels as pixels
+from xuqlib.study.data import planted_signals as signals
+from xuqlib.study.data import planted_table as table
+from xuqlib.study.data import planted_words as words
 from xuqlib.study.data.download import DataError, File, Folder, Found, Layout, known_file, locate
-from xuqlib.study.data.planted import CLASS_NAMES, generate
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOUSING_FEATURES = (
@@ -32,14 +36,21 @@ DIABETES_FEATURES = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s
 HOUSING_VALUES = "9b9082ab86651a01d663a8e4a70ea14c0b41d0b2bd693bccd3221dcd111e15ca"
 HOUSING_ARCHIVE = "https://ndownloader.figshare.com/files/5976036"
 NOTMNIST = "https://raw.githubusercontent.com/davidflanagan/notMNIST-to-MNIST/c58c29ff93d7b8c809c449b380a232f9f39909fd"
+FASHION = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
+FASHION_CLASSES = (
+    *("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
 CIFAR10H = "https://raw.githubusercontent.com/jcpeterson/cifar-10h/597cbc5f07266c9405b830ee4a53463539124c4f/data"
 
 
 class Raw(NamedTuple):
     """One canonical part of a data set, unscaled. The arrays are shared between calls and read-only.
 
-    x: uint8 (N, C, H, W), or float64 (N, F). y: int64 class index, or float64 target, (N,).
-    probs: soft labels (N, C), or None. class_names: None for regression. masks: bool (N, H, W) each, or None.
+    x: pictures, uint8 or float32 (N, C, H, W); a table, float64 (N, F); signals, float32 (N, C, L); or sentences,
+    tuples of words (N,). y: int64 class index (N,), or of each pixel (N, H, W); or float64 target (N,).
+    probs: soft labels (N, C, ...), or None. class_names: None for regression. masks: bool (N, ...) each, without the
+    axis of channels, or None. moments: true mean and variance of the target, float64 (N, 2), or None.
+    feature_names, feature_groups: of a table's F columns, and which of them are one feature.
     """
 
     x: np.ndarray
@@ -47,12 +58,40 @@ class Raw(NamedTuple):
     probs: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
     masks: dict[str, np.ndarray] | None = None
+    feature_names: tuple[str, ...] | None = None
+    feature_groups: dict[str, tuple[int, ...]] | None = None
+    moments: np.ndarray | None = None
 
 
 def planted(part: str, data: Folder = None) -> Raw:
     """The generated pictures of `xuqlib.study.data.planted`. No file is needed."""
-    x, y, probs, masks = generate(part)
-    return Raw(x, y, probs, CLASS_NAMES, masks)
+    x, y, probs, masks = pictures.generate(part)
+    return Raw(x, y, probs, pictures.CLASS_NAMES, masks)
+
+
+def planted_words(part: str, data: Folder = None) -> Raw:
+    """The generated sentences of `xuqlib.study.data.planted_words`. No file is needed."""
+    x, y, probs, masks = words.generate(part)
+    return Raw(x, y, probs, words.CLASS_NAMES, masks)
+
+
+def planted_signals(part: str, data: Folder = None) -> Raw:
+    """The generated signals of `xuqlib.study.data.planted_signals`. No file is needed."""
+    x, y, probs, masks = signals.generate(part)
+    return Raw(x, y, probs, signals.CLASS_NAMES, masks)
+
+
+def planted_table(part: str, data: Folder = None) -> Raw:
+    """The generated table of `xuqlib.study.data.planted_table`. No file is needed."""
+    x, y, moments, masks = table.generate(part)
+    names, groups = table.FEATURE_NAMES, table.FEATURE_GROUPS
+    return Raw(x, y, masks=masks, feature_names=names, feature_groups=groups, moments=moments)
+
+
+def planted_pixels(part: str, data: Folder = None) -> Raw:
+    """The generated pictures of `xuqlib.study.data.planted_pixels`, a label per pixel. No file is needed."""
+    x, y, probs, masks = pixels.generate(part)
+    return Raw(x, y, probs, pixels.CLASS_NAMES, masks)
 
 
 @cache
@@ -70,7 +109,7 @@ def diabetes(part: str, data: Folder = None) -> Raw:
     from sklearn.datasets import load_diabetes
 
     bunch = load_diabetes(scaled=False)
-    return Raw(frozen(bunch.data), frozen(bunch.target))
+    return Raw(frozen(bunch.data), frozen(bunch.target), feature_names=DIABETES_FEATURES)
 
 
 def cifar10(part: str, data: Folder = None) -> Raw:
@@ -137,12 +176,57 @@ def mnist(part: str, data: Folder = None) -> Raw:
     return Raw(_idx(images)[:, None], _idx(labels).astype(np.int64), class_names=tuple("0123456789"))
 
 
+def fashion_mnist(part: str, data: Folder = None) -> Raw:
+    """Fashion-MNIST, `part` "train" or "test": torchvision's folder FashionMNIST/raw, files packed."""
+    prefix = "train" if part == "train" else "t10k"
+    names = [f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"]
+    layout = Layout("gz", tuple(known_file(f"FashionMNIST/raw/{name}", f"{FASHION}/{name}") for name in names))
+    images, labels = locate((layout,), data, "Fashion-MNIST is needed").paths
+    return Raw(_idx(images)[:, None], _idx(labels).astype(np.int64), class_names=FASHION_CLASSES)
+
+
 def notmnist(part: str, data: Folder = None) -> Raw:
     """notMNIST: 10,000 letters A to J in MNIST's form."""
     names = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
     layout = Layout("gz", tuple(known_file(f"notMNIST/raw/{name}", f"{NOTMNIST}/{name}") for name in names))
     images, labels = locate((layout,), data, "notMNIST is needed").paths
     return Raw(_idx(images)[:, None], _idx(labels).astype(np.int64), class_names=tuple("ABCDEFGHIJ"))
+
+
+def tiny_imagenet(part: str, data: Folder = None) -> Raw:
+    """Twenty classes of Tiny-ImageNet, 64x64: 100 training pictures of each, and as test its 50 for validation."""
+    name = f"tiny_imagenet_subset/{'train' if part == 'train' else 'val'}.parquet"
+    help_text = (
+        "twenty classes of Tiny-ImageNet are needed as Parquet, which has no open download: a column image of the JPEGs"
+    )
+    found = locate((Layout("parquet", (known_file(name),)),), data, help_text)
+    return Raw(*_parquet_arrays(found.paths[0]), class_names=_parquet_classes(found.paths[0]))
+
+
+def imagenet_photos(part: str, data: Folder = None) -> Raw:
+    """125 photographs, 224x224, of every eighth class of ImageNet; y counts from 1, as class 0 is the background.
+
+    The centre of each file's 256x256 is taken; seven photographs without a label are left out.
+    """
+    files = tuple(known_file(f"imagenet_mobilenet/{name}") for name in ("pictures.parquet", "labels.txt"))
+    help_text = (
+        "photographs of ImageNet are needed as Parquet, which has no open download: columns image (256x256) and label"
+    )
+    pictures, labels = locate((Layout("parquet", files),), data, help_text).paths
+    x, y = _parquet_arrays(pictures)
+    names = tuple(labels.read_text(encoding="utf-8").splitlines())
+    return Raw(frozen(x[y >= 0, :, 16:240, 16:240]), frozen(y[y >= 0]), class_names=names)
+
+
+def nuclei(part: str, data: Folder = None) -> Raw:
+    """Cell nuclei (2018 Data Science Bowl): grey pictures, and of each pixel whether it belongs to a nucleus.
+
+    The files' 256x256 pixels are averaged over squares of four; a pixel is a nucleus where at least two of them are.
+    """
+    file = known_file(f"nuclei_dsb2018/{part}.parquet")
+    help_text = "the nuclei of BBBC038 are needed as Parquet: columns image, and mask (a number for each nucleus)"
+    found = locate((Layout("parquet", (file,)),), data, help_text)
+    return Raw(*_nuclei_arrays(found.paths[0]), class_names=("background", "nucleus"))
 
 
 def california_housing(part: str, data: Folder = None) -> Raw:
@@ -155,7 +239,7 @@ def california_housing(part: str, data: Folder = None) -> Raw:
         Layout("sklearn", (File("cal_housing_py3.pkz"),)),
     )
     found = locate(layouts, data, "California Housing is needed")
-    return Raw(*_housing_arrays(found))
+    return Raw(*_housing_arrays(found), feature_names=HOUSING_FEATURES)
 
 
 @cache
@@ -184,16 +268,46 @@ def _unpickled(found: Found, members: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 @cache
+def _parquet_classes(path: Path) -> tuple[str, ...]:
+    import json
+
+    import pyarrow.parquet as pq
+
+    info = json.loads(pq.read_schema(path).metadata[b"huggingface"])
+    return tuple(info["info"]["features"]["label"]["names"])
+
+
+@cache
 def _cifar100_classes(found: Found, member: str) -> tuple[str, ...]:
     if found.layout == "parquet":
-        import json
-
-        import pyarrow.parquet as pq
-
-        info = json.loads(pq.read_schema(found.paths[0]).metadata[b"huggingface"])
-        return tuple(info["info"]["features"]["label"]["names"])
+        return _parquet_classes(found.paths[0])
     chosen = found._replace(paths=found.paths[-1:])
     return tuple(_unpickled(chosen, (member,))[0]["fine_label_names"])
+
+
+@cache
+def _parquet_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read colour pictures, uint8 (N, 3, H, W), and labels, int64 (N,)."""
+    import pyarrow.parquet as pq
+
+    content = pq.read_table(path)
+    x = decode(content, "RGB").transpose(0, 3, 1, 2)
+    return frozen(x), frozen(content["label"].to_numpy().astype(np.int64))
+
+
+@cache
+def _nuclei_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    content = pq.read_table(path)
+    masks = content["mask"].combine_chunks().field("bytes").to_pylist()
+    instances = np.stack([np.asarray(Image.open(io.BytesIO(mask))) for mask in masks])
+    x, y = (
+        array.reshape(len(array), 128, 2, 128, 2).mean((2, 4), dtype=np.float32)
+        for array in (decode(content, "L"), instances > 0)
+    )
+    return frozen(x[:, None]), frozen((y >= 0.5).astype(np.int64))
 
 
 def decode(table: Any, mode: str) -> np.ndarray:

@@ -33,8 +33,8 @@ def fit(
 ) -> pd.DataFrame:
     """Train a network, or the network of a posterior, in place.
 
-    The loss is cross-entropy for classes and the mean squared error for regression; a Flipout posterior adds its
-    divergence over the number of training examples. The network ends in eval mode with the weights of its best epoch.
+    The loss is that of `loss_of` for the task of the examples; a Flipout posterior adds its divergence over the number
+    of training examples. The network ends in eval mode with the weights of its best epoch.
 
     Args:
         posterior: what to train; a posterior's `network` is trained.
@@ -67,7 +67,8 @@ def fit(
         for epoch in bar:
             started = time.perf_counter()
             train_loss = _epoch(posterior, network, train, recipe, optimiser, schedule)
-            loss = float(loss_of(predict(network, validation.x), targets_of(validation, recipe.soft)))
+            answer, target = predict(network, validation.x), targets_of(validation, recipe.soft)
+            loss = float(loss_of(answer, target, task=validation.task))
             if not (torch.isfinite(torch.tensor([train_loss, loss]))).all():
                 raise FloatingPointError(f"training diverged in epoch {epoch} (loss {train_loss}); lower learning_rate")
             history.append(
@@ -128,12 +129,18 @@ def _epoch(
     for batch in torch.randperm(len(train)).split(recipe.batch_size):
         if len(batch) == 1:
             continue  # batch norm has no variance to take
-        x = augmented(train.x[batch], recipe.augment).to(where)
+        x, target = train.x[batch], targets[batch]
+        if train.task == "segmentation":
+            x, target = augmented_together(x, target, recipe.augment)
+        else:
+            x = augmented(x, recipe.augment)
+        x, target = x.to(where), target.to(where)
         if pictures:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(where.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             output = network(x)
-        loss = loss_of(output.float(), targets[batch].to(where))
+        output = tuple(part.float() for part in output) if isinstance(output, tuple) else output.float()
+        loss = loss_of(output, target, task=train.task)
         total += loss.item() * len(batch)
         if isinstance(posterior, Flipout):
             loss = loss + posterior.kl_weight * posterior.kl() / len(train)
@@ -164,27 +171,75 @@ def augmented(x: Tensor, augment: str) -> Tensor:
     return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def augmented_together(x: Tensor, y: Tensor, augment: str) -> tuple[Tensor, Tensor]:
+    """Shift (and mirror) pictures (N, C, H, W) and the class or soft label of each pixel in the same way."""
+    labels = y.unsqueeze(1) if y.ndim < x.ndim else y
+    both = augmented(torch.cat([x, labels.to(x)], dim=1), augment)
+    return both[:, : x.shape[1]], both[:, x.shape[1] :].to(y).reshape(y.shape)
+
+
+Output = Tensor | tuple[Tensor, ...]
+
+
 @torch.no_grad()
-def predict(network: nn.Module, x: Tensor, *, batch_size: int = 512) -> Tensor:
-    """Return a network's output in eval mode, in batches, on the CPU; its mode is restored."""
+def predict(network: nn.Module, x: Tensor, *, batch_size: int = 512) -> Any:
+    """Return a network's output in eval mode, in batches, on the CPU; its mode is restored.
+
+    A network that answers with several tensors, such as mean and variance, gives a tuple of them.
+    """
     was_training = network.training
     network.eval()
     where = next((p.device for p in network.parameters()), torch.device("cpu"))
-    outputs = torch.cat([network(part.to(where)).float().cpu() for part in x.split(batch_size)])
+    outputs = [network(part.to(where)) for part in x.split(batch_size)]
     network.train(was_training)
-    return outputs
+    if isinstance(outputs[0], tuple):
+        return tuple(torch.cat([part.float().cpu() for part in parts]) for parts in zip(*outputs, strict=True))
+    return torch.cat([output.float().cpu() for output in outputs])
 
 
 def targets_of(examples: Examples, soft: bool) -> Tensor:
-    """Return what to learn: soft labels (N, C) if wanted and there are any, else y."""
+    """Return what to learn: soft labels (N, C, ...) if wanted and there are any, else y."""
     return examples.probs if soft and examples.probs is not None else examples.y
 
 
-def loss_of(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """Return the loss of outputs (N, C): squared error where C is 1, else cross-entropy, in nats.
+def loss_of(output: Output, target: Tensor, reduction: str = "mean", *, task: str | None = None) -> Tensor:
+    """Return the loss of what a network answers, as a mean, or with `reduction="none"` of each example, (N,).
 
-    `reduction="none"` gives one per example, (N,).
+    Args:
+        output: logits (N, C), or of each pixel (N, C, H, W); one logit (N, 1) of the second of two classes; values
+            (N, C) of a regression; or a pair of mean and variance, (N, 1) each.
+        target: as in `Examples.y`, or soft labels shaped like the logits.
+        reduction: "mean" or "none".
+        task: as in `Examples.task`. Without one, a single output is a regression, and several are classes.
+
+    Returns:
+        Cross-entropy in nats, averaged over pixels; the negative logarithm of a Gaussian's density for a mean and a
+        variance; the squared error for other regressions, averaged over outputs; and for "multilabel" the cross-entropy
+        of each label by itself, averaged over labels.
+
+    Raises:
+        ValueError: more than two classes for one output.
     """
-    if output.ndim == 1 or output.shape[1] == 1:
+    if isinstance(output, tuple):
+        mean, variance = output
+        column, variances = target.flatten(), variance.flatten()
+        return F.gaussian_nll_loss(mean.flatten(), column, variances, full=True, reduction=reduction)
+    single = output.ndim == 1 or output.shape[1] == 1
+    if single and task in (None, "regression"):
         return F.mse_loss(output.flatten(), target.flatten(), reduction=reduction)
-    return F.cross_entropy(output, target, reduction=reduction)
+    if single and task == "classification":
+        if target.max() > 1:
+            raise ValueError(
+                f"the network has one output but class {int(target.max())} is a target; give it one per class"
+            )
+        return F.binary_cross_entropy_with_logits(output.flatten(), target.to(output), reduction=reduction)
+    if output.ndim == 2 and task in (None, "classification"):
+        return F.cross_entropy(output, target, reduction=reduction)
+    if task == "regression":
+        losses = F.mse_loss(output, target, reduction="none")
+    elif task == "multilabel":
+        losses = F.binary_cross_entropy_with_logits(output, target, reduction="none")
+    else:
+        losses = F.cross_entropy(output, target, reduction="none")  # (N, H, W)
+    losses = losses.flatten(1).mean(1)
+    return losses.mean() if reduction == "mean" else losses

@@ -67,9 +67,9 @@ def fit_together(
         started = time.perf_counter()
         order = torch.stack([torch.randperm(len(x), generator=generator) for generator in orders])  # (M, N)
         batches = _batches(x, targets, order.to(stack.device), recipe.batch_size)
-        train_losses = (_epoch(stack, batches, optimiser, schedule) / len(train)).tolist()
+        train_losses = (_epoch(stack, batches, optimiser, schedule, train.task) / len(train)).tolist()
         target = targets_of(validation, recipe.soft)
-        losses = [float(loss_of(output, target)) for output in stack.predict(validation.x)]
+        losses = [float(loss_of(output, target, task=train.task)) for output in stack.predict(validation.x)]
         seconds = (time.perf_counter() - started) / len(networks)
         for member, course in enumerate(courses):
             if not course.is_over(epoch, recipe.patience):
@@ -145,7 +145,7 @@ class _Course:
             self.loss, self.epoch, self.weights = loss, epoch, [weight.clone() for weight in weights]
 
 
-def _epoch(stack: _Stack, batches: Iterable[tuple[Tensor, Tensor]], optimiser: Any, schedule: Any) -> Tensor:
+def _epoch(stack: _Stack, batches: Iterable[tuple[Tensor, Tensor]], optimiser: Any, schedule: Any, task: str) -> Tensor:
     """Take a step per batch; return the sum of each member's losses over its examples, (M,)."""
     sums: list[Tensor] = []  # read once at the end: no step waits for a number
     for x, target in batches:
@@ -153,7 +153,7 @@ def _epoch(stack: _Stack, batches: Iterable[tuple[Tensor, Tensor]], optimiser: A
         if size == 1:
             continue  # as in `fit`
         output = stack(x).float()  # (M, B, C)
-        losses = loss_of(output.flatten(0, 1), target.flatten(0, 1), "none")  # (M * B,)
+        losses = loss_of(output.flatten(0, 1), target.flatten(0, 1), "none", task=task)  # (M * B,)
         # Each member's mean; no member's loss depends on another's parameters.
         gradients = torch.autograd.grad(losses, stack.parameters, torch.full_like(losses, 1 / size))
         for parameter, gradient in zip(stack.parameters, gradients, strict=True):

@@ -22,9 +22,9 @@ from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
 from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.record import versions
 from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
-from xuqlib.study.training.fitting import fit, predict
+from xuqlib.study.training.fitting import fit, loss_of, predict
 from xuqlib.study.training.fitting_together import fit_together
-from xuqlib.study.training.recipes import Recipe, build, recipe_for
+from xuqlib.study.training.recipes import DROPOUT_EVERYWHERE, Recipe, build, recipe_for
 
 Stored = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and manifest
 # The last three are random in every layer, or behind every block, instead of at the output alone.
@@ -57,7 +57,8 @@ def train_or_load(
         dataset: a name of `data.load` that has a recipe.
         preset: "full", the recipe; "quick", a shortened one where the data is not embedded.
         seed: of the initial weights and of the training.
-        placement: "last", the default, or "all": which layers are random. Ensembles and Laplace know only "last".
+        placement: "last" or "all": which layers are random. Ensembles and Laplace know only "last"; for the others it
+            is the default, but MC-Dropout of transformers, one-dimensional networks and U-Nets has "all".
         num_members: of the ensemble.
         retrain: train anew even where there is a checkpoint. `XUQ_RETRAIN=1` does so for a whole run.
 
@@ -70,20 +71,22 @@ def train_or_load(
         if placement == "last":
             raise ValueError(f"{method} has placement 'all', but placement is 'last'; leave one of the two out")
         method, placement = method.removesuffix("_all"), "all"
-    placement = "last" if placement is None else placement
+    job = _Job(dataset, preset, seed, retrain, progress)
+    if placement is None:
+        everywhere = method == "mc_dropout" and job.recipe.network in DROPOUT_EVERYWHERE
+        placement = "all" if everywhere else "last"
     check_choice(placement, ("last", "all"), "placement")
     check_count(num_members, 1, "num_members")
     check_count(seed, 0, "seed")
     if placement == "all" and method in ("deep_ensemble", "laplace"):
         raise ValueError(f"{method} has no placement 'all'; it is for mc_dropout, mc_dropconnect and flipout")
-    job = _Job(dataset, preset, seed, retrain, progress)
     if method == "deep_ensemble":
         members = job.trained("plain", "last", num_members)
         ensemble = DeepEnsemble([member.network for member in members])
         ensemble.noise_variance = sum(member.noise_variance for member in members) / num_members
-        return ensemble
+        return job.named(ensemble)
     if method == "laplace":
-        return job.laplace(*job.trained("plain", "last"))
+        return job.named(job.laplace(*job.trained("plain", "last")))
     return job.trained(method, placement)[0]
 
 
@@ -100,6 +103,17 @@ class _Job:
     @property
     def recipe(self) -> Recipe:
         return recipe_for(self.dataset, self.preset)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.recipe.options)
+
+    def named(self, posterior: Posterior) -> Posterior:
+        """Say what the posterior's networks answer, where it is no logits."""
+        is_regression = load(self.dataset, split="test", num_examples=1).task == "regression"
+        output = "mean_variance" if self.options.get("variance") else "regression" if is_regression else None
+        setattr(posterior, "output", output)  # noqa: B010
+        return posterior
 
     def name(self, kind: str) -> str:
         short = "-quick" if self.recipe != recipe_for(self.dataset) else ""
@@ -121,7 +135,7 @@ class _Job:
         posteriors = [self.untrained(kind, placement, member) for member in range(num_members)]
         stored = {member: found for member, name in enumerate(names) if (found := self.stored(name)) is not None}
         missing = {member: posteriors[member] for member in range(num_members) if member not in stored}
-        together = self.recipe.network == "mlp"
+        together = self.recipe.network == "mlp" and not self.options.get("variance")
         groups = [missing] if together else [{member: posterior} for member, posterior in missing.items()]
         for group in filter(None, groups):
             stored |= self.train(group, names)
@@ -130,13 +144,15 @@ class _Job:
             posterior.network.load_state_dict(tensors)
             posterior.network.eval()
             posterior.noise_variance = manifest["noise_variance"]
+            self.named(posterior)
         return posteriors
 
     def untrained(self, kind: str, placement: str, member: int) -> Posterior:
         shapes = load(self.dataset, split="test", num_examples=1)  # the smaller file, needed anyway
         with torch.random.fork_rng():
             torch.manual_seed(seed_of(self.seed, member))
-            network = build(self.recipe, shapes, dropout=0.25 if kind == "mc_dropout" else 0.0, placement=placement)
+            dropout = self.options.get("dropout", 0.25) if kind == "mc_dropout" else 0.0
+            network = build(self.recipe, shapes, dropout=dropout, placement=placement)
         if kind == "mc_dropconnect":
             return MCDropConnect(network, placement=placement)
         if kind == "flipout":
@@ -195,17 +211,29 @@ def _keep(posterior: Posterior, name: str, parts: Iterable[Examples], manifest: 
     tensors = rounded(posterior.network.state_dict())
     posterior.network.load_state_dict(tensors)
     scores = {f"{part.split}_{key}": value for part in parts for key, value in _score(posterior, part)}
-    manifest |= {"scores": scores, "noise_variance": scores.get("validation_mse", 0.0)}
+    # A network that answers with a variance says itself how noisy its targets are.
+    is_plain = "validation_nll" not in scores
+    manifest |= {"scores": scores, "noise_variance": scores.get("validation_mse", 0.0) if is_plain else 0.0}
     save_checkpoint(name, tensors, manifest, folders()[-1])
     return tensors, manifest
 
 
 def _score(posterior: Posterior, examples: Examples) -> list[tuple[str, float]]:
     output = predict(posterior.network, examples.x)
-    if examples.num_classes is None:
-        mse = float(F.mse_loss(output, examples.y))
-        return [("mse", mse), ("r2", 1 - mse / float(examples.y.var(correction=0)))]
-    return [
+    if examples.task == "regression":
+        mean = output[0] if isinstance(output, tuple) else output
+        mse = float(F.mse_loss(mean, examples.y))
+        found = [("mse", mse), ("r2", 1 - mse / float(examples.y.var(correction=0)))]
+        return [*found, ("nll", float(loss_of(output, examples.y)))] if isinstance(output, tuple) else found
+    found = [
         ("accuracy", float((output.argmax(1) == examples.y).float().mean())),
         ("nll", float(F.cross_entropy(output, examples.y))),
     ]
+    return [*found, ("iou", _overlap(output.argmax(1), examples.y))] if examples.task == "segmentation" else found
+
+
+def _overlap(predicted: Tensor, y: Tensor) -> float:
+    """Intersection over union of each class but the first, over all pixels, and their mean."""
+    classes = range(1, int(y.max()) + 1)
+    shares = [((predicted == k) & (y == k)).sum() / ((predicted == k) | (y == k)).sum() for k in classes]
+    return float(torch.stack(shares).mean())

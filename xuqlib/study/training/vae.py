@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from xuqlib.checks import check_choice, check_count, check_examples
 from xuqlib.device import device
 from xuqlib.posteriors.fixing import generator_of, seed_of
-from xuqlib.study.data.loading import Examples, load
+from xuqlib.study.data.loading import EMBEDDED, Examples, load
 from xuqlib.study.record import versions
 from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.study.training.fitting import check_parts, one_cycle
-from xuqlib.study.training.recipes import EMBEDDED, Recipe
+from xuqlib.study.training.recipes import Recipe
 
 
 @dataclass(frozen=True)

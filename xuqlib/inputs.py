@@ -171,12 +171,14 @@ def _by_name(given: Any) -> dict[Any, Any]:
         return dict(enumerate(given))
     if isinstance(getattr(given, "x", None), Tensor):  # Examples
         return {0: given.x}
-    of_numbers = isinstance(given, list) and not any(
-        isinstance(each, Tensor | tuple | list | Mapping) for each in given
-    )
-    if isinstance(given, Iterable) and not of_numbers:
+    if isinstance(given, Iterable) and not (isinstance(given, list) and _holds_numbers(given)):
         return _gathered(given)
     return {0: given}
+
+
+def _holds_numbers(values: list[Any]) -> bool:
+    first = values[0] if values else 0.0
+    return _holds_numbers(first) if isinstance(first, list) else not isinstance(first, Tensor | tuple | Mapping)
 
 
 def _gathered(batches: Iterable[Any]) -> dict[Any, Any]:

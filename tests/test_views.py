@@ -454,7 +454,7 @@ def test_deletion_of_words_signals_and_columns_ends_with_nothing():
         (
             lambda: explain(drawn(Words), "gradient", Inputs(IDS, wrt="w"), output="logits"),
             ValueError,
-            "no layer 'w' in",
+            "no layer 'w' embeds them.*words, network.places",
         ),
         (lambda: explain(drawn(table), "gradient", torch.ones(3, 4).long()), ValueError, "cannot evaluate x|token ids"),
         (

@@ -139,8 +139,8 @@ class Inputs:
             embeddings = [name for name, layer in layers.items() if isinstance(layer, nn.Embedding)]
             wanted = "no one layer" if self.layer is None else f"no layer {self.layer!r}"
             raise ValueError(
-                f"x is whole numbers, read as token ids, but {wanted} embeds them; pass floating point examples, or name "
-                f"the layer by Inputs(x, wrt=...): {', '.join(embeddings)}"
+                f"x is whole numbers, read as token ids, but {wanted} embeds them; pass floating point examples, or "
+                f"name the layer by Inputs(x, wrt=...): {', '.join(embeddings)}"
             )
         named.layer = found.pop()
         named.dtype = next((each.dtype for each in layers[named.layer].parameters()), self.dtype)

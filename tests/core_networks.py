@@ -94,7 +94,7 @@ class Recurrent(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over features; `dropout` is the one inside it, which cannot be fixed."""
+    """Self-attention over features; `dropout` is the one inside it."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -194,6 +194,10 @@ WITH_DROPOUT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "Dropout2d": (lambda: channel_dropout(nn.Dropout2d), PICTURES),
     "vision transformer": (torchvision_vit, PICTURES),
     "one output": (OneOutput, TABLE),
+    "features before examples": (SequenceFirst, TABLE),
+    "attention": (lambda: Attention(0.3), TABLE),
+    "an LSTM of two layers": (Recurrent, TABLE),
+    "alpha": (lambda: nn.Sequential(nn.Linear(5, 8), nn.SELU(), nn.AlphaDropout(0.3), nn.Linear(8, 3)), TABLE),
 }
 WITHOUT_DROPOUT: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet18": (torchvision_resnet, PICTURES),

@@ -302,7 +302,8 @@ def test_no_pass_has_more_rows_than_asked_for(chunk):
     network = seeded(table_mlp).eval()
     network.register_forward_hook(lambda *call: sizes.append(len(call[1][0])))
     ua_backprop([network], randn(*TABLE), chunk=chunk)
-    assert sizes == ([4, 1, 1, 1, 1] if chunk == 1 else [4, 3, 1])  # the first pass is that of the logits
+    # It is tried out on two examples, twice; the next pass is that of the logits.
+    assert sizes == [2, 2, 4, *([1, 1, 1, 1] if chunk == 1 else [3, 1])]
 
 
 @pytest.mark.parametrize("build", [inplace_cnn, late_cnn], ids=lambda build: build.__name__)
@@ -359,14 +360,14 @@ BAD = {
     ),
     "tau2 of a sum": (lambda: ua_backprop(DRAWS, X, setting="recommended", tau2=1.0), ValueError, "normalise='sum'"),
     "chunk": (lambda: ua_backprop(DRAWS, X, chunk=0), ValueError, "chunk is 0"),
-    "x shape": (lambda: ua_backprop(DRAWS, X[:, None]), ValueError, r"shape \(4, 1, 5\); pass images"),
+    "x shape": (lambda: ua_backprop(DRAWS, X[0]), ValueError, r"shape \(5,\); pass \(N, features\)"),
     "x NaN": (lambda: ua_backprop(DRAWS, X / 0 * 0), ValueError, "NaN"),
     "one network": (lambda: ua_backprop(seeded(table_mlp).eval(), X), TypeError, "posterior.sample"),
     "training": (lambda: ua_backprop([seeded(table_mlp)], X), ValueError, "training mode"),
     "regression": (
-        lambda: ua_backprop(MCDropout(seeded(OneOutput)).sample(2), X),
+        lambda: ua_backprop(MCDropout(seeded(OneOutput)).sample(2), X, "aleatoric"),
         ValueError,
-        r"logits have shape \(2, 4, 1\).*at least two classes, not a regression",
+        "noise_variance, the same for all x",
     ),
     "linear": (lambda: ua_backprop_linear(DRAWS, X, "both"), ValueError, "unknown kind 'both'"),
     "linear tau1": (lambda: ua_backprop_linear(DRAWS, X, tau1=-1), ValueError, "tau1 is -1.0"),

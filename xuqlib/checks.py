@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -26,6 +26,10 @@ def check_examples(x: Any) -> None:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; pass a torch tensor (N, ...), as from torch.as_tensor(x)")
+    if x.layout != torch.strided or x.is_meta:
+        raise TypeError(
+            f"x is {'on the meta device' if x.is_meta else x.layout}; pass its numbers, as from x.to_dense()"
+        )
     if x.dtype == torch.uint8:
         raise TypeError("x is uint8, so these look like raw images; convert with x.float() and divide by 255")
     if not x.is_floating_point():
@@ -74,6 +78,7 @@ def check_target(target: Any, num_examples: int, num_classes: int) -> Tensor:
         raise ValueError(
             f"target has {len(classes)} entries but x has {num_examples} examples; pass one class per example"
         )
+    classes = classes.long()  # or the comparison would be in the few bits of the given dtype
     outside = (classes < 0) | (classes >= num_classes)
     if outside.any():
         first = int(outside.nonzero()[0])
@@ -81,7 +86,7 @@ def check_target(target: Any, num_examples: int, num_classes: int) -> Tensor:
             f"target {int(classes[first])} of example {first} is out of range; "
             f"network has {num_classes} outputs, so classes are 0 to {num_classes - 1}"
         )
-    return classes.long()
+    return classes
 
 
 def check_logits(output: Any, num_examples: int) -> Tensor:
@@ -92,11 +97,16 @@ def check_logits(output: Any, num_examples: int) -> Tensor:
         ValueError: its shape is neither (N, C) nor (N,).
     """
     if not isinstance(output, Tensor):
-        raise TypeError(f"network returned a {type(output).__name__}; wrap it so that it returns logits (N, C)")
+        known = f" with {list(output)}" if isinstance(output, Mapping) else ""
+        raise TypeError(
+            f"network returned a {type(output).__name__}{known}; say what of it is explained by output=, a key or "
+            "function"
+        )
     if output.dim() not in (1, 2) or len(output) != num_examples or output.numel() == 0:
         raise ValueError(
             f"network returned shape {tuple(output.shape)} for {num_examples} examples; "
-            f"wanted logits ({num_examples}, classes), or ({num_examples},) for regression"
+            f"wanted logits ({num_examples}, classes), or ({num_examples},) for regression; if it is more, "
+            "say what by output="
         )
     return output.unsqueeze(1) if output.dim() == 1 else output
 

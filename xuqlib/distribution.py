@@ -51,10 +51,10 @@ class ExplanationDistribution:
             raise ValueError("pass either values, (draw, example, ...), or running moments")
         if self.values is not None and not isinstance(self.values, Tensor):
             raise TypeError(f"values is a {type(self.values).__name__}; pass a tensor (draw, example, ...)")
-        if self.values is not None and self.values.ndim not in (3, 5):
+        if self.values is not None and self.values.ndim < 3:
             raise ValueError(
-                f"values have shape {tuple(self.values.shape)}; wanted (draw, example, feature) or "
-                "(draw, example, channel, height, width)"
+                f"values have shape {tuple(self.values.shape)}; wanted (draw, example, feature), (draw, example, "
+                "channel, height, width), or other axes after the examples"
             )
 
     @cached_property
@@ -72,6 +72,11 @@ class ExplanationDistribution:
     @property
     def is_picture(self) -> bool:
         return self.mean().ndim == 4
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether these are images or volumes, whose channels are folded; a signal's axes are left as they are."""
+        return self.mean().ndim > 3
 
     def __repr__(self) -> str:
         what = " ".join(word for word in (self.posterior, self.explainer) if word)
@@ -130,7 +135,7 @@ class ExplanationDistribution:
 
         Folding signs gives noise a mean: sqrt((pi/2 - 1) / channels). A CV near it shows no steadiness at all.
         """
-        channels = self.mean().shape[1] if self.is_picture else 1
+        channels = self.mean().shape[1] if self.has_channels else 1
         return math.sqrt((math.pi / 2 - 1) / channels)
 
     def snr(self) -> Tensor:
@@ -207,6 +212,8 @@ class ExplanationDistribution:
     def to_frame(self) -> pd.DataFrame:
         """Return every attribution in tidy form: draw, example, then channel, height, width or feature; attribution.
 
+        Axes of other examples are called axis_1, axis_2 and so on.
+
         It has one row per number: pick examples first, `e[:4].to_frame()`. `summary` is one row per example.
         """
         axes = self._axes()
@@ -214,7 +221,7 @@ class ExplanationDistribution:
         return pd.DataFrame({"attribution": self._values("to_frame").flatten().numpy()}, index=index).reset_index()
 
     def to_xarray(self) -> xarray.DataArray:
-        """Return the attributions with named axes (draw, example, channel, height, width) or (draw, example, feature).
+        """Return the attributions with named axes, as (draw, example, channel, height, width); see `to_frame`.
 
         Raises:
             ImportError: xarray is not installed.
@@ -228,7 +235,8 @@ class ExplanationDistribution:
 
     def _axes(self) -> dict[str, list[Any]]:
         values = self._values("a table of draws")
-        names = ("draw", "example", *(("channel", "height", "width") if values.ndim == 5 else ("feature",)))
+        known = {3: ("feature",), 5: ("channel", "height", "width"), 6: ("channel", "depth", "height", "width")}
+        names = ("draw", "example", *known.get(values.ndim, [f"axis_{axis}" for axis in range(1, values.ndim - 1)]))
         axes: dict[str, list[Any]] = {name: list(range(size)) for name, size in zip(names, values.shape, strict=True)}
         if self.feature_names is not None:
             axes["feature"] = list(self.feature_names)
@@ -259,7 +267,11 @@ def diagnose(explanation: ExplanationDistribution) -> list[str]:
     identical = alive & (std <= 1e-12 * mean.abs().amax(1, keepdim=True)).all(1) & (explanation.num_draws > 1)
     sentences = [
         _sentence(~finite, "hold NaN or infinite attributions", "look for overflow in the network or its input"),
-        _sentence(dead, "are zero everywhere, in every draw", "check the target, and for dead ReLUs"),
+        _sentence(
+            dead,
+            "are zero everywhere, in every draw",
+            "check the target, for dead ReLUs, and that what LIME hides is hidden",
+        ),
         _sentence(identical, "are the same in every draw", "check that the posterior is random where it matters"),
         *_of_maps(explanation, alive, alive & ~identical),
         _of_draws(explanation.num_draws),

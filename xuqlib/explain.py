@@ -7,26 +7,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from xuqlib.checks import check_attribution, check_choice, check_examples, check_target
+from xuqlib.checks import check_attribution, check_choice, check_target
 from xuqlib.device import device as default_device
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explainers import Explainer
 from xuqlib.explainers.declaring import Options, declared_by, named
 from xuqlib.fast.engine import PRECISIONS, Engine, computing_in
 from xuqlib.moments import Moments
-from xuqlib.path import rows_per_pass
+from xuqlib.path import blocks, rows_per_pass
 from xuqlib.posteriors.draws import Draws, inner
+from xuqlib.views import View
 
 
 def explain(
     draws: Draws | Sequence[nn.Module],
     explainer: Explainer,
-    x: Tensor,
+    x: Any,
     target: Tensor | int | None = None,
     *,
+    output: Any = None,
     keep: str = "all",
     precision: str = "float32",
     chunk: int | None = None,
@@ -42,9 +45,13 @@ def explain(
         draws: fixed networks, from `posterior.sample`.
         explainer: a function (network, x, target, **options) giving an attribution shaped like x; or the name of one
             in `xuqlib.explainers.EXPLAINERS`.
-        x: examples (N, ...), in the units that the networks were trained on.
-        target: class of each example, (N,), or one for all. By default the one output of a regression, else the
+        x: examples (N, ...), in the units that the networks were trained on: a tensor of any rank, token ids (N, T),
+            a tuple or mapping of what the networks take, or a loader of batches; see `xuqlib.inputs.Inputs`.
+        target: class of each example, (N,), or one for all. By default the first number of a regression, else the
             class with the largest mean probability over the draws: one target per example, the same for every draw.
+        output: what of the networks' answers is explained: "logits", "probabilities", "binary", "multilabel",
+            "regression", "mean_variance", "segmentation", a key or function of the answer, or (key, name); see
+            `xuqlib.outputs.Output`. By default what the posterior knows, else logits or the one number.
         keep: "all" stores every attribution, (draw, example, ...); "moments" keeps running means and variances only,
             so that memory does not grow with the number of draws; "mean" keeps the mean alone, which costs one
             backward pass for all draws where they differ in their last layer and the explainer is linear in it.
@@ -64,19 +71,18 @@ def explain(
 
     Source: arXiv 2403.17224, section 3.
     """
-    check_examples(x)
     explainer = named(explainer) if isinstance(explainer, str) else explainer
     if not callable(explainer):
         raise TypeError(f"explainer is {explainer!r}; pass a function (network, x, target), such as xuqlib.gradient")
     check_choice(keep, ("all", "moments", "mean"), "keep")
     check_choice(precision, PRECISIONS, "precision")
     where = torch.device(device) if device is not None else default_device()
-    draws = draws if isinstance(draws, Draws) else Draws(draws)
+    draws, x = (draws if isinstance(draws, Draws) else Draws(draws)).seen(x, output)
     if any(parameter.device != where for network in draws for parameter in inner(network).parameters()):
         draws = draws.to(where)
     given, path_of, one = Options(explainer, options, x), declared_by(explainer).path, x[:1].detach().to(where)
     path = None if path_of is None else path_of(one, **given.of(slice(1), where))
-    engine = None if path is None else Engine(draws, one, guided=path.guided, precision=precision)
+    engine = None if path is None else Engine(draws.at(slice(1)), one, guided=path.guided, precision=precision)
     # An engine has all steps of the path in one pass; what other explainers need is not known.
     at_once = 2**18 // one.numel() if path is None else rows_per_pass(one, None) // path.num_steps
     parts = given.parts(max(1, at_once), chunk)
@@ -87,13 +93,14 @@ def explain(
     with tqdm(total=calls, desc="explain", leave=False, disable=hidden) as bar:
         for part in parts:
             some, here = x[part].to(where), given.of(part, where)
-            classes = None if target is None else target[part].to(where)
+            classes, seen = None if target is None else target[part].to(where), draws.at(part)
             if engine is None or path_of is None:
-                attributions = _one_by_one(draws, explainer, some, classes, here, precision)
+                attributions = _one_by_one(seen, explainer, some, classes, here, precision)
             elif keep != "mean":
-                attributions = engine.attributions(path_of(some.detach(), **here), classes)
+                attributions = engine.at(seen).attributions(path_of(some.detach(), **here), classes)
             else:
-                moments.append(Moments.of_mean(engine.mean(path_of(some.detach(), **here), classes), len(draws)))
+                mean = engine.at(seen).mean(path_of(some.detach(), **here), classes)
+                moments.append(Moments.of_mean(mean, len(draws)))
                 bar.update(len(draws))
                 continue
             checked = _checked(attributions, some, bar)
@@ -137,7 +144,27 @@ def _checked(attributions: Iterable[Tensor], x: Tensor, bar: Any) -> Iterator[Te
 
 @torch.no_grad()
 def predicted(draws: Draws, x: Tensor, where: torch.device) -> Tensor | None:
-    """Return the class with the largest mean probability over the draws, (N,); None for a regression."""
+    """Return the class with the largest mean probability over the draws, (N,); None for one number.
+
+    Raises:
+        ValueError: logits that are NaN.
+    """
     rows = rows_per_pass(x[:1].to(where), None)
-    mean = torch.cat([draws(part.to(where)).softmax(-1).mean(0).cpu() for part in x.split(rows)])  # (N, C)
-    return None if mean.shape[1] == 1 else mean.argmax(1)
+    mean = torch.cat([_mean_probs(draws.at(part), x[part].to(where)).cpu() for part in blocks(len(x), rows)])  # (N, C)
+    if mean.shape[1] == 1:
+        return None
+    if mean.isnan().any():
+        raise ValueError("draws answer NaN, so no class is the most probable; did training diverge?")
+    return mean.argmax(1)
+
+
+def _mean_probs(draws: Draws, x: Tensor) -> Tensor:
+    """Mean over draws of what is largest for the class to be explained, (N, C)."""
+    view, numbers = draws[0], draws(x)
+    if isinstance(view, View) and isinstance(view.output.where, Tensor) and view.output.where.shape[1] > 1:
+        return view.output.where.flatten(2).sum(2)  # the class that fills the most places
+    if draws.output in ("regression", "mean_variance"):
+        return F.one_hot(torch.zeros_like(numbers[0, :, 0], dtype=torch.long), numbers.shape[2])  # the first
+    if draws.output == "probabilities":
+        return numbers.mean(0)
+    return (numbers.sigmoid() if draws.output == "multilabel" else numbers.softmax(-1)).mean(0)

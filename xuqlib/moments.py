@@ -12,12 +12,12 @@ CLIP = 0.99  # quantile at which a folded map is clipped before it is scaled to 
 
 
 def folded(attribution: Tensor) -> Tensor:
-    """Make attributions non-negative: |.| summed over channels, (..., C, H, W) to (..., H, W); tables keep features.
+    """Make attributions non-negative: |.|, of images and volumes summed over channels, (N, C, H, W) to (N, H, W).
 
     Args:
-        attribution: one draw, (N, C, H, W) or (N, F).
+        attribution: one draw, (N, C, H, W) or (N, F), say; a signal, (N, C, L) or (N, T, F), keeps its axes.
     """
-    return attribution.abs().sum(1) if attribution.ndim == 4 else attribution.abs()
+    return attribution.abs().sum(1) if attribution.ndim > 3 else attribution.abs()
 
 
 def rescaled(attribution: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class Moments:
         self.of: dict[str, Welford] = {kind: Welford() for kind in _KINDS}
 
     def append(self, attribution: Tensor) -> None:
-        """Take in one draw's attributions, (N, C, H, W) or (N, F)."""
+        """Take in one draw's attributions, (N, ...)."""
         attribution = attribution.double()
         for kind, welford in self.of.items():
             welford.append(_KINDS[kind](attribution))

@@ -10,9 +10,9 @@ An explainer says which path it takes; what evaluates the path, for one network 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from xuqlib.checks import check_count, check_logits, check_target
 from xuqlib.guided import GuidedMode
+from xuqlib.views import at
 
 Network = Callable[[Tensor], Tensor]
 
@@ -73,6 +74,14 @@ class Path:
         return total if self.scale is None else self.scale * total
 
 
+def warning_of(num_met: int, unguided: Iterable[str]) -> str | None:
+    """Return what a user has to know after a guided backward pass; None if all is well."""
+    if not num_met:
+        return NO_RELU
+    names = ", ".join(sorted(unguided))
+    return f"guided_backprop guides ReLUs alone; these keep their plain gradient: {names}" if names else None
+
+
 def rows_per_pass(x: Tensor, chunk: int | None) -> int:
     """Rows (examples times steps) of one pass: `chunk` if given, else what suits the size of x and its device."""
     if chunk is not None:
@@ -110,33 +119,34 @@ def along(network: Network, path: Path, target: Any, rows: int) -> Tensor:
     """Evaluate a path for one network, with as many rows in one pass as `rows` allows. Returns (N, ...)."""
     mode = GuidedMode() if path.guided else None
     total = along_in(mode, network, path, target, rows)
-    if mode is not None and not mode.num_met:
-        warnings.warn(NO_RELU, stacklevel=4)  # where the explainer was called
+    message = None if mode is None else warning_of(mode.num_met, mode.unguided)
+    if message is not None:
+        warnings.warn(message, stacklevel=4)  # where the explainer was called
     return total
 
 
 def along_in(mode: GuidedMode | None, network: Network, path: Path, target: Any, rows: int) -> Tensor:
     """Evaluate a path for one network, its ReLUs guided by `mode`."""
 
-    def evaluated(batch: Tensor) -> Tensor:
-        with mode or nullcontext():
-            return network(batch)
+    def evaluated(examples: slice) -> Network:
+        seen = at(network, examples)
+        return seen if mode is None else partial(mode.evaluate, seen)
 
     if path.factor is None and len(path.origin) <= rows:
-        total = slope(evaluated, path.origin, target)
+        total = slope(evaluated(slice(None)), path.origin, target)
     else:
         total = _summed(evaluated, path, target, rows)
     return path.finished(total)
 
 
-def _summed(network: Network, path: Path, target: Any, rows: int) -> Tensor:
-    origin = path.origin
+def _summed(network_at: Callable[[slice], Network], path: Path, target: Any, rows: int) -> Tensor:
+    origin, first = path.origin, slice(rows)
     with torch.no_grad():  # a network may write into its input, so it gets a copy
-        num_classes = check_logits(network(origin[:rows].clone()), len(origin[:rows])).shape[1]
+        num_classes = check_logits(network_at(first)(origin[first].clone()), len(origin[first])).shape[1]
     classes = check_target(target, len(origin), num_classes)
     total = torch.zeros_like(origin)
     for block in blocks(len(origin), rows):
-        num_examples = len(origin[block])
+        num_examples, network = len(origin[block]), network_at(block)
         for steps in blocks(path.num_steps, max(1, rows // num_examples)):
             points = path.points(block, steps)
             slopes = slope(network, points, classes[block].repeat(len(points) // num_examples))

@@ -7,6 +7,7 @@ to that draw's logits; an explanation of each logit, made to sum to 1, spreads i
 from __future__ import annotations
 
 import math
+import sys
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,10 +19,11 @@ from xuqlib.checks import check_attribution, check_choice, check_logits, check_n
 from xuqlib.explainers import EXPLAINERS, Explainer
 from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, logit_graph, saliency
-from xuqlib.path import Network, rows_per_pass
+from xuqlib.path import Network, blocks, rows_per_pass
 from xuqlib.posteriors.draws import Draws
-from xuqlib.uncertainty import fixed_draws, logits_of, probability_shares
+from xuqlib.uncertainty import class_draws, logits_of, number_shares, probability_shares
 
+_AT_ONCE = 2**23  # numbers of coefficients, or of maps, that are held at once: 64 MB in float64
 COEFFICIENTS = ("softmax", "row-normalised", "ratio")
 NORMALISATIONS = ("softmax", "sum")
 _OF_LOGITS = ChainMap[str, Explainer]({"fullgrad": fullgrad}, EXPLAINERS)
@@ -47,9 +49,10 @@ SETTINGS = {
 
 def ua_backprop(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Any,
     kind: str = "epistemic",
     *,
+    output: Any = None,
     setting: str = "paper",
     coefficients: str | None = None,
     tau1: float | None = None,
@@ -66,8 +69,10 @@ def ua_backprop(
     where that is 0. Completeness says nothing about the map: a flat one is complete too.
 
     Args:
-        draws: fixed networks with at least two classes, from `posterior.sample`, or a list of networks.
-        x: images (N, C, H, W) or a table (N, F).
+        draws: fixed networks, from `posterior.sample`, or a list of networks.
+        x, output: as for `explain`: logits, probabilities, binary, or one place of a segmentation; of a regression or
+            "mean_variance", the variances are attributed, summed over the numbers (see `number_shares`), in squared
+            target units.
         kind: "total", "aleatoric" or "epistemic". Pixels can be negative only for "epistemic".
         setting: "paper" or "recommended" (raw psi, divided by its sum, which points more at the uncertainty on
             validation images). The next five replace what it says; each None keeps it.
@@ -82,18 +87,19 @@ def ua_backprop(
         Attribution in nats, (N, H, W) or (N, F), of x's dtype; the sum over draws and classes runs in float64.
 
     Raises:
-        TypeError, ValueError: bad draws, x or option; networks with one output; a temperature that has no effect.
+        TypeError, ValueError: bad draws, x or option; other outputs; a temperature that has no effect.
 
     Source: the three steps are those of Wang, Joshi, Wang & Ji 2023, arXiv 2304.04824; the formulas are derived anew.
     """
     chosen = settle(setting, coefficients=coefficients, tau1=tau1, psi=psi, normalise=normalise, tau2=tau2)
-    draws, where = fixed_draws(draws, x)
+    draws, x, where = class_draws(draws, x, output)
     given, attributions = Options(named(explainer, _OF_LOGITS), options, x), []
     for part, shares in logit_shares(draws, x, kind, chosen, given.parts(rows_per_pass(x[:1].to(where), None), chunk)):
         some, total = x[part].detach().to(where), torch.zeros((), dtype=torch.float64, device=where)
-        for network, share in zip(draws, shares.to(where), strict=True):
-            maps = class_maps(network, some, explainer=explainer, psi=chosen.psi, **given.of(part, where))
-            total = total + spread_shares(share, maps, normalise=chosen.normalise, tau2=chosen.tau2)
+        for network, share in zip(draws.at(part), shares.to(where), strict=True):
+            at_once = max(1, _AT_ONCE // some.numel())
+            for labels, maps in _class_maps(network, some, explainer, chosen.psi, at_once, given.of(part, where)):
+                total = total + spread_shares(share[:, labels], maps, normalise=chosen.normalise, tau2=chosen.tau2)
         attributions.append(total.to(x))
     return torch.cat(attributions)
 
@@ -137,18 +143,28 @@ def class_maps(
     Returns:
         Maps, (example, class, H, W) or (example, class, F).
     """
+    return torch.cat([maps for _, maps in _class_maps(network, x, explainer, psi, sys.maxsize, options)], 1)
+
+
+def _class_maps(
+    network: Network, x: Tensor, explainer: str | Explainer, psi: str, at_once: int, options: dict[str, Any]
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield some classes at a time, and their maps."""
     check_choice(psi, ("minmax", "raw"), "psi")
     if explainer == "fullgrad":
         if options:
             raise TypeError(f"fullgrad takes no option {next(iter(options))!r}; leave it out")
         graph = logit_graph(network, x)
-        labels = torch.eye(graph.logits.shape[1]).to(graph.logits)
-        return graph.saliencies(labels[:, None].expand(-1, len(x), -1), psi).transpose(0, 1)
+        one_hot = torch.eye(graph.logits.shape[1]).to(graph.logits)
+        for labels in blocks(len(one_hot), at_once):
+            yield labels, graph.saliencies(one_hot[labels, None].expand(-1, len(x), -1), psi).transpose(0, 1)
+        return
     explain_one = named(explainer, _OF_LOGITS)
     with torch.no_grad():
         num_classes = check_logits(network(x.clone()), len(x)).shape[1]
-    attributions = [check_attribution(explain_one(network, x, label, **options), x) for label in range(num_classes)]
-    return torch.stack([saliency(FullGradTerms(attribution), psi) for attribution in attributions], 1)
+    for labels in blocks(num_classes, at_once):
+        attributions = [explain_one(network, x, label, **options) for label in range(num_classes)[labels]]
+        yield labels, torch.stack([saliency(FullGradTerms(check_attribution(a, x)), psi) for a in attributions], 1)
 
 
 def spread_shares(shares: Tensor, maps: Tensor, *, normalise: str = "softmax", tau2: float = 1.0) -> Tensor:
@@ -202,7 +218,17 @@ def logit_shares(
     The shares come from the logits of all examples, so they do not depend on how the examples are cut.
     """
     logits = logits_of(draws, x)
+    if draws.output in ("regression", "mean_variance") or (draws.output is None and logits.shape[2] == 1):
+        of_numbers = number_shares(logits, kind, draws.noise_variance, draws.output)
+        yield from ((part, of_numbers[:, part]) for part in parts)  # without a softmax to hand them on
+        return
     shares = probability_shares(logits, kind)
+    at_once = max(1, _AT_ONCE // (len(draws) * logits.shape[2] ** 2))  # examples
     for part in parts:
-        handed_on = logit_coefficients(logits[:, part], chosen.coefficients, chosen.tau1)  # (S, n, C, C)
-        yield part, torch.einsum("sni,snij->snj", shares[:, part], handed_on)
+        handed_on = []
+        for some in blocks(len(logits[0, part]), at_once):
+            coefficients = logit_coefficients(
+                logits[:, part][:, some], chosen.coefficients, chosen.tau1
+            )  # (S, n, C, C)
+            handed_on.append(torch.einsum("sni,snij->snj", shares[:, part][:, some], coefficients))
+        yield part, torch.cat(handed_on, 1)

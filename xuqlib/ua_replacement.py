@@ -8,23 +8,27 @@ replacement would make the networks surer are positive, pixels that keep the unc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from xuqlib.checks import check_target
 from xuqlib.explainers import explainer
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.gradients import gradient
 from xuqlib.path import Network
 from xuqlib.posteriors.draws import Draws
-from xuqlib.uncertainty import attribute_uncertainty, uncertainties
+from xuqlib.uncertainty import attribute_uncertainty, columns_of, fixed_draws, uncertainties
 
 
 def ua_replacement(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Any,
     kind: str = "epistemic",
     *,
     reference: str | Tensor,
+    output: Any = None,
+    target: Tensor | int | None = None,
     chunk: int | None = None,
 ) -> Tensor:
     """Attribute the uncertainty of each prediction to the pixels whose replacement is expected to lower it.
@@ -33,7 +37,7 @@ def ua_replacement(
     spread evenly, since no pixel has a claim to it: that changes no order of pixels, and says nothing about any.
 
     Args:
-        draws, x, kind, chunk: as for `ua_backprop`.
+        draws, x, kind, output, target, chunk: as for `attribute_uncertainty`.
         reference: m, the mean of the training examples, broadcastable to x; or a name that `make_baseline` knows.
             "black" gives signed gradient x input, up to what is spread evenly.
 
@@ -45,9 +49,13 @@ def ua_replacement(
 
     Source: derived here; an average over references as in Erion et al. 2021, arXiv 1906.10670, but at x alone.
     """
-    fall = attribute_uncertainty(draws, x, kind, explainer=_first_order_fall, baseline=reference, chunk=chunk).double()
-    draws = draws if isinstance(draws, Draws) else Draws(draws)
-    left = getattr(uncertainties(draws, x), kind).to(fall) - fall.flatten(1).sum(1)
+    draws, x, _ = fixed_draws(draws, x, output)
+    fall = attribute_uncertainty(
+        draws, x, kind, target=target, explainer=_first_order_fall, baseline=reference, chunk=chunk
+    ).double()
+    values = columns_of(draws, getattr(uncertainties(draws, x), kind))
+    chosen = check_target(target, *values.shape)
+    left = values.gather(1, chosen[:, None])[:, 0].to(fall) - fall.flatten(1).sum(1)
     share = left / fall[0].numel()
     return (fall + share.view(-1, *[1] * (fall.dim() - 1))).to(x)
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import random
+
+import numpy as np
 import pytest
 import torch
 from core_networks import (
@@ -24,8 +29,9 @@ from oracles import slow_map
 from torch import nn, tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torchvision.transforms.v2 import Normalize
 
-from xuqlib import Flipout, MCDropConnect, MCDropout, explain
+from xuqlib import Flipout, MCDropConnect, MCDropout, explain, guided_backprop, ua_backprop
 from xuqlib.explainers import layer_maps as saliencies
 from xuqlib.explainers.fullgrad import FullGradTerms, LogitGraph, fullgrad, fullgrad_terms, logit_graph, saliency
 from xuqlib.explainers.gradients import gradient_x_input
@@ -161,18 +167,253 @@ class Patches(nn.Module):
         return self.head(torch.cat([folded, tokens[:, :64]], 1)) + self.constant(x.new_ones(1))
 
 
-def test_only_what_has_the_layout_of_the_pictures_is_on_the_map():
-    network, x = seeded(Patches).requires_grad_(False), randn(1, 3, 8, 8)
+@pytest.mark.parametrize("trained", [False, True])
+def test_only_what_has_the_layout_of_the_pictures_is_on_the_map(trained):
+    network, x = seeded(Patches).requires_grad_(trained), randn(1, 3, 8, 8)
     terms = fullgrad_terms(network, x, 2)
-    # The patches are not examples, the last axis of the tokens is not a width, and the constant does not see x.
-    assert [tuple(term.shape) for term in terms.dense] == [(4, 2, 4, 4), (1, 8, 8, 3), (1, 3)] and not terms.maps
+    # The patches are not examples, the last axis of the tokens is not a width; last come the head and a constant.
+    assert [tuple(term.shape) for term in terms.dense] == [(4, 2, 4, 4), (1, 8, 8, 3), (1, 3), (1, 3)]
+    assert not terms.maps and terms.remainder is None  # the patches' term is of no one example
+    assert_close(sum(term.sum() for term in (terms.input, *terms.dense)), network(x)[0, 2].detach(), **EXACT)
     assert_close(fullgrad(network, x, 2, psi="raw").sum(1), gradient_x_input(network, x, 2).abs().sum(1), **EXACT)
 
 
-def test_a_smooth_network_leaves_a_remainder():
+def test_a_smooth_network_leaves_a_remainder_and_fullgrad_says_so():
     network = seeded(lambda: nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.Linear(8, 3)))
     x = randn(*TABLE)
-    assert (fullgrad_terms(network, x, 0).total() - network(x)[:, 0]).abs().min() > 1e-4
+    terms = fullgrad_terms(network, x, 0)
+    assert terms.remainder.abs().min() > 1e-4
+    assert_close(terms.total() + terms.remainder, network(x)[:, 0].detach(), **EXACT)
+    with pytest.warns(UserWarning, match="terms miss the logit") as caught:
+        fullgrad(network, x, 0)
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="terms miss the logit"):
+        ua_backprop([network, network], x)
+
+
+# Constants that forward adds
+
+
+def test_the_terms_of_constants_by_hand():
+    """2 relu(x - 1) + relu6(3x) with x = (4, 0.5): 2 (x0 - 1) + 6 + 0 + 3 x1."""
+    network = lambda x: (2 * F.relu(x - 1) + F.relu6(3 * x)).sum(1)  # noqa: E731
+    terms = fullgrad_terms(network, tensor([[4.0, 0.5]]).double())
+    assert terms.input.tolist() == [[8.0, 1.5]]
+    assert [term.tolist() for term in terms.dense] == [[[-2.0, 0.0]], [[6.0, 0.0]]]
+    assert terms.total().tolist() == [13.5] and terms.remainder.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("psi", PSI)
+def test_a_normalisation_in_front_equals_the_same_as_a_convolution(psi):
+    mean, std = tensor([0.4, 0.5, 0.6]).double(), tensor([0.2, 0.25, 0.3]).double()
+    body, x = seeded(inplace_cnn).eval(), randn(*PICTURES)
+    same = nn.Conv2d(3, 3, 1, groups=3).double()
+    same.weight.data, same.bias.data = (1 / std).view(3, 1, 1, 1), -mean / std
+    wanted = fullgrad(nn.Sequential(same, body), x, 1, psi=psi)
+    as_buffers = lambda x: body((x - mean[:, None, None]) / std[:, None, None])  # noqa: E731
+    for network in (nn.Sequential(Normalize(mean.tolist(), std.tolist()), body), as_buffers):
+        terms = fullgrad_terms(network, x, 1)
+        assert len(terms.maps) == 4 and terms.maps[0].shape == x.shape
+        assert_close(terms.total(), network(x)[:, 1].detach(), **EXACT)
+        assert_close(fullgrad(network, x, 1, psi=psi), wanted, **EXACT)
+
+
+PLACES, CHANNELS = randn(3, 8, 8, seed=5), randn(3, 1, 1, seed=6)
+TRAINED = nn.Parameter(PLACES.clone())
+
+
+def into_views(x):
+    x[:, 0].sub_(0.4).div_(0.2)
+    x[:, 1] -= 0.3
+    x[:, 2, :4] = 1.5
+    return x
+
+
+def into_a_constant(x):
+    filled = torch.ones(len(x), 3, 8, 8, dtype=x.dtype)
+    filled[:, :2].copy_(x[:, 1:])
+    filled[:, 2, 4:] = x[:, 0, 4:]
+    return filled
+
+
+ADDING = {
+    "a buffer of places": lambda x: x + PLACES,
+    "what depends on a weight": lambda x: x - TRAINED.exp(),
+    "a number, in front": lambda x: 1 - x,
+    "a number of numpy": lambda x: x - np.float32(0.25),
+    "in place": lambda x: x.add_(0.5).mul_(2).sub_(CHANNELS, alpha=3),
+    "into views": into_views,
+    "into a constant": into_a_constant,
+    "lerp": lambda x: torch.lerp(x, PLACES, 0.3),
+    "addcmul": lambda x: torch.addcmul(PLACES, x, CHANNELS.expand(3, 8, 8)),
+    "padding": lambda x: F.pad(x[..., 1:], (1, 0), value=2.0),
+    "a constant channel": lambda x: torch.cat([x[:, :2], PLACES[:1].expand(len(x), 1, 8, 8)], 1),
+    "stacked": lambda x: torch.stack([x[:, 0], x[:, 1], PLACES[0].expand(len(x), 8, 8)], 1),
+    "where": lambda x: torch.where(x > 0, x, -1.0),
+    "masked": lambda x: x.masked_fill(x > 1, 1.0),
+    "by an index": lambda x: x.index_fill(1, tensor([1]), 0.7),
+    "clamp": lambda x: x.clamp(-1, 1),
+    "clamp, in place": lambda x: x.clamp_(max=0.5),
+    "the larger of x and a constant": lambda x: torch.maximum(PLACES, x),
+    "relu6 in place": lambda x: F.relu6(4 * x, inplace=True),
+    "at the bounds of a hardtanh": lambda x: F.hardtanh(torch.cat([0 * x[:, :1] + 1, x[:, 1:]], 1), 0, 1),
+    "hardsigmoid": F.hardsigmoid,
+    "softshrink": F.softshrink,
+    "threshold": lambda x: F.threshold(x, 0.5, -3.0),
+    "steps": lambda x: x + x.round(),
+    "infinite, before a ReLU": lambda x: F.relu(x.masked_fill(x > 1, -torch.inf)),
+    "by aten": lambda x: torch.ops.aten.add.Tensor(x, CHANNELS),
+    "without a graph": lambda x: torch.no_grad()(x.add_)(CHANNELS),
+}
+
+
+@pytest.mark.parametrize("name", ADDING)
+def test_every_constant_counts_wherever_forward_adds_it(name):
+    body, x = seeded(inplace_cnn).eval(), randn(*PICTURES)
+    network = lambda x: body(ADDING[name](x)) + torch.arange(3)  # noqa: E731
+    values, logits = x.clone(), network(x.clone()).detach()
+    terms = fullgrad_terms(network, x, 2)
+    assert_close(terms.total(), logits[:, 2], **EXACT)
+    assert_close(terms.remainder, torch.zeros(len(x)).double(), **EXACT)
+    assert len(terms.maps) > 3, "what has the shape of the images has a place in them"
+    places = fullgrad(network, x, 2, psi="signed").flatten(1).sum(1)
+    assert_close(places + sum(term.flatten(1).sum(1) for term in terms.dense), logits[:, 2], **EXACT)
+    assert torch.equal(x, values)
+
+
+def test_a_constant_of_channels_last_has_no_place_in_the_image():
+    body, x = seeded(inplace_cnn).eval(), randn(*PICTURES)
+    network = lambda x: body((x.permute(0, 2, 3, 1) + PLACES.permute(1, 2, 0)).permute(0, 3, 1, 2))  # noqa: E731
+    terms = fullgrad_terms(network, x, 0)
+    assert (len(terms.maps), terms.dense[0].shape) == (3, (3, 8, 8, 3))
+    assert_close(terms.total(), network(x)[:, 0].detach(), **EXACT)
+
+
+def test_a_layer_whose_bias_depends_on_x_adds_no_constant():
+    inner, x = seeded(lambda: nn.Linear(5, 3)), randn(*TABLE)
+    network = lambda x: F.linear(torch.ones(len(x), 3).double(), torch.eye(3).double(), inner(x[:1]).sum(0))  # noqa: E731
+    assert [term.shape for term in fullgrad_terms(network, x[:1], 0).dense] == [(1, 3)]
+    assert_close(fullgrad_terms(network, x[:1], 0).total(), network(x[:1])[:, 0].detach() - 1, **EXACT)
+
+
+# Random networks that are piecewise linear
+
+
+def random_step(rng):
+    """A step of a network of images with 3 channels: as forward writes it, and the same without side effects."""
+    kind = rng.choice(["conv", "norm", "relu", "relu", "clip", "constant", "scale", "pool", "skip", "dropped"])
+    places, number = randn(3, 6, 6, seed=rng.randrange(99)), rng.choice([-0.5, 0.25, 1.5])
+    mask = (randn(3, 6, 6, seed=rng.randrange(99)) > -1).double()
+    layer = seeded(
+        {"norm": lambda: nn.BatchNorm2d(3)}.get(kind, lambda: nn.Conv2d(3, 3, 3, padding=1)), seed=number > 0
+    )
+    layer.eval().requires_grad_(rng.random() < 0.5)
+    if kind == "skip":
+        inner = [random_step(rng) for _ in range(rng.randint(1, 3))]
+        return ("skip", inner, None)
+    written = {
+        "conv": [layer],
+        "norm": [layer],
+        "relu": [
+            F.relu,
+            F.relu_,
+            nn.ReLU(),
+            nn.ReLU(inplace=True),
+            lambda x: x.clamp_(min=0),
+            lambda x: x.clamp_min(0),
+        ],
+        "clip": [lambda x: x.clamp(-1, 1), lambda x: x.clamp_(-1, 1), lambda x: F.hardtanh(x, inplace=True)],
+        "constant": [lambda x: x + places, lambda x: x.add_(places), lambda x: places + x, lambda x: x - -places],
+        "scale": [lambda x: number * x, lambda x: x.mul_(number), lambda x: x / (1 / number)],
+        "pool": [nn.MaxPool2d(3, 1, 1), lambda x: F.max_pool2d(x, 3, 1, 1)],
+        "dropped": [lambda x: x * mask, lambda x: x.mul_(mask)],
+    }[kind]
+    return kind, rng.choice(written), written[0]
+
+
+def forward(steps, x):
+    for kind, written, _ in steps:
+        x = forward(written, x.clone()) + x if kind == "skip" else written(x)
+        x = (
+            x.clone() if kind == "relu" else x
+        )  # torch needs what its ReLU returned, and the next step may work in place
+    return x
+
+
+def guided_by_hand(steps, x):
+    """Walk the steps: what comes out, and the way back from a slope there to x."""
+    ways = []
+    for kind, written, plain in steps:
+        if kind == "skip":
+            out, inner = guided_by_hand(written, x)
+            x, way = out + x, lambda slope, inner=inner: inner(slope) + slope
+        elif kind == "relu":
+            x, way = x.clamp(min=0), lambda slope, z=x: slope * (slope > 0) * (z > 0)
+        else:
+            x, back = torch.func.vjp(plain, x)
+            way = lambda slope, back=back: back(slope)[0]  # noqa: E731
+        ways.append(way)
+    return x, lambda slope: functools.reduce(lambda slope, way: way(slope), reversed(ways), slope)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_terms_and_guided_slopes_of_a_random_network(seed):
+    rng = random.Random(seed)
+    steps = [*(random_step(rng) for _ in range(9)), ("relu", F.relu, F.relu)]
+    head, x = randn(3, 108, seed=seed), randn(2, 3, 6, 6, seed=seed)
+    network = lambda x: forward(steps, x).flatten(1) @ head.T + torch.arange(3)  # noqa: E731
+    logits = network(x.clone()).detach()
+    terms = fullgrad_terms(network, x, 1)
+    assert_close(terms.total(), logits[:, 1], **EXACT)
+    assert_close(terms.remainder / (1 + logits[:, 1].abs()), 0 * logits[:, 1], rtol=0, atol=1e-10)
+    fullgrad(network, x, 1)
+    _, back = guided_by_hand(steps, x)
+    assert_close(guided_backprop(network, x, 1), back(head[1].view(3, 6, 6).expand_as(x)), **EXACT)
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("psi", PSI)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "autocast"])
+def test_half_precision_gives_the_map_within_its_rounding(psi, dtype):
+    network = nn.Sequential(Normalize([0.5] * 3, [0.25] * 3), seeded(late_cnn, dtype=torch.float32)).eval()
+    network, x = (copy.deepcopy(network), randn(*PICTURES, dtype=torch.float32))
+    if dtype != "autocast":
+        network, x = network.to(dtype), x.to(dtype)
+    exact = copy.deepcopy(network).double()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):
+        maps = {"whole": fullgrad(network, x, 1, psi=psi), "chain": fullgrad(network[1], x, 1, psi=psi)}
+        if psi != "signed":
+            maps["ua"] = ua_backprop([network[1]] * 2, x, kind="total", psi=psi)
+    assert all(each.dtype == x.dtype for each in maps.values())
+    wanted = {
+        "whole": fullgrad(exact, x.double(), 1, psi=psi),
+        "chain": fullgrad(exact[1], x.double(), 1, psi=psi),
+        "ua": ua_backprop([exact[1]] * 2, x.double(), kind="total", psi="raw" if psi == "signed" else psi),
+    }
+    for name, each in maps.items():
+        missed = (each.double() - wanted[name]).abs().max() / wanted[name].abs().max()
+        # 2 % in float16: six layers, and uncertainties, which are differences.
+        assert missed < 20 * torch.finfo(torch.bfloat16 if dtype == "autocast" else dtype).eps, name
+
+
+def test_a_chain_steps_aside_under_autocast_and_half_maps_are_added_in_float32():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert isinstance(logit_graph(seeded(late_cnn).eval(), randn(*PICTURES)), LogitGraph)
+    huge = tensor([[[[6e4, 0.0]], [[6e4, 1.0]]]], dtype=torch.float16)  # float16 ends at 65504
+    assert saliency(FullGradTerms(huge), "raw").tolist() == [[[120000.0, 1.0]]]
+
+
+@pytest.mark.parametrize("psi", PSI)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_nothing_but_the_slopes_is_rounded_to_half_precision(psi, dtype):
+    network, x = seeded(late_cnn, dtype=torch.float32).to(dtype).eval(), randn(*PICTURES).to(dtype)
+    terms = LogitGraph(network, x).terms(F.one_hot(tensor([0, 1, 2]), 3))
+    exact = FullGradTerms(terms.input.double(), tuple(term.double() for term in terms.maps))
+    found = LogitGraph(network, x).saliencies(F.one_hot(tensor([[0, 1, 2]]), 3), psi)[0]
+    assert found.dtype == torch.float32
+    assert_close(found.double(), saliency(exact, psi), rtol=1e-5, atol=1e-5 * float(saliency(exact, psi).abs().max()))
 
 
 # The map against one layer and one example at a time
@@ -315,7 +556,7 @@ def test_it_is_an_explainer_of_draws():
 
 BAD = {
     "psi": (lambda: fullgrad(seeded(table_mlp).eval(), randn(*TABLE), 0, psi="abs"), "psi 'abs'; known: minmax, raw"),
-    "three axes": (lambda: fullgrad(nn.Linear(5, 3).double(), randn(2, 4, 5), 0), r"shape \(2, 4, 5\); pass images"),
+    "three axes": (lambda: fullgrad(nn.Linear(5, 3).double(), randn(2, 4, 5), 0), r"returned shape \(2, 4, 3\)"),
     "NaN": (lambda: fullgrad(nn.Linear(5, 3).double(), randn(2, 5) / 0 * 0, 0), "x holds 10 NaN"),
     "class": (lambda: fullgrad(seeded(table_mlp).eval(), randn(*TABLE), 3), "target 3 of example 0 is out of range"),
     "no target": (lambda: fullgrad_terms(seeded(table_mlp).eval(), randn(*TABLE)), "pass one class per example"),
@@ -329,7 +570,7 @@ BAD = {
     "constant": (lambda: fullgrad(seeded(OnlyBias), randn(*TABLE), 0), "does not depend on x"),
     "batch statistics": (
         lambda: fullgrad(nn.BatchNorm1d(5, track_running_stats=False).double().eval(), randn(*TABLE), 0),
-        "statistics of the batch",
+        "changes with the others of its batch.*a BatchNorm needs running statistics",
     ),
     "examples second": (
         lambda: fullgrad_terms(seeded(FeaturesFirst), randn(*TABLE), 0).total(),

@@ -175,8 +175,10 @@ def test_bad_input_is_refused():
         perturbed(x, order, 0.5, kind="ablation")
     with pytest.raises(ValueError, match="fill 'white'"):
         filled(x, "white")
-    with pytest.raises(ValueError, match="images"):
-        filled(torch.zeros(3, 4), "black")
+    with pytest.raises(ValueError, match="without places to take a mean colour of"):
+        filled(torch.zeros(3, 4), "mean_colour")
+    with pytest.raises(ValueError, match=r"order is \(2, 5\); wanted .*5 or 5 or 25 of them \(all different\)"):
+        perturbed(torch.zeros(2, 5, 5), torch.arange(5).expand(2, 5), 0.5)
     with pytest.raises(ValueError, match="share is 2"):
         perturbed(x, order, 2)
     with pytest.raises(ValueError, match="NaN"):

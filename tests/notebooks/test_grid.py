@@ -13,7 +13,6 @@ from notebook_cells import definitions
 
 import xuqlib as xuq
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.explainers.superpixels import superpixels
 from xuqlib.metrics.deletion import importance, pixel_order
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import FixedNetwork
@@ -21,6 +20,7 @@ from xuqlib.study.data.loading import Examples
 from xuqlib.study.judging.controls import random_order
 from xuqlib.study.judging.steadiness import pool, steadiness
 from xuqlib.study.training.networks import mini_vgg
+from xuqlib.superpixels import superpixels
 
 CELLS = definitions("17")
 MEASURES, PROTOCOLS = list(CELLS.MEASURES), list(CELLS.PROTOCOLS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from core_networks import FunctionalRelu, assert_same, pickled, randn, seeded, snapshot, torchvision_resnet
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from xuqlib import Laplace
@@ -28,8 +29,11 @@ def loader(x: Tensor, y: Tensor, **options: Any) -> Any:
 def task(request: pytest.FixtureRequest) -> tuple[nn.Module, Any]:
     network = seeded(tiny)
     x = randn(48, 4)
-    y = (x[:, 0] > 0).long() if request.param == "classification" else network(x).detach() + 0.3 * randn(48, 2, seed=7)
-    return network, loader(x, y)
+    noise = randn(48, 2, seed=7)
+    noise *= 0.3 / noise.square().mean(0).sqrt()  # the same of both outputs, all that laplace-torch itself can have
+    return network, loader(
+        x, (x[:, 0] > 0).long() if request.param == "classification" else network(x).detach() + noise
+    )
 
 
 def own_posterior(network: nn.Module, data: Any) -> Any:
@@ -102,8 +106,8 @@ def test_regression_takes_its_noise_from_the_residuals():
     network, x = seeded(tiny), randn(48, 4)
     noise = 0.3 * randn(48, 2, seed=7)
     posterior = Laplace(network).fit(loader(x, network(x).detach() + noise))
-    assert posterior.noise_variance == pytest.approx(float(noise.square().mean()), rel=1e-9)
-    assert posterior.sample(2).noise_variance == posterior.noise_variance
+    assert_close(posterior.noise_variance, noise.square().mean(0), rtol=1e-9, atol=0)  # of each output
+    assert_close(posterior.sample(2).noise_variance, posterior.noise_variance)
 
 
 @pytest.mark.usefixtures("untouched_generators")
@@ -143,3 +147,160 @@ def test_more_data_narrow_the_posterior():
         x = randn(count, 4)
         spreads.append(covariance(Laplace(network).fit(loader(x, (x[:, 0] > 0).long()))).trace())
     assert spreads[1] < spreads[0]
+
+
+def prior_precision(factor: dict[str, Tensor], curvature: Tensor) -> float:
+    """What was added to the eigenvalues of the curvature, the same in every direction."""
+    added = factor["precision"].sum() - curvature.diagonal().sum()
+    return float(added / factor["precision"].numel())
+
+
+def test_a_regression_with_several_outputs_is_bayesian_linear_regression_of_each():
+    network, x = seeded(lambda: nn.Linear(4, 3, bias=False)), randn(64, 4)
+    y = network(x).detach() + torch.tensor([0.1, 1.0, 20.0]) * randn(64, 3, seed=7)  # in very different units
+    posterior = Laplace(network).fit(loader(x, y))
+    noise = (network(x).detach() - y).square().mean(0)
+    assert_close(posterior.noise_variance, noise)
+    curvature = torch.block_diag(*(x.T @ x / variance for variance in noise))  # of the rows of the weight, one by one
+    prior = prior_precision(posterior.factors["weight"], curvature)
+    assert prior > 0
+    wanted = torch.linalg.inv(curvature + prior * torch.eye(12, dtype=torch.float64))
+    assert_close(covariance(posterior), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_an_output_in_other_units_has_the_same_posterior_in_those_units():
+    network, x = seeded(lambda: nn.Linear(4, 2, bias=False)), randn(64, 4)
+    y, unit = network(x).detach() + 0.3 * randn(64, 2, seed=7), torch.tensor([1.0, 1000.0], dtype=torch.float64)
+    other = seeded(lambda: nn.Linear(4, 2, bias=False))
+    other.weight.data *= unit[:, None]
+    one, scaled = Laplace(network).fit(loader(x, y)), Laplace(other).fit(loader(x, y * unit))
+    assert_close(scaled.noise_variance, one.noise_variance * unit**2)
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_a_regression_with_one_output_is_the_same_however_the_output_and_the_targets_are_shaped(squeezed):
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.line(x).squeeze(1) if squeezed else self.line(x)
+
+    network, x = seeded(One), randn(48, 4)
+    y = x.sum(1) + 0.3 * randn(48, seed=7)
+    wanted = Laplace(network.line).fit(loader(x, y[:, None]))
+    for targets in (y, y[:, None], y.float()):
+        posterior = Laplace(network).fit(loader(x, targets))
+        assert isinstance(posterior.noise_variance, float)
+        assert posterior.noise_variance == pytest.approx(wanted.noise_variance, rel=1e-6)
+        assert_close(covariance(posterior), covariance(wanted), rtol=1e-4, atol=0)
+
+
+def test_what_follows_the_last_layer_counts():
+    """An output divided by a temperature: by the chain rule, the curvature is divided by its square."""
+
+    class Cooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Linear(4, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.line(x) / 2
+
+    network, x, y = seeded(Cooled), randn(48, 4), torch.arange(48) % 3
+    posterior = Laplace(network).fit(loader(x, y))
+    plain = seeded(lambda: nn.Linear(4, 3, bias=False))
+    plain.load_state_dict({"weight": network.line.weight.detach() / 2})
+    other = Laplace(plain).fit(loader(x, y))
+    for key in ("rows", "columns"):
+        assert_close(
+            posterior.factors["line.weight"][key].abs(), other.factors["weight"][key].abs(), rtol=1e-6, atol=1e-8
+        )
+    ours, theirs = (p.factors[key]["precision"].flatten() for p, key in ((posterior, "line.weight"), (other, "weight")))
+    assert_close((ours - ours.min()) * 4, theirs - theirs.min(), rtol=1e-6, atol=1e-8)  # the prior precision is added
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_labels_of_any_whole_number_dtype_and_batches_in_any_iterable_are_the_same(dtype):
+    network, x, y = seeded(tiny), randn(48, 4), torch.arange(48) % 2
+    wanted = Laplace(network).fit(loader(x, y))
+    batches = [(part, label.to(dtype)) for part, label in zip(x.split(16), y.split(16), strict=True)]
+    column = [(part, label[:, None]) for part, label in batches]
+    for given in (batches, iter(batches), column, loader(x, y.to(dtype))):
+        assert_close(covariance(Laplace(network).fit(given)), covariance(wanted), rtol=0, atol=0)
+
+
+def test_examples_that_a_loader_leaves_out_are_not_counted():
+    network, x, y = seeded(tiny), randn(47, 4), torch.arange(47) % 2
+    wanted = Laplace(network).fit(loader(x[:32], y[:32]))
+    assert_close(covariance(Laplace(network).fit(loader(x, y, drop_last=True))), covariance(wanted), rtol=0, atol=0)
+
+
+def test_a_layer_may_be_named():
+    network, x = seeded(tiny), randn(48, 4)
+    draw = Laplace(network, layer="0").fit(loader(x, (x[:, 0] > 0).long())).sample(1)[0].network
+    assert not torch.equal(draw[0].weight, network[0].weight)
+    assert torch.equal(draw[2].weight, network[2].weight)
+    with pytest.raises(ValueError, match=r"\['1'\]; the layers of this network are \['0', '2'\]"):
+        Laplace(network, layer="1")
+
+
+def test_token_ids_go_in_as_they_are():
+    network = seeded(lambda: nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2)))
+    posterior = Laplace(network).fit(loader(torch.arange(72).view(24, 3) % 9, torch.arange(24) % 2))
+    assert covariance(posterior).isfinite().all() and posterior.last_layer == "2"
+
+
+X, Y = randn(32, 4), torch.arange(32) % 2
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.line(x) - self.line(-x)
+
+
+@pytest.mark.parametrize(
+    ("build", "given", "error", "what"),
+    [
+        (tiny, lambda: loader(X, Y, collate_fn=lambda rows: {"x": X}), TypeError, "the loader gave a dict"),
+        (tiny, lambda: [(X, Y, Y)], TypeError, r"batches \(x, y\) of tensors"),
+        (tiny, lambda: 3, TypeError, "got a int; pass a torch DataLoader"),
+        (tiny, lambda: [], ValueError, "a loader without examples"),
+        (tiny, lambda: loader(X[:0], Y[:0]), ValueError, "a loader without examples"),
+        (tiny, lambda: [(X, Y), (X.log(), Y)], ValueError, "x of batch 1 holds NaN or infinite numbers"),
+        (tiny, lambda: [(X, X[:, :2] / 0)], ValueError, "y of batch 0 holds NaN or infinite numbers"),
+        (tiny, lambda: [(X, Y), (X, Y + 1)], ValueError, "target 2 of example 1 is out of range"),
+        (tiny, lambda: [(X, Y - 1)], ValueError, "target -1 of example 0 is out of range"),
+        (tiny, lambda: [(X, F.one_hot(Y))], ValueError, r"target has shape \(32, 2\)"),
+        (tiny, lambda: [(X, X)], ValueError, r"targets have shape \(32, 4\) but the network gives \(32, 2\)"),
+        (tiny, lambda: [(X, seeded(tiny)(X).detach())], ValueError, "output 0 fits its targets without a residual"),
+        (lambda: nn.Linear(4, 1), lambda: [(X, Y)], ValueError, r"but the network has one output; pass y.float\(\)"),
+        (lambda: nn.Sequential(nn.Linear(4, 2), nn.Softmax(-1)), lambda: [(X, Y)], ValueError, "answers probabilities"),
+        (Twice, lambda: [(X, Y)], ValueError, "calls its layer 'line' 2 times"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_in_one_sentence(build, given, error, what):
+    posterior = Laplace(seeded(build))
+    with pytest.raises(error, match=what) as caught:
+        posterior.fit(given())
+    assert "\n" not in str(caught.value) and not posterior.factors
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype):
+    with pytest.raises(TypeError, match=f"the network is {dtype}; Laplace wants float32 or 64"):
+        Laplace(seeded(tiny, dtype=dtype)).fit(loader(X.to(dtype), Y))
+
+
+def test_laplace_never_ends_the_process(monkeypatch):
+    def without_result(*_: Any, **__: Any) -> None:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", without_result)
+    with pytest.raises(ValueError, match="the curvature of the last layer has no eigendecomposition"):
+        Laplace(seeded(tiny)).fit(loader(X, Y))

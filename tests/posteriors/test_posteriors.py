@@ -131,21 +131,6 @@ def test_a_functional_dropout_of_rate_zero_is_no_randomness():
         MCDropout(Off())
 
 
-@pytest.mark.parametrize(
-    ("build", "what"),
-    [
-        (lambda: nn.Sequential(nn.Linear(5, 4), nn.AlphaDropout(0.2), nn.Dropout(0.2)), r"1 \(AlphaDropout\)"),
-        (lambda: nn.Sequential(nn.FeatureAlphaDropout(0.2)), r"0 \(FeatureAlphaDropout\)"),
-        (lambda: Attention(0.2), r"attention \(dropout inside MultiheadAttention\)"),
-        (Recurrent, r"lstm \(dropout inside LSTM\)"),
-    ],
-    ids=["alpha", "feature alpha", "attention", "lstm"],
-)
-def test_dropout_that_cannot_be_fixed_is_refused_by_name(build, what):
-    with pytest.raises(ValueError, match=f"dropout that cannot be fixed: {what}"):
-        MCDropout(seeded(build))
-
-
 @pytest.mark.parametrize("build", [Recurrent, lambda: Attention(0.2), lambda: channel_dropout(nn.Dropout2d)])
 def test_dropout_that_is_off_in_eval_mode_is_no_obstacle_to_other_posteriors(build):
     network, x = seeded(build), randn(*(PICTURES if build not in (Recurrent,) and "2d" in repr(build()) else TABLE))

@@ -364,7 +364,7 @@ def test_a_network_that_refuses_an_example_by_itself_is_explained_all_the_same()
                 raise LookupError("one is not enough")
             return super().forward(x)
 
-    draws = last(Picky)
+    draws = last(Picky, placement=["last"])
     assert split(draws.networks, randn(*TABLE)) is None
     assert_close(draws(randn(*TABLE)), torch.stack([draw(randn(*TABLE)) for draw in draws]), **EXACT)
 
@@ -443,7 +443,7 @@ def test_a_network_that_does_not_come_to_its_output_layer_again_says_so():
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) if len(x) == 1 else torch.tanh(self.first(x))[:, :3]
 
-    trunk, _ = shared_trunk(last(Fickle).networks, randn(*TABLE))
+    trunk, _ = shared_trunk(last(Fickle, placement=["last"]).networks, randn(*TABLE))
     with pytest.raises((RuntimeError, ValueError), match="did not come to its layer"):
         trunk(randn(*TABLE))
 

@@ -139,7 +139,8 @@ def test_every_explainer_takes_it_for_a_network():
         assert found.abs().max() > 1e-3
     assert smoothgrad(network, x, 0, num_samples=2).isfinite().all()
     assert lime(network, x, 0, num_samples=60, num_segments=6).abs().max() > 1e-3
-    assert fullgrad(network, x, 0).abs().max() > 1e-3
+    with pytest.warns(UserWarning, match="not piecewise linear"):  # an entropy is not
+        assert fullgrad(network, x, 0).abs().max() > 1e-3
 
 
 def test_rounding_takes_it_nowhere_below_zero():
@@ -192,7 +193,8 @@ def test_fullgrad_of_u_adds_up_its_signed_terms():
     wanted = terms.input.flatten(1).sum(1) + sum(term.flatten(1).sum(1) for term in terms.maps)
     assert len(terms.maps) == 2  # the convolution and the BatchNorm behind it
     assert_close(RIVALS["fullgrad_of_u"](draws, x, "total").flatten(1).sum(1), wanted, **EXACT)
-    raw = fullgrad(UncertaintyOf(draws, "total"), x, 0, psi="raw").sum(1)
+    with pytest.warns(UserWarning, match="not piecewise linear"):
+        raw = fullgrad(UncertaintyOf(draws, "total"), x, 0, psi="raw").sum(1)
     assert_close(RIVALS["fullgrad_of_u"](draws, x, "total", psi="raw"), raw, **EXACT)
 
 

@@ -1,25 +1,34 @@
-"""Explainers of other libraries, called like our own."""
+"""Explainers of other libraries, called like our own; and our own, as another library's metrics call them."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import random
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from xuqlib.checks import check_attribution, check_choice, check_examples, check_fixed, check_logits, check_target
+from xuqlib.checks import check_attribution, check_choice, check_examples, check_logits, check_target
 from xuqlib.explainers.declaring import Explainer
 from xuqlib.path import Network
+from xuqlib.posteriors.trial import try_out
 
 
-def from_captum(method: type | str, **init_options: Any) -> Explainer:
+def from_captum(method: Callable[..., Any] | str, **init_options: Any) -> Explainer:
     """Return a Captum attribution method as an explainer; options of its `attribute` pass through.
 
+    What the method draws at random, `seed` fixes, an option of the explainer: the same for every network and call.
+
     Args:
-        method: a class such as `captum.attr.DeepLift`, or its name.
+        method: a class such as `captum.attr.DeepLift`, or its name; or a function of a network that builds a method,
+            such as lambda network: NoiseTunnel(Saliency(network)).
         init_options: passed when the method is built around a network.
 
     Raises:
@@ -34,23 +43,92 @@ def from_captum(method: type | str, **init_options: Any) -> Explainer:
             raise ImportError("from_captum needs Captum, an optional package: pip install captum") from error
         check_choice(method, known.__all__, "Captum method")
         method = getattr(known, method)
-    if not isinstance(method, type) or not hasattr(method, "attribute"):
+    if not callable(method) or (isinstance(method, type) and not hasattr(method, "attribute")):
         raise TypeError(f"{method!r} is not an attribution class; pass one, such as captum.attr.DeepLift")
-    build: Callable[..., Any] = method
+    build, name = method, getattr(method, "__name__", type(method).__name__)
+    if "attribution_method" in inspect.signature(build).parameters:
+        raise TypeError(f"{name} is built around another method; pass lambda network: {name}(Saliency(network)), say")
 
-    def explainer(network: Network, x: Tensor, target: Any = None, **options: Any) -> Tensor:
+    def explainer(network: Network, x: Tensor, target: Any = None, *, seed: int = 0, **options: Any) -> Tensor:
         check_examples(x)
-        check_fixed(network)
+        try_out(network, x)
         with torch.no_grad():
             output = network(x.clone())
         classes = check_target(target, len(x), check_logits(output, len(x)).shape[1]).to(x.device)
-        with torch.enable_grad(), warnings.catch_warnings():
-            # Captum announces hooks that it removes again, and that its input now requires a gradient.
-            warnings.filterwarnings("ignore", message="Setting (forward, )?backward hooks|Input Tensor")
+        with torch.enable_grad(), _seeded(seed, x.device), warnings.catch_warnings():
+            # Captum announces hooks that it removes again, a gradient of its input, and LIME of several examples.
+            told = "Setting (forward, )?backward hooks|Input Tensor|You are providing multiple inputs"
+            warnings.filterwarnings("ignore", message=told)
             inside = build(network, **init_options)
             returned = inside.attribute(x.detach().clone(), target=classes if output.dim() == 2 else None, **options)
-        return check_attribution(returned, x, build.__name__).detach().to(x.dtype)
+        return check_attribution(returned, x, name).detach().to(x.dtype)
 
-    explainer.__name__ = explainer.__qualname__ = f"captum_{build.__name__}"
-    explainer.__doc__ = f"Attribute each target logit with captum.attr.{build.__name__}. Returns a map shaped like x."
+    explainer.__name__ = explainer.__qualname__ = f"captum_{name}"
+    explainer.__doc__ = f"Attribute each target logit with captum.attr.{name}. Returns a map shaped like x."
     return explainer
+
+
+def to_quantus(
+    metric: Any,
+    draws: Iterable[Network],
+    explainer: Explainer,
+    x: Tensor,
+    target: Any,
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> list[Any]:
+    """Score each draw's own explanation by a metric of Quantus, one draw after another.
+
+    What the metric draws at random, as its perturbations, is the same for every draw.
+
+    Args:
+        metric: one of Quantus, such as `quantus.MaxSensitivity()`; any function of its keywords will do.
+        draws: fixed networks, from `posterior.sample`.
+        explainer: a function (network, x, target, **options) giving an attribution shaped like x.
+        x, target: examples (N, ...), float32 as Quantus makes them, and the class of each, (N,).
+        seed: of the metric's randomness.
+        **options: passed on to the explainer.
+
+    Returns:
+        What the metric returned for each draw; mostly one number per example, so numpy.array of it is
+        (draw, example).
+
+    Raises:
+        TypeError, ValueError: bad examples or target.
+
+    Source: Hedstroem et al. 2023. arXiv 2202.06861.
+    """
+    check_examples(x)
+
+    def explain_func(model: Network, inputs: Any, targets: Any, **_: Any) -> Any:
+        some = torch.as_tensor(inputs).to(x)
+        attribution = explainer(model, some, torch.as_tensor(targets).to(x.device), **options)
+        return check_attribution(attribution, some).detach().cpu().numpy()
+
+    classes = check_target(target, len(x), sys.maxsize).cpu().numpy()
+    given: dict[str, Any] = {"x_batch": x.detach().cpu().numpy(), "y_batch": classes, "a_batch": None}
+    given |= {"explain_func": explain_func, "device": str(x.device), "channel_first": True}
+    scores = []
+    for network in draws:
+        with _seeded(seed, x.device):
+            scores.append(metric(model=network, **given))
+    return scores
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed every generator that other libraries read, and leave each as it was."""
+    cards = [] if device.type == "cpu" else [device]
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - theirs, not ours
+    with torch.random.fork_rng(cards, device_type="cuda" if not cards else device.type):
+        torch.default_generator.manual_seed(seed)
+        for card in cards:
+            torch.get_device_module(card).manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

@@ -19,9 +19,9 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
     Call this before splitting x into chunks: "mean" depends on all the examples that it is given.
 
     Args:
-        kind: None or "black" for zeros; "blurred" for a Gaussian blur whose sigma is an eighth of the longer side (4
-            pixels of 32), images only; "mean" for the mean over the examples of x (for the mean of the training
-            data pass that tensor); or a tensor broadcastable to x.
+        kind: None or "black" for zeros; "blurred" for a Gaussian blur along all axes after the channels (images,
+            volumes, signals (N, C, L)), whose sigma is an eighth of the longest (4 pixels of 32); "mean" for the mean
+            over the examples of x (for the mean of the training data pass that tensor); or a tensor broadcastable to x.
         x: examples, (N, ...).
 
     Raises:
@@ -38,11 +38,12 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
         return torch.zeros_like(x).detach()
     if kind == "mean":
         return x.detach().mean(0, keepdim=True).expand_as(x)
-    if x.dim() != 4:
+    if x.dim() < 3:
         raise ValueError(
-            f"blurred baseline needs images (N, C, H, W), x is {tuple(x.shape)}; use black, mean or a tensor"
+            f"blurred baseline needs images (N, C, H, W) or signals (N, C, L), x is {tuple(x.shape)}; use black, mean "
+            "or a tensor"
         )
-    return _blur(x.detach(), sigma=max(x.shape[-2:]) / 8)
+    return _blur(x.detach(), sigma=max(x.shape[2:]) / 8)
 
 
 def expand(value: Tensor, x: Tensor, what: str) -> Tensor:
@@ -60,12 +61,12 @@ def expand(value: Tensor, x: Tensor, what: str) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur along both sides of an image (N, C, H, W), truncated at three sigma, edges repeated."""
+    """Gaussian blur along the sides of an image (N, C, H, W), truncated at three sigma, edges repeated."""
     radius = math.ceil(3 * sigma)
     offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = (-0.5 * (offsets / sigma) ** 2).exp()
     kernel = (kernel / kernel.sum())[None, None]
-    for axis in (2, 3):
+    for axis in range(2, x.dim()):
         lines = x.movedim(axis, -1)
         padded = F.pad(lines.reshape(-1, 1, lines.shape[-1]), (radius, radius), mode="replicate")
         x = F.conv1d(padded, kernel).reshape(lines.shape).movedim(-1, axis)

@@ -1,12 +1,18 @@
-"""FullGrad: a logit is the sum of what the input and what each bias adds to it, and its map shows where they do.
+"""FullGrad: a logit is the sum of what the input and what each constant adds to it, and its map shows where they do.
 
-Biases are found by watching torch's calls rather than modules, so functional layers, layers that are called more than
-once, and the layers inside a fixed network all count, and no hook can stay behind.
+A piecewise linear network is at x a chain of calls h -> J h + c. With g the slope of the logit, sum_h g(h) . h over all
+intermediate results telescopes, which leaves logit = x . g(x) + sum_c c . g(h), over every constant c of every call.
+Constants are found by watching torch's calls rather than modules, so functional layers, layers that are called more
+than once, buffers, and the layers inside a fixed network all count, and no hook can stay behind. What no call shows is
+measured: it is the logit less the sum of the terms.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +20,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from xuqlib.checks import check_choice, check_examples, check_fixed, check_logits, check_target
+from xuqlib.checks import check_choice, check_examples, check_logits, check_target
 from xuqlib.explainers.declaring import explainer
-from xuqlib.explainers.layer_maps import PSI, ChainGraph, as_map, over_channels
+from xuqlib.explainers.layer_maps import PSI, ChainGraph, as_map, over_channels, wide
 from xuqlib.fast.layers import NotAChain, raise_clearer
+from xuqlib.guided import depends
 from xuqlib.path import NO_GRADIENT, Network, blocks, rows_per_pass
+from xuqlib.posteriors.trial import try_out
+from xuqlib.views import at
+
+NOT_COMPLETE = (
+    "FullGrad's terms miss the logit, so the network is not piecewise linear (a smooth activation, attention, "
+    "LayerNorm) or adds a constant out of sight; fullgrad_terms(network, x, target).remainder says by how much"
+)
 
 
 def _layer_bias(input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> Tensor | None:
@@ -56,50 +71,126 @@ _CALLS: dict[Any, tuple[Callable[..., Tensor | None], int]] = {
 }
 
 
+# Other calls that are affine in what depends on x: with zeros in its place they return the constant that they add.
+_AFFINE = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "lerp", "addcmul", "addcdiv", "addmm", "addmv"}
+_AFFINE |= {"addr", "addbmm", "baddbmm", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "pad"}
+_AFFINE |= {"column_stack", "where", "masked_fill", "masked_scatter", "index_fill", "index_put", "index_copy", "copy"}
+_AFFINE |= {
+    "index_add",
+    "scatter",
+    "scatter_add",
+    "slice_scatter",
+    "select_scatter",
+    "setitem",
+    "fill",
+    "constant_pad_nd",
+}
+# Calls that are piecewise linear in each number by itself.
+_BY_NUMBER = {"clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6", "threshold", "maximum", "minimum", "fmax"}
+_BY_NUMBER |= {"fmin", "hardsigmoid", "softshrink", "round", "floor", "ceil"}
+
+
 class _Biased(NamedTuple):
-    """One call with a bias: where its output enters the graph, and the bias, broadcastable to that output."""
+    """One call with a constant: where its output enters the graph, and the constant, broadcastable to that output."""
 
     edge: GradientEdge
     bias: Tensor
     is_map: bool
+    is_per_channel: bool
 
 
 class _BiasMode(TorchFunctionMode):
-    """While on, notes every call that adds a bias to what depends on x."""
+    """While on, notes every call that adds a constant to what depends on x."""
 
-    def __init__(self, num_examples: int) -> None:
+    def __init__(self, x: Tensor) -> None:
         super().__init__()
-        self.num_examples = num_examples
+        self.num_examples = len(x)
+        self.sizes = {x.shape[2:]} if x.dim() == 4 else set()  # of images, and of what convolutions make of them
+        self.known = {get_gradient_edge(x).node: True}  # whether what comes out of a node depends on x
         self.met: list[_Biased] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if func not in _CALLS:
+            return self._with_constant(func, args, kwargs)
         output = func(*args, **kwargs)
-        read, axis = _CALLS.get(func, (None, 0))
-        bias = read(*args, **kwargs) if read and output.requires_grad else None
-        if bias is None:
+        read, axis = _CALLS[func]
+        bias = read(*args, **kwargs) if self._depends_on_x(output) else None
+        is_map = func is not F.linear and output.dim() == 4 and len(output) == self.num_examples
+        if is_map:
+            self.sizes.add(output.shape[2:])
+        if bias is None or self._depends_on_x(bias):
             return output
         if output._is_view():  # the edge of a view leaves the graph once the next layer works in place
             output = output.clone()
         shape = [1] * output.dim()
         shape[axis] = -1
-        is_map = func is not F.linear and output.dim() == 4 and len(output) == self.num_examples
         # The edge, not the tensor: an in-place ReLU makes the tensor its own, the edge stays where the bias came in.
-        self.met.append(_Biased(get_gradient_edge(output), bias.detach().view(shape), is_map))
+        self.met.append(_Biased(get_gradient_edge(output), bias.detach().view(shape), is_map, True))
         return output
+
+    def _with_constant(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        name = getattr(func, "__name__", "").split(".")[0].strip("_")
+        values, structure = tree_flatten((args, kwargs) if name in _AFFINE | _BY_NUMBER else ())
+        inputs = [number for number, value in enumerate(values) if self._depends_on_x(value)]
+        others = [value for value in values if isinstance(value, Tensor | Real) and not self._depends_on_x(value)]
+        if not inputs or "out" in kwargs or (name in _AFFINE and not others):
+            return func(*args, **kwargs)
+
+        def call(*given: Tensor) -> Tensor:
+            copies = [value.detach().clone() if isinstance(value, Tensor) else value for value in values]
+            for number, tensor in zip(inputs, given, strict=True):
+                copies[number] = tensor.clone()
+            own, named = tree_unflatten(copies, structure)
+            output = func(*own, **named)
+            return own[0] if output is None else output
+
+        # Before the call itself, which may work in place.
+        constant = _constant(call, [values[number].detach() for number in inputs], name in _AFFINE)
+        output = func(*args, **kwargs)
+        made = args[0] if output is None else output
+        if made is args[0] and made._is_view():  # what is used later may be what it is a view of
+            view, made = made, made._base
+            whole = torch.zeros_like(made) if 0 in inputs else made.detach().clone()
+            whole.as_strided(view.shape, view.stride(), view.storage_offset() - made.storage_offset()).copy_(constant)
+            constant = whole
+        if made.requires_grad and constant.any():
+            is_map = made.dim() == 4 and len(made) == self.num_examples and made.shape[2:] in self.sizes
+            # A constant that is infinite, as where attention is masked, has no slope behind it.
+            constant = torch.nan_to_num(constant, nan=0.0, posinf=0.0, neginf=0.0)
+            self.met.append(_Biased(get_gradient_edge(made), constant, is_map, False))
+        return output
+
+    def _depends_on_x(self, value: Any) -> bool:
+        """Whether autograd's graph leads from a tensor to x; that of a weight does not."""
+        return isinstance(value, Tensor) and value.requires_grad and depends(get_gradient_edge(value).node, self.known)
+
+
+def _constant(call: Callable[..., Tensor], given: list[Tensor], is_affine: bool) -> Tensor:
+    """What a call returns less what is linear in its inputs: its answer to zeros, or by its slope number by number."""
+    if is_affine:
+        return call(*(torch.zeros_like(each) for each in given))
+    given = list(torch.broadcast_tensors(*given, torch.empty_like(call(*given))))[:-1]
+    output, *rest = torch.func.vjp(call, *given)
+    slopes = rest[0](torch.ones_like(output))
+    return output - sum(each * slope for each, slope in zip(given, slopes, strict=True))
 
 
 class FullGradTerms(NamedTuple):
     """What adds up to one logit of each example, in logits.
 
     input: x * d logit / d x, shaped like x.
-    maps: bias * d logit / d feature of each convolution and BatchNorm of images, (N, channel, h, w), as called.
-    dense: the same of every other layer with a bias, which has no place in the image.
+    maps: constant * d logit / d feature of each call that adds one to images, (N, channel, h, w), in their order: a
+        convolution, a BatchNorm, a constant that forward adds.
+    dense: the same of every other call, which has no place in the image.
+    remainder: the logit less the sum of all terms, (N,): rounding, if the network is piecewise linear. None where
+        nobody measured it, or a term cannot be told apart by the examples.
     """
 
     input: Tensor
     maps: tuple[Tensor, ...] = ()
     dense: tuple[Tensor, ...] = ()
+    remainder: Tensor | None = None
 
     def total(self) -> Tensor:
         """Return the sum of all terms, (N,).
@@ -128,9 +219,9 @@ class LogitGraph:
     is_fast = False
 
     def __init__(self, network: Network, x: Tensor) -> None:
-        mode = _BiasMode(len(x))
         with torch.inference_mode(False), torch.enable_grad():
             self.x = x.detach().clone().requires_grad_()
+            mode = _BiasMode(self.x)
             with mode:
                 output = network(self.x.clone())  # an in-place first layer may not write into a leaf
         self.logits, self.biased = check_logits(output, len(x)), mode.met
@@ -142,20 +233,47 @@ class LogitGraph:
     def terms(self, weights: Tensor) -> FullGradTerms:
         """Return the terms of sum_c weights[n, c] * logits[n, c] of each example n."""
         slope, reached = self._slopes(weights)
+        missing, _ = self._missing(weights, slope, reached)
         return FullGradTerms(
-            input=self.x.detach() * slope,
-            maps=tuple(call.bias * slope for call, slope in reached if call.is_map),
-            dense=tuple(call.bias * slope for call, slope in reached if not call.is_map),
+            input=wide(self.x.detach()) * slope,
+            maps=tuple(wide(call.bias) * slope for call, slope in reached if call.is_map),
+            dense=tuple(wide(call.bias) * slope for call, slope in reached if not call.is_map),
+            remainder=missing if missing.dim() else None,
         )
 
     def saliencies(self, weights: Tensor, psi: str) -> Tensor:
         """Return `saliency` of the terms of sum_c weights[k, n, c] * logits[n, c], for each question k: (K, N, ...)."""
-        maps = []
+        maps, misses = [], []
         for question in weights:
             slope, reached = self._slopes(question)
-            parts = [(slope, call.bias.flatten()[None]) for call, slope in reached if call.is_map]
-            maps.append(as_map(self.x.detach() * slope, [over_channels(*part, psi) for part in parts], psi))
+            parts = [
+                over_channels(slope, call.bias.flatten()[None], psi)
+                if call.is_per_channel
+                else PSI[psi](wide(call.bias) * slope).sum(1)
+                for call, slope in reached
+                if call.is_map
+            ]
+            maps.append(as_map(wide(self.x.detach()) * slope, parts, psi))
+            missing, tolerated = self._missing(question, slope, reached)
+            misses.append(~(missing.abs() <= tolerated).all())
+        if torch.stack(misses).any():
+            warnings.warn(NOT_COMPLETE, stacklevel=2)
         return torch.stack(maps)
+
+    def _missing(self, weights: Tensor, slope: Tensor, reached: list[tuple[_Biased, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return the logit less the sum of its terms, and what rounding explains of it: (N,).
+
+        Both are of the whole batch, (), if a term cannot be told apart by the examples.
+        """
+        sums = [wide(self.logits.detach() * weights).sum(1), -(wide(self.x.detach()) * slope).flatten(1).sum(1)]
+        for call, at_call in reached:
+            few = at_call.sum_to_size(len(at_call), *call.bias.shape[1:])  # where the constant is one for many
+            sums.append(-(wide(call.bias) * few).flatten(1).sum(1))
+        if any(len(each) != len(slope) for each in sums):
+            sums = [each.sum() for each in sums]
+        coarsest = max(torch.finfo(each.dtype).eps for each in (self.logits, slope, *(other for _, other in reached)))
+        coarsest = max(coarsest, 0 if slope.device.type == "cpu" else 2**-10)  # that of TF32
+        return torch.stack(sums).sum(0), math.sqrt(coarsest) * torch.stack(sums).abs().sum(0)
 
     def _slopes(self, weights: Tensor) -> tuple[Tensor, list[tuple[_Biased, Tensor]]]:
         inputs: list[Any] = [self.x, *(call.edge for call in self.biased)]
@@ -189,11 +307,11 @@ def logit_graph(network: Network, x: Tensor) -> ChainGraph | LogitGraph:
 
 
 def fullgrad_terms(network: Network, x: Tensor, target: Any = None) -> FullGradTerms:
-    """Split each target logit into what the input and what each bias adds to it.
+    """Split each target logit into what the input and what each constant adds to it.
 
     The terms sum to the logit if the network is piecewise linear: dense and convolutional layers, BatchNorm, ReLU,
-    dropout, max and average pooling, skip connections. A smooth activation, LayerNorm, attention or a constant that
-    forward adds leave a remainder: compare `total()` with the logit.
+    dropout, max and average pooling, skip connections, and constants that forward adds. A smooth activation, LayerNorm
+    or attention leaves a `remainder`.
 
     Args:
         network, x, target: as for `gradient`; all examples in one pass.
@@ -204,7 +322,7 @@ def fullgrad_terms(network: Network, x: Tensor, target: Any = None) -> FullGradT
     Source: Srinivas & Fleuret 2019, section 4. arXiv 1905.00780.
     """
     check_examples(x)
-    check_fixed(network)
+    try_out(network, x)
     graph = LogitGraph(network, x)
     return graph.terms(graph.one_hot(target))
 
@@ -220,7 +338,7 @@ def fullgrad(
 
     Args:
         network, target: as for `gradient`.
-        x: images (N, C, H, W), or a table (N, F), whose map is psi of the input term alone.
+        x: images (N, C, H, W), or other examples, (N, ...), whose map is psi of the input term alone.
         psi: what becomes of each term before they are added: "minmax", "raw" or "signed"; see `saliency`.
         chunk: examples in one pass; chosen by device and size of x if None.
 
@@ -228,24 +346,27 @@ def fullgrad(
         Attribution, shaped like x; in logits unless psi is "minmax".
 
     Raises:
-        TypeError, ValueError: as for `fullgrad_terms`; unknown psi; x is neither images nor a table.
+        TypeError, ValueError: as for `fullgrad_terms`; unknown psi.
+
+    Warns:
+        UserWarning: the terms do not sum to the logit.
 
     Source: Srinivas & Fleuret 2019, section 5. arXiv 1905.00780.
     """
-    check_mappable(x)
-    check_fixed(network)
+    check_examples(x)
+    try_out(network, x)
     check_choice(psi, PSI, "psi")
     parts = []
     for block in blocks(len(x), rows_per_pass(x, chunk)):
-        graph = LogitGraph(network, x[block])
+        graph = LogitGraph(at(network, block), x[block])
         classes = check_target(target, len(x), graph.logits.shape[1])[block]
         parts.append(graph.saliencies(graph.one_hot(classes)[None], psi)[0])
-    maps = torch.cat(parts)
-    return maps if x.dim() == 2 else (maps[:, None] / x.shape[1]).expand_as(x).contiguous()
+    maps = torch.cat(parts).to(x.dtype)
+    return maps if x.dim() < 4 else (maps[:, None] / x.shape[1]).expand_as(x).contiguous()
 
 
 def saliency(terms: FullGradTerms, psi: str = "minmax") -> Tensor:
-    """Add the terms of images up to one map, (N, H, W); of a table, psi of the input term, (N, F).
+    """Add the terms of images up to one map, (N, H, W); of a table or signal, psi of the input term, shaped like it.
 
     Each term goes through psi at its own resolution, is summed over its channels, and is then stretched to the size
     of the image, linearly between the middles of its cells (the authors' code aligns the corners instead).
@@ -257,14 +378,3 @@ def saliency(terms: FullGradTerms, psi: str = "minmax") -> Tensor:
     """
     check_choice(psi, PSI, "psi")
     return as_map(terms.input, [PSI[psi](term).sum(1) for term in terms.maps], psi)
-
-
-def check_mappable(x: Any) -> None:
-    """Refuse examples other than images (N, C, H, W) and tables (N, F).
-
-    Raises:
-        TypeError, ValueError: as for `check_examples`; another number of axes.
-    """
-    check_examples(x)
-    if x.dim() not in (2, 4):
-        raise ValueError(f"x has shape {tuple(x.shape)}; pass images (N, C, H, W) or a table (N, features)")

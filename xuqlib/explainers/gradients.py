@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xuqlib.checks import check_count, check_examples, check_fixed, check_number
+from xuqlib.checks import check_count, check_examples, check_number
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.declaring import explainer
 from xuqlib.path import Network, Path, along, rows_per_pass, select_logits
+from xuqlib.posteriors.trial import try_out
 
 
 def _attribute(
     network: Network, x: Tensor, target: Any, path_of: Callable[..., Path], *, chunk: int | None = None, **options: Any
 ) -> Tensor:
     check_examples(x)
-    check_fixed(network)
+    try_out(network, x)
     path = path_of(x.detach(), **options)
     return along(network, path, target, len(x) if path.factor is None else rows_per_pass(x, chunk))
 
@@ -145,7 +146,7 @@ def completeness_gap(
         TypeError, ValueError: as for `integrated_gradients`; attribution and x differ in shape.
     """
     check_examples(x)
-    check_fixed(network)
+    try_out(network, x)
     if attribution.shape != x.shape:
         raise ValueError(f"attribution is {tuple(attribution.shape)} but x is {tuple(x.shape)}; pass the same examples")
     with torch.no_grad():

@@ -22,6 +22,11 @@ from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.kinds import is_hooked, layers_of
 
 
+def wide(numbers: Tensor) -> Tensor:
+    """Return numbers in float32 at least: the squares and spans of float16 leave its range."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+
+
 def _minmax(term: Tensor) -> Tensor:
     size = term.abs().flatten(1)
     low, high = size.amin(1, keepdim=True), size.amax(1, keepdim=True)
@@ -43,7 +48,8 @@ def over_channels(slope: Tensor, biases: Tensor, psi: str) -> Tensor:
     Returns:
         (N, h, w).
     """
-    size, biases, shift = slope.flatten(2), biases.to(slope), slope.new_zeros(1)
+    size = wide(slope.flatten(2))
+    biases, shift = biases.to(size), size.new_zeros(1)
     if psi != "signed":
         size, biases = size.abs(), biases.abs()
     weights = biases.sum(0).expand(len(size), -1)
@@ -58,8 +64,9 @@ def over_channels(slope: Tensor, biases: Tensor, psi: str) -> Tensor:
 
 def as_map(term: Tensor, parts: Sequence[Tensor], psi: str) -> Tensor:
     """Add psi of the input's term, and what each layer adds, stretched: once for all layers of one size."""
-    if term.dim() == 2:
-        return PSI[psi](term)
+    term = wide(term)
+    if term.dim() != 4:  # layers of a table or a signal have no places that are those of the input
+        return PSI[psi](term) if term.dim() < 4 else PSI[psi](term).sum(1)
     total, sizes = PSI[psi](term).sum(1), {part.shape[1:]: part.new_zeros(()) for part in parts}
     for part in parts:
         sizes[part.shape[1:]] = sizes[part.shape[1:]] + part
@@ -104,6 +111,8 @@ class ChainGraph:
         self.layers = fast_layers([layers], [None if fixed is None else fixed.seed], execution)
         if not layers or any(isinstance(layer, Other) for layer in self.layers):
             raise NotAChain("a layer that is not known by hand")
+        if torch.is_autocast_enabled(x.device.type):
+            raise NotAChain("autocast, which chooses a dtype for each call of torch")
         self.x, self.kept = x.detach(), list[Any]()
         h = execution.convert(x)
         for layer in self.layers:
@@ -125,7 +134,7 @@ class ChainGraph:
                 g = _through(layer, g, keep)
             else:
                 g = layer.backward(g, keep)
-        term = self.x * g.unflatten(0, weights.shape[:2])
+        term = wide(self.x) * g.unflatten(0, weights.shape[:2])
         return as_map(term.flatten(0, 1), parts, psi).unflatten(0, weights.shape[:2])
 
 

@@ -7,6 +7,7 @@ Since the design is then the same too, one factorisation serves all examples: co
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec
 
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from xuqlib.checks import check_count, check_examples, check_fixed, check_number, check_target
 from xuqlib.explainers.baselines import expand
 from xuqlib.explainers.declaring import explainer
-from xuqlib.explainers.superpixels import check_segments, filled, superpixels
 from xuqlib.fast.engine import Engine
 from xuqlib.path import Network, rows_per_pass
 from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.trial import try_out
+from xuqlib.superpixels import check_segments, filled, superpixels
+from xuqlib.views import View
 
 _Perturb = Callable[[Tensor, Tensor], Tensor]
 _Parameters = ParamSpec("_Parameters")
@@ -86,7 +89,8 @@ class _Surrogate:
         unexplained = ((centred - coefficients @ self.centred.T) ** 2) @ self.share
         variance = (centred**2) @ self.share
         constant = variance <= (32 * rounding * y.abs().amax(1)) ** 2
-        return coefficients, torch.where(constant, torch.nan, 1 - unexplained / variance)
+        r2 = torch.where(constant, torch.nan, 1 - unexplained / variance)
+        return torch.where(constant[:, None], 0, coefficients), r2  # of a constant they would be rounding
 
 
 def lime_fit(
@@ -107,10 +111,11 @@ def lime_fit(
 
     Tables (N, F): copies are x + scale * z, z standard normal. The attribution of a feature is the surrogate's slope,
     in logits per unit of x. Weights are exp(-|z|^2 / width^2), width 0.75 sqrt(F).
-    Images (N, C, H, W): each superpixel is shown or hidden with chance 1/2. The coefficient of a superpixel is the
-    logit that showing it adds; the attribution holds it at each of its pixels, divided by C, so that a sum over
-    channels gives the coefficient. Weights are sqrt(exp(-d^2 / width^2)), d the cosine distance to the whole image,
-    width 0.25: the `lime` package's, as are alpha and the fill. Unlike there, the regions are SLIC's.
+    Images (N, C, H, W), and whatever has `segments`: each region is shown or hidden with chance 1/2. The coefficient of
+    a region is the logit that showing it adds; the attribution holds it at each of its pixels, divided by C, so that a
+    sum over channels gives the coefficient. Weights are sqrt(exp(-d^2 / width^2)), d the cosine distance to the whole
+    image, width 0.25: the `lime` package's, as are alpha and the fill. Unlike there, the regions are SLIC's.
+    Token ids: each token is a region, hidden as no token (see `Inputs`).
 
     Args:
         network, x, target: as for `gradient`. No gradient is taken.
@@ -120,9 +125,13 @@ def lime_fit(
         kernel_width: replaces the width above.
         scale: tables only: the standard deviation of the features, (F,) or one for all; 1 for standardised ones.
         num_segments: images only: superpixels per image, about.
-        segments: images only: (N, H, W) whole numbers, instead of `superpixels(x, num_segments)`.
-        fill: images only: what a hidden superpixel becomes: "mean", its own mean colour; a number; or a tensor
-            broadcastable to x.
+        segments: whole numbers that broadcast to x, or (N, H, W): regions, instead of `superpixels(x, num_segments)`.
+            For a signal, `windows(x, axis=2)`; for a table (F,), one label for all columns of a categorical feature.
+        fill: what a hidden region becomes: "mean", its own mean colour (for a table, 0 or a tensor of typical values
+            is what hides); a number; or a tensor broadcastable to x.
+
+    Warns:
+        UserWarning: hiding all superpixels changes nothing, so that there is nothing to attribute.
 
     Raises:
         TypeError, ValueError: as for `gradient`; an option is out of range or of another shape.
@@ -144,16 +153,23 @@ def _fits(networks: list[Network], x: Tensor, target: Any, options: _Options) ->
     check_examples(x)
     for network in networks:
         check_fixed(network)
+    try_out(networks[0], x)
     check_count(options.num_samples, 2, "num_samples")
     check_number(options.alpha, 0, "alpha")
     if options.kernel_width is not None:
         check_number(options.kernel_width, 0, "kernel_width", above=True)
     rng = np.random.default_rng(check_count(options.seed, 0, "seed"))
-    if x.dim() not in (2, 4):
-        raise ValueError(f"lime explains tables (N, F) and images (N, C, H, W), x is {tuple(x.shape)}")
-    if x.dim() == 2 and options.segments is not None:
-        raise ValueError(f"segments are for images (N, C, H, W), x is a table {tuple(x.shape)}; leave them out")
-    return (_fit_table if x.dim() == 2 else _fit_images)(networks, x.detach(), target, rng, options)
+    if isinstance(networks[0], View) and networks[0].inputs.are_tokens:
+        options = options._replace(
+            segments=torch.arange(x.shape[1])[None] if options.segments is None else options.segments,
+            fill=0.0 if options.fill == "mean" else options.fill,
+        )
+    if x.dim() == 3 and options.segments is None:
+        raise ValueError(
+            f"x is {tuple(x.shape)}, and which of its axes is time is not known; pass segments=windows(x, axis=2), or 1"
+        )
+    is_table = x.dim() == 2 and options.segments is None
+    return (_fit_table if is_table else _fit_regions)(networks, x.detach(), target, rng, options)
 
 
 def _attribution_of(fit: Callable[_Parameters, LimeFit]) -> Callable[_Parameters, Tensor]:
@@ -192,19 +208,26 @@ def _fit_table(
     return [LimeFit((coefficients / spread).to(x), r2.to(x)) for coefficients, r2 in fits]
 
 
-def _fit_images(
+def _fit_regions(
     networks: list[Network], x: Tensor, target: Any, rng: np.random.Generator, options: _Options
 ) -> list[LimeFit]:
     given, num_samples = options.segments, options.num_samples
-    labels = superpixels(x, options.num_segments) if given is None else check_segments(given, x)
+    labels = superpixels(x, options.num_segments)[:, None] if given is None else check_segments(given, x)
     sizes = labels.flatten(1).amax(1) + 1  # (N,)
     # One row of numbers per superpixel: those of the first do not depend on how many there are in other images.
     shown = torch.from_numpy(rng.random((int(sizes.max()), num_samples)) < 0.5).T.contiguous()  # (M, K)
     shown[0] = True
     hidden, keep, where = filled(x, labels, options.fill), shown.to(x.device), labels.flatten(1).to(x.device)
+    unhidden = int(((hidden - x).abs() <= torch.finfo(x.dtype).eps * x.abs()).flatten(1).all(1).sum())
+    if unhidden:
+        warnings.warn(
+            f"LIME hides nothing in {unhidden} of {len(x)} examples, since what fills each superpixel is what it was; "
+            "pass another fill, such as 0, or a smaller num_segments",
+            stacklevel=4,
+        )
 
     def perturb(example: Tensor, copy: Tensor) -> Tensor:
-        visible = keep[copy].gather(1, where[example]).view(-1, 1, *x.shape[2:])
+        visible = keep[copy].gather(1, where[example]).view(-1, *labels.shape[1:])
         return torch.where(visible, x[example], hidden[example])
 
     logits = _perturbed_logits(networks, perturb, x, target, num_samples)  # (S, N, M)
@@ -220,7 +243,7 @@ def _fit_images(
         for draw, y in enumerate(logits):
             coefficients, r2[draw, same] = surrogate.fit(y[same], torch.finfo(x.dtype).eps)
             maps[draw, same] = coefficients.gather(1, labels[same].flatten(1)).view(-1, *labels.shape[1:])
-    attributions = (maps[:, :, None] / x.shape[1]).expand(-1, -1, *x.shape[1:]).to(x)
+    attributions = (maps / (x[0].numel() // labels[0].numel())).expand(-1, -1, *x.shape[1:]).to(x)
     return [LimeFit(attribution.contiguous(), fit.to(x)) for attribution, fit in zip(attributions, r2, strict=True)]
 
 
@@ -228,19 +251,18 @@ def _perturbed_logits(networks: list[Network], perturb: _Perturb, x: Tensor, tar
     """Return the target logit of every copy of every example by every network, (S, N, M), float64 on the CPU."""
     rows, num_examples = rows_per_pass(x, None), len(x)
     modules = [network if isinstance(network, nn.Module) else _Function(network) for network in networks]
-    engine = Engine(Draws(modules), x[:1])
+    draws, first = Draws(modules), slice(rows)
+    engine = Engine(draws.at(slice(1)), x[:1])
     if not engine.is_fast:  # what is wrong with an output is said of the examples, not of their copies
-        engine.logits(x[:rows])
-    classes, selected = None, []
-    for first in range(0, num_examples * num_samples, rows):
-        row = torch.arange(first, min(first + rows, num_examples * num_samples))
-        example, copy = row // num_samples, row % num_samples
-        logits = engine.logits(perturb(example.to(x.device), copy.to(x.device)))  # (S, R, C)
+        engine.at(draws.at(first)).logits(x[first])
+    classes, selected = None, torch.empty((len(networks), num_examples, num_samples), dtype=torch.float64)
+    for seen, example, copy in draws.in_rows(num_examples, num_samples, rows):
+        logits = engine.at(seen).logits(perturb(example.to(x.device), copy.to(x.device)))  # (S, R, C)
         if classes is None:
             classes = check_target(target, num_examples, logits.shape[2]).to(logits.device)
         wanted = classes[example.to(classes.device)].expand(len(networks), -1)
-        selected.append(logits.gather(2, wanted[..., None]).squeeze(2).cpu().double())
-    return torch.cat(selected, 1).view(len(networks), num_examples, num_samples)
+        selected[:, example, copy] = logits.gather(2, wanted[..., None]).squeeze(2).cpu().double()
+    return selected
 
 
 class _Function(nn.Module):

@@ -76,6 +76,7 @@ class Chain:
         self.split, self.execution = split, execution
         self.trunk = fast_layers([split.trunk], [None], execution)
         self._heads: dict[range, _Head] = {}
+        self.unguided: set[str] = set()
         self._num_met = 0  # ReLUs met in heads, most of which are let go
         columns = list(zip(*split.heads, strict=True))
         own = [column for column in columns if not kinds.have_same_tensors(column)]
@@ -165,6 +166,7 @@ class Chain:
             h, keep = layer.forward(h, passed.rows)
             kept.append(keep)
         self._num_met += _num_relus(head.layers)
+        self.unguided |= _unguided([*self.trunk, *head.layers])
         g = head.cotangent(h, classes.repeat(passed.rows // len(classes)))
         if weights is not None:
             g = g * weights.to(g).repeat(len(draws)).view(-1, *(1,) * (g.ndim - 1))
@@ -192,6 +194,10 @@ class Chain:
         if not self._heads or (self.own_numbers == 0 and kept < _DRAWS_KEPT):
             self._heads[draws] = head
         return head
+
+
+def _unguided(layers: Sequence[Layer]) -> set[str]:
+    return set().union(*(layer.mode.unguided for layer in layers if isinstance(layer, Other) and layer.mode))
 
 
 def _num_relus(layers: Sequence[Layer]) -> int:

@@ -27,7 +27,7 @@ from xuqlib.checks import check_choice, check_fixed, check_logits, check_target
 from xuqlib.fast.chain import Chain, Passed
 from xuqlib.fast.layers import Execution, NotAChain, raise_clearer, without_graph
 from xuqlib.guided import GuidedMode
-from xuqlib.path import NO_RELU, Path, along_in, blocks, rows_per_pass
+from xuqlib.path import Path, along_in, blocks, rows_per_pass, warning_of
 from xuqlib.posteriors.draws import Draws, inner
 from xuqlib.posteriors.fixing import can_evaluate
 from xuqlib.posteriors.shared import Split, split
@@ -60,6 +60,11 @@ class Engine:
         parts = split(draws.networks, x)
         dtype = torch.bfloat16 if precision == "bfloat16" else x.dtype
         self.chain = None if parts is None else self._chain_of(parts, x[:1], Execution(dtype, x.device, guided))
+
+    def at(self, draws: Draws) -> Engine:
+        """Go on with the same draws, seen with other examples; see `Draws.at`."""
+        self.draws = draws
+        return self
 
     @property
     def is_fast(self) -> bool:
@@ -140,7 +145,8 @@ class Engine:
         if self.chain is None:
             for network in self.draws[done:]:
                 attribution = self._plain(network, path, target)
-                self._check_guided(path, self.mode.num_met if self.mode else 0)
+                if self.mode is not None:
+                    self._check_guided(path, self.mode.num_met, self.mode.unguided)
                 yield attribution[None]
             return
         chain, cuts, held = self.chain, self._cuts(path), None
@@ -152,7 +158,7 @@ class Engine:
             passes = held or (self._pass(chain, path, classes, *cut) for cut in cuts)
             with _clearer(partial(self._plain, self.draws[draws[0]], path, target)):
                 total = self._total(chain, path, passes, draws)
-            self._check_guided(path, chain.num_relus)
+            self._check_guided(path, chain.num_relus, chain.unguided)
             yield path.finished(total)
 
     def _plain(self, network: nn.Module, path: Path, target: Tensor | None) -> Tensor:
@@ -160,10 +166,11 @@ class Engine:
         with computing_in(self.precision, path.origin.device):
             return along_in(self.mode, network, path, target, self.rows)
 
-    def _check_guided(self, path: Path, num_met: int) -> None:
-        if path.guided and not num_met and not self.has_warned:
+    def _check_guided(self, path: Path, num_met: int, unguided: set[str]) -> None:
+        message = warning_of(num_met, unguided) if path.guided else None
+        if message is not None and not self.has_warned:
             self.has_warned = True
-            warnings.warn(NO_RELU, stacklevel=2)
+            warnings.warn(message, stacklevel=2)
 
     def _cuts(self, path: Path) -> list[tuple[slice, slice]]:
         """Cut examples and steps into blocks of at most `rows` rows, at least one; whole paths where they fit."""

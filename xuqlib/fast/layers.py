@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -259,9 +258,9 @@ class Other(Layer):
         self.layer, self.mode = FixedNetwork(layer, seed), GuidedMode() if execution.guided else None
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
-        with torch.enable_grad(), self.mode or nullcontext():
+        with torch.enable_grad():
             leaf = (h.clone() if h.is_inference() else h).detach().requires_grad_()
-            out = self.layer(leaf)
+            out = self.layer(leaf) if self.mode is None else self.mode.evaluate(self.layer, leaf)
         return out.detach().to(h.dtype), (leaf, out)
 
     def backward(self, g: Tensor, kept: Any) -> Tensor:

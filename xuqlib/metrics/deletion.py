@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_choice, check_count, check_examples, check_number, check_target
+from xuqlib.checks import check_choice, check_count, check_number, check_target
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.posteriors.draws import Draws
@@ -23,19 +25,19 @@ def importance(e: ExplanationDistribution, statistic: str) -> Tensor:
     """Reduce an explanation distribution to one number per pixel, by which pixels can be put in order.
 
     Args:
-        e: attributions of images; of a single draw, "mean" is that draw's map.
+        e: attributions, of images say; of a single draw, "mean" is that draw's map.
         statistic: of |attribution| summed over channels, over draws: "mean", "std" or "cv", the quotient of the two,
             -inf where it is undefined (`e.cv("paper", rescale=False)`), so that these pixels come last. "signed":
             the mean attribution summed over channels with its sign, so that what speaks against the class comes last.
 
     Returns:
-        (N, H, W), float64, in the unit of the attribution; "cv" has none.
+        (N, H, W), or shaped like a table or signal, float64, in the unit of the attribution; "cv" has none.
 
     Source: arXiv 2403.17224, section 4, orders by mean and by std; how channels are folded is a choice.
     """
     check_choice(statistic, STATISTICS, "statistic")
     if statistic == "signed":
-        return e.mean().sum(1) if e.is_picture else e.mean()
+        return e.mean().sum(1) if e.has_channels else e.mean()
     if statistic == "cv":
         cv = e.cv("paper", rescale=False)
         return torch.where(cv.isnan(), -torch.inf, cv)
@@ -47,7 +49,7 @@ def pixel_order(maps: Tensor) -> Tensor:
     """Put the pixels of each map in order, the largest value first; equal values keep the order of reading.
 
     Args:
-        maps: (N, H, W).
+        maps: (N, H, W), or of other examples (N, ...), one number per place.
 
     Returns:
         Pixel numbers, row by row from the top left, (N, H * W).
@@ -64,20 +66,22 @@ def filled(x: Tensor, fill: str | Tensor) -> Tensor:
     """What replaces the pixels of each image.
 
     Args:
-        x: images, (N, C, H, W).
-        fill: "black", zeros; "blurred", the image itself under a Gaussian blur whose sigma is an eighth of the
-            longer side, as in `make_baseline`; "mean_colour", each channel's mean over the image's own pixels; or
-            a tensor broadcastable to x.
+        x: images, (N, C, H, W), or other examples, (N, ...).
+        fill: "black", zeros, for tokens no token; "blurred", the image itself under a Gaussian blur whose sigma is an
+            eighth of the longer side, as in `make_baseline`; "mean_colour", each channel's mean over the image's own
+            pixels; or a tensor broadcastable to x.
 
     Returns:
         Images shaped like x.
     """
-    if x.ndim != 4:
-        raise ValueError(f"x is {tuple(x.shape)}; deletion and insertion are of images, (N, C, H, W)")
     if isinstance(fill, Tensor):
         return make_baseline(fill, x)
     check_choice(fill, FILLS, "fill")
-    return x.mean((2, 3), keepdim=True).expand_as(x) if fill == "mean_colour" else make_baseline(fill, x)
+    if fill != "mean_colour":
+        return make_baseline(fill, x)
+    if x.dim() < 3:
+        raise ValueError(f"x is {tuple(x.shape)}, without places to take a mean colour of; use black or a tensor")
+    return x.mean(tuple(range(2, x.dim())), keepdim=True).expand_as(x)
 
 
 def perturbed(
@@ -98,7 +102,7 @@ def perturbed(
         raise ValueError(f"share is {share}; a share of the pixels lies in [0, 1]")
     start, end = _ends(x, kind, fill)
     gone = _places(x, order) < round(share * order.shape[1])
-    return torch.where(gone.view(len(x), 1, *x.shape[2:]), end, start)
+    return torch.where(gone.view(len(x), *_layout(x, order)), end, start)
 
 
 def _ends(x: Tensor, kind: str, fill: str | Tensor | None) -> tuple[Tensor, Tensor]:
@@ -107,10 +111,28 @@ def _ends(x: Tensor, kind: str, fill: str | Tensor | None) -> tuple[Tensor, Tens
     return (x, replacement) if kind == "deletion" else (replacement, x)
 
 
+def _layout(x: Tensor, order: Tensor) -> tuple[int, ...]:
+    """How the places of an order lie in an example, so that they broadcast to it.
+
+    Channels (N, C, ...) share their places; a table, (N, F), or a signal (N, T, F), has one for each number or time.
+    """
+    layouts = {tuple(x.shape[1:])}
+    if x.dim() > 2:
+        layouts = {(1, *x.shape[2:])} if x.dim() > 3 else layouts | {(1, x.shape[2]), (x.shape[1], 1)}
+    fitting = [layout for layout in layouts if order.dim() == 2 and math.prod(layout) == order.shape[1]]
+    if len(fitting) != 1:
+        wanted = " or ".join(str(math.prod(layout)) for layout in sorted(layouts))
+        raise ValueError(
+            f"order is {tuple(order.shape)}; wanted every pixel number of x {tuple(x.shape)}, {wanted} of them (all "
+            "different), once for each example; make it with pixel_order(maps)"
+        )
+    return fitting[0]
+
+
 def _places(x: Tensor, order: Tensor) -> Tensor:
     """Place of each pixel in the order, (N, P), 0 for the first to be replaced."""
-    pixels = torch.arange(x.shape[-2] * x.shape[-1])
-    if order.shape != (len(x), len(pixels)) or not torch.equal(order.sort(1).values, pixels.expand(order.shape)):
+    pixels = torch.arange(math.prod(_layout(x, order)))
+    if len(order) != len(x) or not torch.equal(order.sort(1).values, pixels.expand(order.shape)):
         raise ValueError(
             f"order is {tuple(order.shape)}; wanted every pixel number from 0 to {len(pixels) - 1} once for each of "
             f"{len(x)} examples; make it with pixel_order(maps)"
@@ -120,10 +142,11 @@ def _places(x: Tensor, order: Tensor) -> Tensor:
 
 def deletion(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Any,
     order: Tensor,
     target: Tensor,
     *,
+    output: Any = None,
     fill: str | Tensor = "black",
     num_steps: int | None = None,
     batch_size: int = 128,
@@ -133,12 +156,14 @@ def deletion(
     It runs exactly from the image to the fill. The sooner the curve falls, the more the first pixels mattered.
 
     Args:
-        draws: fixed networks; the score is the mean of their softmax probabilities.
-        x: images, (N, C, H, W).
-        order: pixel numbers, first to be replaced first, (N, H * W).
-        target: class of each example, (N,).
+        draws: fixed networks; the score is the mean of their probabilities.
+        x, output: as for `explain`: images (N, C, H, W), say; classes or labels.
+        order: pixel numbers, first to be replaced first, (N, H * W); for other examples numbers of places, as
+            `pixel_order` makes of a map.
+        target: class or label of each example, (N,).
         fill: what replaces a pixel, as for `filled`.
-        num_steps: K, which divides the number of pixels; by default one image row of pixels per step.
+        num_steps: K, which divides the number of pixels; by default one image row of pixels per step, else as many
+            as there are places, or the most below 65 that divide them.
         batch_size: images evaluated at a time.
 
     Returns:
@@ -149,15 +174,16 @@ def deletion(
 
     Source: Petsiuk et al. 2018, arXiv 1806.07421; arXiv 2403.17224, section 4, leaves the protocol open.
     """
-    return _curve(draws, x, order, target, "deletion", fill, num_steps, batch_size)
+    return _curve(draws, x, output, order, target, "deletion", fill, num_steps, batch_size)
 
 
 def insertion(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Any,
     order: Tensor,
     target: Tensor,
     *,
+    output: Any = None,
     fill: str | Tensor = "blurred",
     num_steps: int | None = None,
     batch_size: int = 128,
@@ -167,7 +193,7 @@ def insertion(
     The sooner the curve rises, the more the first pixels mattered. With one fill it is deletion in reverse order, read
     backwards. Args, Returns, Raises, Source: as for `deletion`.
     """
-    return _curve(draws, x, order, target, "insertion", fill, num_steps, batch_size)
+    return _curve(draws, x, output, order, target, "insertion", fill, num_steps, batch_size)
 
 
 CURVES = {"deletion": deletion, "insertion": insertion}
@@ -175,7 +201,8 @@ CURVES = {"deletion": deletion, "insertion": insertion}
 
 def _curve(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Any,
+    output: Any,
     order: Tensor,
     target: Tensor,
     kind: str,
@@ -183,24 +210,33 @@ def _curve(
     num_steps: int | None,
     batch_size: int,
 ) -> Tensor:
-    check_examples(x)
-    draws = draws if isinstance(draws, Draws) else Draws(draws)
+    draws, x = (draws if isinstance(draws, Draws) else Draws(draws)).seen(x, output)
     target = check_target(target, len(x), sys.maxsize)
-    (start, end), places = _ends(x, kind, fill), _places(x, order)
-    num_steps = x.shape[-2] if num_steps is None else check_count(num_steps, 1, "num_steps")
-    size, rest = divmod(places.shape[1], num_steps)
+    (start, end), places, layout = _ends(x, kind, fill), _places(x, order), _layout(x, order)
+    if num_steps is None:
+        num_steps = x.shape[-2] if x.dim() == 4 else max(k for k in range(1, 65) if places.shape[1] % k == 0)
+    size, rest = divmod(places.shape[1], check_count(num_steps, 1, "num_steps"))
     if rest:
         raise ValueError(f"{num_steps} steps do not divide {places.shape[1]} pixels; choose a number that does")
-    probs = []
-    for rows in torch.arange(len(x) * (num_steps + 1)).split(batch_size):
-        example, step = rows // (num_steps + 1), rows % (num_steps + 1)
+    scores = torch.empty(len(x), num_steps + 1, dtype=x.dtype)
+    for seen, example, step in draws.in_rows(len(x), num_steps + 1, check_count(batch_size, 1, "batch_size")):
         gone = places[example] < size * step[:, None]  # (row, P)
-        mixed = torch.where(gone.view(len(rows), 1, *x.shape[2:]), end[example], start[example])
-        logits = logits_of(draws, mixed, batch_size=batch_size)
-        if logits.shape[-1] < 2:
-            raise ValueError("the networks give one output, a regression; deletion and insertion need class scores")
-        probs.append(logits.softmax(-1).mean(0).gather(1, target[example, None]).squeeze(1))
-    return torch.cat(probs).view(len(x), num_steps + 1)
+        mixed = torch.where(gone.view(len(example), *layout), end[example], start[example])
+        probs = _probs(seen, logits_of(seen, mixed, batch_size=batch_size))
+        scores[example, step] = probs.mean(0).gather(1, target[example, None]).squeeze(1).to(scores)
+    return scores
+
+
+def _probs(draws: Draws, numbers: Tensor) -> Tensor:
+    """Probability of each class, or label, of each draw: (draw, example, class)."""
+    is_one = draws.output is None and numbers.shape[2] == 1
+    if is_one or draws.output in ("regression", "mean_variance", "segmentation"):
+        raise ValueError(
+            f"the networks give {draws.output or 'one output, a regression'}; deletion and insertion need class scores"
+        )
+    if draws.output == "probabilities":
+        return numbers
+    return numbers.sigmoid() if draws.output in ("binary", "multilabel") else numbers.softmax(-1)
 
 
 def auc(scores: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ def spearman(a: Tensor, b: Tensor) -> pd.Series:
     """Rank correlation (Spearman) of two attributions of each example, sign included, summed over channels.
 
     Args:
-        a, b: (N, C, H, W) or (N, F).
+        a, b: (N, C, H, W), (N, F) or others, (N, ...).
 
     Returns:
         One number in [-1, 1] per example; NaN where one of the two is constant.
@@ -23,7 +23,7 @@ def spearman(a: Tensor, b: Tensor) -> pd.Series:
     """
     if a.shape != b.shape:
         raise ValueError(f"attributions are {tuple(a.shape)} and {tuple(b.shape)}; pass the same examples")
-    rows = ((m.sum(1) if m.ndim == 4 else m).detach().flatten(1).cpu().numpy() for m in (a, b))
+    rows = ((m.sum(1) if m.ndim > 3 else m).detach().flatten(1).cpu().numpy() for m in (a, b))
     return pd.Series(spearman_rows(*rows))
 
 

@@ -21,9 +21,7 @@ class DeepEnsemble(Posterior):
             raise TypeError(f"DeepEnsemble got a {type(members).__name__}; pass a list of networks, one per member")
         if not members:
             raise ValueError("DeepEnsemble got an empty list; pass at least one network")
-        for member in members:
-            check_network(member)
-        self.members = list(members)
+        self.members = [check_network(member) for member in members]
         self.network = self.members[0]
 
     def sample(self, num_draws: int | None = None, *, seed: int = 0) -> Draws:
@@ -32,4 +30,8 @@ class DeepEnsemble(Posterior):
         check_draws(num_draws, seed)
         if num_draws > len(self.members):
             raise ValueError(f"asked for {num_draws} draws but the ensemble has {len(self.members)} members")
+        weights = (weight for member in self.members for weight in list(member.parameters())[:1])
+        kinds = sorted({f"{weight.dtype} on {weight.device}" for weight in weights})
+        if len(kinds) > 1:
+            raise ValueError(f"the members are {' and '.join(kinds)}; bring all to one dtype and device by member.to()")
         return self._draws([FixedNetwork(detached_copy(member)) for member in self.members[:num_draws]])

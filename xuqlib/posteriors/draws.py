@@ -5,15 +5,25 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from dataclasses import replace
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 from xuqlib.checks import check_examples, check_logits
+from xuqlib.inputs import as_inputs
+from xuqlib.outputs import as_output
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.posteriors.kinds import is_of_torch
+from xuqlib.posteriors.kinds import is_of_torch, unwrapped
 from xuqlib.posteriors.shared import split
+from xuqlib.posteriors.trial import try_out
+from xuqlib.views import OfClasses, OfExamples, View, at, read
 
 
 class Draws(Sequence[nn.Module]):
@@ -25,10 +35,19 @@ class Draws(Sequence[nn.Module]):
     Args:
         networks: the draws; each answers the same every time, and shares what it can with the others.
         posterior: name of the posterior, for tables and figures.
-        noise_variance: variance of the targets about the mean of one draw, in squared target units (regression).
+        noise_variance: variance of the targets about the mean of one draw, in squared target units (regression): one
+            number, or one for each output.
+        output: what kind of numbers the networks answer, a name in `xuqlib.outputs.OUTPUTS`, if that is known.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], *, posterior: str = "", noise_variance: float = 0.0) -> None:
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        *,
+        posterior: str = "",
+        noise_variance: Any = 0.0,
+        output: str | None = None,
+    ) -> None:
         # An nn.Sequential is a sequence too: of its layers.
         if isinstance(networks, nn.Module) or not isinstance(networks, Sequence):
             raise TypeError(f"got a {type(networks).__name__}; pass posterior.sample(num_draws), or a list of networks")
@@ -36,7 +55,8 @@ class Draws(Sequence[nn.Module]):
             raise ValueError("no networks to draw from; pass at least one")
         if not all(isinstance(network, nn.Module) for network in networks):
             raise TypeError(f"got a list of {type(networks[0]).__name__}; each draw is a network (nn.Module)")
-        self.networks, self.posterior, self.noise_variance = list(networks), posterior, noise_variance
+        self.networks, self.posterior = list(networks), posterior
+        self.noise_variance, self.output = noise_variance, output
 
     def __len__(self) -> int:
         return len(self.networks)
@@ -47,8 +67,11 @@ class Draws(Sequence[nn.Module]):
     def __getitem__(self, index: slice) -> Draws: ...
     def __getitem__(self, index: int | slice) -> nn.Module | Draws:
         if isinstance(index, slice):
-            return Draws(self.networks[index], posterior=self.posterior, noise_variance=self.noise_variance)
+            return self._with(self.networks[index])
         return self.networks[index]
+
+    def _with(self, networks: Sequence[nn.Module]) -> Draws:
+        return Draws(networks, **{key: value for key, value in vars(self).items() if key != "networks"})
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(self.networks)
@@ -56,13 +79,109 @@ class Draws(Sequence[nn.Module]):
     def __repr__(self) -> str:
         return f"Draws({len(self)} of {self.posterior or type(self.networks[0]).__name__})"
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the logits of every draw, (draw, example, class); one output per example is class 0."""
+    def __call__(self, x: Any, output: Any = None) -> Tensor:
+        """Return the numbers that every draw answers, (draw, example, class); one number per example is class 0.
+
+        Args:
+            x: examples, as for `Inputs`.
+            output: what of the answer, as for `Output`.
+        """
+        if output is not None or not isinstance(x, Tensor) or not x.is_floating_point():
+            draws, x = self.seen(x, output, explained=False)
+            return draws.read(x)
         check_examples(x)
         trunk, heads = shared_trunk(self.networks, x)
         features = trunk(x)
         outputs = (head(features if isinstance(head, FixedNetwork) else features.clone()) for head in heads)
-        return torch.stack([check_logits(output, len(x)) for output in outputs])
+        return stacked([check_logits(output, len(x)) for output in outputs])
+
+    def read(self, x: Tensor) -> Tensor:
+        """Return the numbers of every draw, (draw, example, class, ...), with the places of a segmentation."""
+        views = all(isinstance(network, View) for network in self.networks)
+        return stacked([read(network, x) for network in self.networks]) if views else self(x)
+
+    def seen(self, given: Any, output: Any = None, *, explained: bool = True) -> tuple[Draws, Tensor]:
+        """Return these draws as maps from one floating tensor x, (N, ...), to numbers (N, K), and that x.
+
+        The draws are tried out first. They are these themselves where their input is one tensor, and their answer one.
+
+        Args:
+            given, output: see `Inputs` and `Output`.
+            explained: False where x is not to change: token ids need no embedding then, and places are not summed.
+
+        Raises:
+            TypeError, ValueError: as for `Inputs`, `Output` and `try_out`.
+        """
+        if isinstance(self.networks[0], OfExamples):
+            return self, given
+        inputs, read_as = as_inputs(given), as_output(output, self.output)
+        first = {tuple(map(type, network.modules())): network for network in reversed(self.networks)}.values()
+        if inputs.is_one_tensor and read_as.is_plain:
+
+            def check(answer: Any) -> None:
+                read_as.settled(read_as.read(answer, 2), inputs.num_examples)
+
+            answers = [try_out(network, inputs.x, check) for network in first]
+            if all(answer is None or isinstance(answer, Tensor) for answer in answers):
+                plain = self if read_as.kind == self.output else self._with(self.networks)
+                plain.output = read_as.kind
+                return plain, inputs.x
+        where = next((parameter.device for parameter in self.networks[0].parameters()), inputs.x.device)
+        inputs = inputs.changed(lambda value: value.to(where))
+        inputs = inputs.with_layer(self.networks[0]) if explained else inputs
+        for network in first:
+            try_out(View(network, inputs, read_as), inputs.x)
+        view = View(self.networks[0], inputs.at(slice(1)), read_as)
+        with torch.no_grad():
+            read_as = read_as.settled(view.read(view.inputs.x), inputs.num_examples)
+        seen = self._with([View(network, inputs, read_as) for network in self.networks])
+        seen.output = read_as.kind
+        if explained and read_as.kind == "segmentation" and read_as.where is None:
+            seen = seen._with_areas(inputs.x)
+        return seen, inputs.x
+
+    def at(self, examples: slice) -> Draws:
+        """Return these draws for some of the examples that they are seen with; see `seen`."""
+        return self._with([at(network, examples) for network in self.networks])
+
+    def in_rows(self, num_examples: int, copies: int, at_once: int) -> Iterator[tuple[Draws, Tensor, Tensor]]:
+        """Yield up to `at_once` rows, copies of examples, at a time: draws for them, and example and copy of each."""
+        if not isinstance(self.networks[0], OfExamples):
+            for row in torch.arange(num_examples * copies).split(at_once):
+                yield self, row // copies, row % copies
+            return
+        for examples in torch.arange(num_examples).split(at_once):  # repeated whole, as such draws want them
+            seen = self.at(slice(int(examples[0]), int(examples[-1]) + 1))
+            for some in torch.arange(copies).split(max(1, at_once // len(examples))):
+                yield seen, examples.repeat(len(some)), some.repeat_interleave(len(examples))
+
+    def of_classes(self) -> Draws:
+        """Return draws that were seen as maps to logits of classes; see `Output.of_classes`.
+
+        Raises:
+            ValueError: their output is no classes.
+        """
+        for view in self.networks:
+            (view.output if isinstance(view, View) else as_output(self.output)).check_classes()
+        classes = self._with([OfClasses(cast(View, view)) for view in self.networks])
+        classes.output = "logits"
+        return classes
+
+    @torch.no_grad()
+    def _with_areas(self, x: Tensor) -> Draws:
+        """Sum each class of a segmentation over the places where it is the most probable in the mean over draws."""
+        masks = []
+        for example in range(len(x)):
+            some = slice(example, example + 1)
+            logits = self.at(some).read(x[some])  # (S, 1, K, ...)
+            if logits.shape[2] == 1:
+                masks.append(logits.sigmoid().mean(0) > 0.5)
+            else:
+                best = logits.softmax(2).mean(0).argmax(1, keepdim=True)
+                masks.append(torch.zeros_like(logits[0], dtype=torch.bool).scatter_(1, best, True))
+        where = torch.cat(masks)
+        views = cast(list[View], self.networks)
+        return self._with([View(v.network, v.inputs, replace(v.output, where=where)) for v in views])
 
     def to(self, *args: Any, **kwargs: Any) -> Draws:
         """Move every draw to a device or dtype, as `nn.Module.to` does; return these draws."""
@@ -77,6 +196,7 @@ class Draws(Sequence[nn.Module]):
 
 def inner(network: nn.Module) -> nn.Module:
     """The network that a draw fixes, which draws that differ in their dropout masks alone have in common."""
+    network = network.network if isinstance(network, View) else network
     return network.network if isinstance(network, FixedNetwork) else network
 
 
@@ -91,10 +211,92 @@ def shared_trunk(networks: Sequence[nn.Module], x: Tensor) -> tuple[nn.Module, S
     return FixedNetwork(nn.Sequential(*parts.trunk)), [parts.head(draw) for draw in range(len(networks))]
 
 
+def stacked(outputs: Sequence[Tensor]) -> Tensor:
+    """Put what the draws answer along a first axis; refuse answers of several shapes, dtypes or devices."""
+    looks = sorted({f"{tuple(output.shape)} {output.dtype} on {output.device}" for output in outputs})
+    if len(looks) > 1:
+        raise ValueError(f"the draws answer {' and '.join(looks)}; pass networks of one task, dtype and device")
+    return torch.stack(list(outputs))
+
+
+class _Detaching(TorchFunctionMode):
+    """Lets a deep copy hold what a network keeps of its last forward pass, such as the features for a CAM."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+
 @torch.inference_mode(False)  # or the copies could never be differentiated
+def trainable_copy(network: nn.Module) -> nn.Module:
+    """Copy a network with its own tensors, and without the wrappers in it.
+
+    Raises:
+        TypeError: it holds what cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    try:
+        with _Detaching():
+            for module in reversed(list(network.modules())):  # what is inside comes first
+                if unwrapped(module) is not module:
+                    memo[id(module)] = copy.deepcopy(unwrapped(module), memo)
+            return copy.deepcopy(network, memo)
+    except (TypeError, RuntimeError) as error:
+        attribute = next(_uncopyable(network), None)
+        if attribute is None:
+            raise
+        what = f"{type(network).__name__} because of its attribute {attribute!r} ({error})"
+        raise TypeError(f"cannot copy {what}; keep that outside of the network, or make it when needed") from error
+
+
+def _uncopyable(network: nn.Module) -> Iterator[str]:
+    copied: dict[int, Any] = {id(module): module for module in network.modules()}
+    for name, module in network.named_modules():
+        for key in sorted(vars(module).keys() - {"_parameters", "_buffers", "_modules"}):
+            try:
+                with _Detaching():
+                    copy.deepcopy(vars(module)[key], copied.copy())
+            except (TypeError, RuntimeError):
+                yield f"{name}.{key}".lstrip(".")
+
+
 def detached_copy(network: nn.Module) -> nn.Module:
-    """Copy a network with its own, frozen tensors, in eval mode."""
-    return copy.deepcopy(network).eval().requires_grad_(False)
+    """Copy a network with its own, frozen tensors, in eval mode; weights that torch computes are plain in the copy.
+
+    Raises:
+        TypeError: it holds what cannot be copied.
+        ValueError: a weight is NaN or infinite.
+    """
+    for name, weight in network.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"{type(network).__name__} holds NaN or infinite weights in {name!r}; train it again")
+    copied = trainable_copy(network).eval()
+    for module in list(copied.modules()):
+        _make_plain(module)
+    return copied.requires_grad_(False)
+
+
+@torch.inference_mode(False)
+def _make_plain(module: nn.Module) -> None:
+    """Keep the values of weights that torch computes from others, as weight normalisation does."""
+    names = list(module._parameters)
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+            hook.remove(module)
+            del module._forward_pre_hooks[key]
+    own: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+    parts = {type(part).__module__ for computing in own.values() for part in computing}
+    if parts == {"torch.nn.utils.parametrizations"}:  # what a user wrote may have dropout in it
+        values = {name: getattr(module, name) for name in own}
+        # torch's own function would also change the class, which the network that was copied still has.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        module._load_state_dict_pre_hooks.clear()  # for its old names; not to be pickled
+        for name, value in values.items():
+            setattr(module, name, nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format)))
+    if list(module._parameters) != names:  # registered anew, a weight comes behind its bias
+        module._parameters = dict(sorted(module._parameters.items(), key=lambda item: item[0] != "weight"))
 
 
 @torch.inference_mode(False)

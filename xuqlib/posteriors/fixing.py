@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import functools
+import sys
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from xuqlib.checks import check_logits
+from xuqlib.posteriors import unrolled
+from xuqlib.posteriors.kinds import drops_by_itself, keeps_examples_first
+from xuqlib.posteriors.unrolled import RandomNetworkError
 
-# How many leading axes of the input's own shape (after the batch) carry a mask of their own; the rest share it.
-_DROPOUTS: dict[Callable[..., Any], int | None] = {
-    F.dropout: None,
-    torch.dropout: None,
-    torch.dropout_: None,
-    F.dropout1d: 1,
-    F.dropout2d: 1,
-    F.dropout3d: 1,
-    torch.feature_dropout: 1,
-    torch.feature_dropout_: 1,
+_DROPOUTS: set[Callable[..., Any]] = {
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
+    *(torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout),
+    *(torch.dropout_, torch.feature_dropout_, torch.alpha_dropout_, torch.feature_alpha_dropout_),
 }
-_OTHER_RANDOMNESS: set[Callable[..., Any]] = {
-    *(F.alpha_dropout, F.feature_alpha_dropout, torch.alpha_dropout, torch.feature_alpha_dropout),
-    *(torch.bernoulli, torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.randint, torch.normal),
-    *(torch.multinomial, torch.randperm, torch.randint_like, torch.poisson, torch.binomial, F.gumbel_softmax, F.rrelu),
-    *(Tensor.bernoulli, Tensor.bernoulli_, Tensor.uniform_, Tensor.normal_, Tensor.exponential_, Tensor.multinomial),
-    *(Tensor.random_, Tensor.geometric_, Tensor.cauchy_, Tensor.log_normal_),
-}
-_WHILE_TRAINING: set[Callable[..., Any]] = {F.alpha_dropout, F.feature_alpha_dropout, F.rrelu}
+# Random too, although torch does not mark them so; some of them unless they are given their numbers.
+_UNMARKED = {"_standard_gamma", "_sample_dirichlet", "binomial", "random_", "gumbel_softmax", "rrelu", "rrelu_"}
+_UNMARKED |= {"kaiming_normal_", "kaiming_uniform_", "fractional_max_pool2d", "fractional_max_pool3d"}
+# What a SELU gives far below 0, which `AlphaDropout` puts in place of what it drops.
+_SELU_AT_MINUS_INFINITY = -1.7580993408473766
 
 
 def seed_of(seed: int, *path: int) -> int:
@@ -44,112 +46,388 @@ def generator_of(seed: int, *path: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed_of(seed, *path))
 
 
-class RandomNetworkError(RuntimeError):
-    """A network whose answer would change from call to call, in a way that cannot be fixed."""
+class Call(NamedTuple):
+    """One of a network's random calls: which units have a number of their own, and how often one is dropped."""
+
+    units: tuple[int, ...]  # broadcastable to what is dropped from: 1 along the axis of the examples, which share it
+    axis: int | None  # of the examples; None where there is none, as in a weight
+    rate: float | None  # None asks for the numbers in [0, 1) themselves
 
 
 class FixedMasks(TorchFunctionMode):
-    """Replace the dropout calls of one forward pass by multiplication with masks that the seed fixes.
+    """Replace the random calls of one forward pass by masks that the seed fixes.
 
-    Masks are keyed by the order of calls, so dropout modules, functional dropout and a module that is called twice
-    are all served alike. With `seed=None` nothing may be random: dropout that is on is refused.
+    Masks are keyed by the order of calls, so dropout modules, functional dropout, attention, recurrent layers and a
+    module that is called twice are all served alike. With `seed=None` nothing may be random: dropout that is on is
+    refused.
+
+    Args:
+        seed: of one draw.
+        num_examples: in the batch.
+        resampling: gives new masks for every example.
+        plan: the calls to come, as `Plans` finds them; None where examples are known to come first in each.
     """
 
-    def __init__(self, seed: int | None, num_examples: int, resampling: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        seed: int | None,
+        num_examples: int,
+        resampling: torch.Generator | None = None,
+        plan: Sequence[Call] | None = None,
+    ) -> None:
         super().__init__()
-        self.seed, self.num_examples, self.resampling, self.calls = seed, num_examples, resampling, 0
+        self.seed, self.num_examples, self.resampling, self.plan, self.calls = seed, num_examples, resampling, plan, 0
+
+    def __enter__(self) -> FixedMasks:
+        _here.depth = getattr(_here, "depth", 0) + (self.seed is not None)
+        super().__enter__()
+        return self
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        super().__exit__(kind, *error)
+        _here.depth -= self.seed is not None
+        if kind is None and self.plan is not None and self.calls != len(self.plan):
+            raise RandomNetworkError(f"{_OTHER_CALLS}: {self.calls} times, not {len(self.plan)} times; {_INSTEAD}")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if func in _DROPOUTS:
             return self._dropout(func, *args, **kwargs)
-        if _drops_in_attention(func, args, kwargs):
-            raise RandomNetworkError(f"dropout inside {func.__name__} cannot be fixed; set its dropout_p to 0")
-        if func in _OTHER_RANDOMNESS and (func not in _WHILE_TRAINING or kwargs.get("training")):
+        written_out = unrolled.KNOWN.get(func)
+        if written_out is not None:
+            rate, is_on = unrolled.dropout_inside(func, args, kwargs)
+            if rate > 0 and self.seed is not None:
+                return written_out(self._dropped, func, *args, **kwargs)
+            is_random = rate > 0 and is_on
+        elif self.seed is not None and func is torch.rand and not {"generator", "out"} & set(kwargs):
+            like = torch.empty(*args, **kwargs)
+            return cast(Tensor, self._chance(like, None)).to(like).expand_as(like).clone()
+        elif self.seed is not None and func is Tensor.bernoulli_ and len(args) == 2 and isinstance(args[1], float):
+            keep = self._chance(args[0], 1 - args[1])
+            return args[0].fill_(1) if keep is None else args[0].copy_(keep)
+        else:
+            is_off = kwargs.get("training") is False or kwargs.get("_random_samples") is not None
+            is_random = _is_random(func) and not is_off
+        if is_random:
             raise RandomNetworkError(
-                f"the network calls {getattr(func, '__name__', func)} in its forward pass, so a draw would not be a "
-                "fixed function; use nn.Dropout (or a posterior over weights), whose randomness can be fixed"
+                f"the network calls {func.__name__} in its forward pass, so a draw would not be a fixed function; use "
+                "nn.Dropout (or a posterior over weights), whose randomness can be fixed"
             )
         return func(*args, **kwargs)
 
     def _dropout(
         self, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, **old: Any
     ) -> Tensor:
-        training = old.get("train", training)  # torch.dropout's name for it
         if self.seed is None:
-            if training and p > 0:
+            if old.get("train", training) and p > 0:  # torch.dropout's name for it
                 raise RandomNetworkError(
                     f"the network calls {func.__name__} with training=True although it is in eval mode, so it is "
                     "not a fixed function; pass training=self.training, or use nn.Dropout"
                 )
             return input
-        self.calls += 1
-        if p == 0:
+        by_channel = func.__name__.startswith(("feature", "dropout1", "dropout2", "dropout3"))
+        dropped = self._dropped(input, p, by_channel, "alpha" in func.__name__)
+        return input.copy_(dropped) if (inplace or func.__name__.endswith("_")) and p > 0 else dropped
+
+    def _dropped(self, input: Tensor, p: float, by_channel: bool = False, is_alpha: bool = False) -> Tensor:
+        keep = self._chance(input, p, by_channel)
+        if keep is None:
             return input
-        if len(input) % self.num_examples:
+        if not is_alpha or p == 1:
+            return input * (keep.to(input) / (1 - p if p < 1 else 1))
+        # Klambauer et al. 2017, section "new dropout technique": mean and variance stay as they are.
+        low = _SELU_AT_MINUS_INFINITY
+        scale = ((1 - p) * (1 + p * low**2)) ** -0.5
+        return (torch.where(keep, input, low) - p * low) * scale
+
+    def _chance(self, input: Tensor, rate: float | None, by_channel: bool = False) -> Tensor | None:
+        """Which units of `input` are kept, broadcastable to it; None for all of them."""
+        self.calls += 1
+        call = self._call(input, rate, by_channel)
+        return None if rate == 0 else self._numbers(call, input)
+
+    def _call(self, input: Tensor, rate: float | None, by_channel: bool) -> Call:
+        axis: int | None = 0
+        planned = None if self.plan is None else self.plan[self.calls - 1 : self.calls]
+        if planned:
+            axis = planned[0].axis
+        call = Call(_units(input, axis, by_channel), axis, rate)
+        grows = axis is None or input.shape[axis] % self.num_examples == 0
+        if not grows or planned not in (None, [call]):
             raise RandomNetworkError(
-                f"the network drops from a tensor of shape {tuple(input.shape)}, whose first axis is not the "
-                f"{self.num_examples} examples, so a mask would not be the same for each; put the examples first"
+                f"{_OTHER_CALLS}: from a tensor of shape {tuple(input.shape)} for {self.num_examples} examples in its "
+                f"call number {self.calls}; {_INSTEAD}"
             )
-        own_axes = _DROPOUTS[func]
-        shape = tuple(input.shape[1:]) if own_axes is None else (input.shape[1], *(1,) * (input.ndim - 2))
-        own = (len(input), *shape)  # a mask for each row
-        keep = unit_mask(self.seed, self.calls, shape, p) if self.resampling is None else _kept(own, p, self.resampling)
-        dropped = input * (keep.to(input) / (1 - p if p < 1 else 1))
-        in_place = inplace or func in (torch.dropout_, torch.feature_dropout_)
-        return input.copy_(dropped) if in_place else dropped
+        return call
+
+    def _numbers(self, call: Call, input: Tensor) -> Tensor:
+        if self.resampling is None:
+            return _kept(call.units, call.rate, generator_of(cast(int, self.seed), self.calls))
+        own = list(call.units)
+        if call.axis is not None:
+            own[call.axis] = input.shape[call.axis]
+        return _kept(own, call.rate, self.resampling)
+
+
+_here = threading.local()
+_OTHER_CALLS = "the network drops otherwise than when it was tried, so a draw would not be a fixed function"
+_INSTEAD = "let what it drops from not depend on the batch"
+
+
+class _WhileDrawn:
+    """The `training` of a module that drops by itself: true while masks are fixed, and false elsewhere."""
+
+    def __bool__(self) -> bool:
+        return getattr(_here, "depth", 0) > 0
+
+    def __reduce__(self) -> str:
+        return "WHILE_DRAWN"
+
+
+WHILE_DRAWN = _WhileDrawn()
+
+
+def _units(input: Tensor, axis: int | None, by_channel: bool) -> tuple[int, ...]:
+    return tuple(1 if i == axis or (by_channel and i > 1) else size for i, size in enumerate(input.shape))
 
 
 def unit_mask(seed: int, call: int, shape: Sequence[int], p: float) -> Tensor:
-    """Which units the `call`-th dropout call of a draw keeps: true or false, drawn on the CPU for every device."""
+    """Which units the `call`-th random call of a draw keeps: true or false, drawn on the CPU for every device."""
     return _kept(shape, p, generator_of(seed, call))
 
 
-def _kept(shape: Sequence[int], p: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device="cpu") >= p
+def _kept(shape: Sequence[int], rate: float | None, generator: torch.Generator) -> Tensor:
+    numbers = torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
+    return numbers if rate is None else numbers >= rate
 
 
-def _drops_in_attention(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    if func is F.scaled_dot_product_attention:
-        return bool(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0))
-    # torch passes this one's arguments on by position up to dropout_p, the eleventh.
-    return func is F.multi_head_attention_forward and bool(args[10] and kwargs.get("training"))
+@functools.cache
+def _is_random(func: Any) -> bool:
+    name = getattr(func, "__name__", "").partition(".")[0]  # of a function, a method, or an overload of torch.ops.aten
+    marked = None if name.startswith("_") else getattr(torch.ops.aten, name, None)
+    overloads = [getattr(marked, overload) for overload in marked.overloads()] if marked else []
+    return name in _UNMARKED or any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads)
+
+
+class _Tried(FixedMasks):
+    """A forward pass that notes its random calls, and drops nothing."""
+
+    def __init__(self, num_examples: int) -> None:
+        super().__init__(0, num_examples)
+        self.seen: list[tuple[Tensor, float | None, bool]] = []
+
+    def _call(self, input: Tensor, rate: float | None, by_channel: bool) -> Call:
+        if _is_recomputed():
+            raise RandomNetworkError(
+                "the network drops inside torch.utils.checkpoint, which evaluates it again in the backward pass, where "
+                "masks are not fixed; switch checkpointing off"
+            )
+        self.seen.append((torch.empty(input.shape, device="meta"), rate, by_channel))
+        return Call((), None, rate)
+
+    def _numbers(self, call: Call, input: Tensor) -> Tensor:
+        return torch.tensor(0.5 if call.rate is None else True)
+
+
+def _is_recomputed() -> bool:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != checkpoint.__file__:
+        frame = frame.f_back
+    return frame is not None
+
+
+class Plans:
+    """Where the examples are in what a network drops from: found by trying, once for all draws that share the network.
+
+    A network is evaluated on two and on three copies of an example. The axis that grows with them is the examples';
+    one that is a multiple of their number, as in (N * T, features), holds rows that share a mask; where none grows,
+    one mask serves the whole tensor.
+    """
+
+    def __init__(self) -> None:
+        self._plans: dict[str, list[Call]] = {}
+        self._examples_stay_first: bool | None = None
+
+    def known(self, network: nn.Module, given: Any) -> list[Call] | None:
+        """Return the calls of a network; None where examples come first in each, which needs no trying.
+
+        Raises:
+            RandomNetworkError: a call, or the number of calls, depends on the batch in a way that cannot be fixed.
+        """
+        if self._examples_stay_first is None:
+            self._examples_stay_first = keeps_examples_first(network)
+        return None if self._examples_stay_first else self.tried(network, given)
+
+    def tried(self, network: nn.Module, given: Any) -> list[Call]:
+        """Return the calls of a network by trying it, or as they were when inputs of these shapes came before."""
+        key = repr(mapped(lambda tensor: (tensor.shape[1:], tensor.dtype), given))
+        with _TRYING:
+            if key not in self._plans:
+                if not self._plans:
+                    _switch_on(network, given)
+                two, three = (_answer(network, given, count)[1] for count in (2, 3))
+                if len(two) != len(three):
+                    raise RandomNetworkError(f"{_OTHER_CALLS}: {len(three)} times, not {len(two)} times; {_INSTEAD}")
+                self._plans[key] = [_planned(*pair) for pair in zip(two, three, strict=True)]
+        return self._plans[key]
+
+
+_TRYING = threading.RLock()
+_Seen = tuple[Tensor, float | None, bool]
+
+
+def _answer(network: nn.Module, given: Any, count: int) -> tuple[Any, list[_Seen]]:
+    """Evaluate a network on `count` copies of the first example: what it answers, and its random calls."""
+    num_examples = count_examples(given)
+
+    def copies(tensor: Tensor) -> Tensor:
+        is_of_examples = tensor.ndim > 0 and len(tensor) == num_examples
+        return tensor.detach()[:1].repeat(count, *(1,) * (tensor.ndim - 1)) if is_of_examples else tensor.clone()
+
+    inputs, named = mapped(copies, given)
+    tried = _Tried(count)
+    with torch.no_grad(), _without_hooks(network), tried:
+        answer = network(*inputs, **named)
+    return answer, tried.seen
+
+
+@contextmanager
+def _without_hooks(network: nn.Module) -> Iterator[None]:
+    """Keep what only tries a network from the user's hooks, which may count what they see."""
+    hooked = [(module, module._forward_pre_hooks, module._forward_hooks) for module in network.modules()]
+    for module, *_ in hooked:
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for module, before, behind in hooked:
+            module._forward_pre_hooks, module._forward_hooks = before, behind
+
+
+def _planned(two: _Seen, three: _Seen) -> Call:
+    (a, rate, by_channel), (b, *_) = two, three
+    growing = [axis for axis, sizes in enumerate(zip(a.shape, b.shape, strict=False)) if sizes[0] != sizes[1]]
+    fits = a.ndim == b.ndim and all(3 * a.shape[axis] == 2 * b.shape[axis] for axis in growing)
+    if len(growing) > 1 or not fits:
+        raise RandomNetworkError(
+            f"the network drops from a tensor of shape {tuple(a.shape)} for 2 examples and {tuple(b.shape)} for 3, so "
+            "no one axis of it is the examples, and a mask would not be the same for each; drop from each example"
+        )
+    axis = growing[0] if growing else None
+    return Call(_units(a, axis, by_channel), axis, rate)
+
+
+def _switch_on(network: nn.Module, given: Any) -> None:
+    """Let modules that drop by themselves while they train do so in draws, if the network still answers in one form.
+
+    An attention that calls `f(x, dropout_p=self.p if self.training else 0)` would drop nothing in eval mode.
+    """
+    names = {
+        name or type(module).__name__: module for name, module in network.named_modules() if drops_by_itself(module)
+    }
+    if not names:
+        return
+    quiet = _form(network, given)
+    for module in names.values():
+        module.training = cast(bool, WHILE_DRAWN)
+    try:
+        is_same = _form(network, given) == quiet
+    except Exception:  # a user's network raises what it likes, now that it believes to be trained
+        is_same = False
+    if not is_same:
+        for module in names.values():
+            module.training = False
+        warnings.warn(
+            f"with {', '.join(names)} in training mode the network fails, or its answer has another form, so the "
+            "dropout that this switches on stays off in every draw",
+            stacklevel=2,
+        )
+
+
+def _form(network: nn.Module, given: Any) -> Any:
+    answer = _answer(network, given, 2)[0]
+    return type(answer), mapped(lambda tensor: tensor.shape, answer)
+
+
+def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Return `value`, a tensor or tuples, lists and dicts of them, with `function` of each tensor in its place."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(function, part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        parts = [mapped(function, part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """List the tensors in a network's inputs.
+
+    Raises:
+        TypeError: there is none with an axis of examples.
+    """
+    tensors: list[Tensor] = []
+    mapped(tensors.append, value)
+    if not any(tensor.ndim for tensor in tensors):
+        raise TypeError("a draw was given no tensor with an axis of examples; pass its inputs as tensors (N, ...)")
+    return tensors
+
+
+def count_examples(given: Any) -> int:
+    """Return the length of the first axis of the first tensor among a network's inputs."""
+    return next(len(tensor) for tensor in tensors_in(given) if tensor.ndim)
 
 
 class FixedNetwork(nn.Module):
     """One draw: a network in eval mode whose randomness is fixed.
 
     Args:
-        network: maps x (N, ...) to logits (N, C).
+        network: maps x (N, ...), or several inputs, to logits (N, C).
         seed: fixes its dropout masks, one per unit, the same for every example; None for a network without any.
         resampled: draw new masks for every row of every call instead. Only to show what goes wrong then.
+        plans: of the network, if other draws share it.
     """
 
-    def __init__(self, network: nn.Module, seed: int | None = None, *, resampled: bool = False) -> None:
+    def __init__(
+        self, network: nn.Module, seed: int | None = None, *, resampled: bool = False, plans: Plans | None = None
+    ) -> None:
         super().__init__()
-        self.network, self.seed = network, seed
+        self.network, self.seed, self.plans = network, seed, plans or Plans()
         self.resampling = torch.Generator().manual_seed(seed).get_state() if resampled and seed is not None else None
         self.training = False
         if network.training:
             network.eval()
 
-    def forward(self, x: Tensor) -> Tensor:
-        generator = None
+    def train(self, mode: bool = True) -> FixedNetwork:
+        """Stay as it is: a draw has one mode."""
+        return self
+
+    def masks(self, *inputs: Any, **named: Any) -> FixedMasks:
+        """Return the mode in which the network is this draw, for these inputs."""
+        given, generator = (inputs, named), None
         if self.resampling is not None:
             generator = torch.Generator()
             generator.set_state(self.resampling)
+        plan = None if self.seed is None else self.plans.known(self.network, given)
+        return FixedMasks(self.seed, count_examples(given), generator, plan)
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         try:
-            with FixedMasks(self.seed, len(x), generator):
-                return self.network(x.clone())  # a layer may work in place on what it is given
+            with self.masks(*inputs, **named) as masks:
+                # A layer may work in place on what it is given.
+                copies, named_copies = mapped(Tensor.clone, (inputs, named))
+                answer = self.network(*copies, **named_copies)
         except RuntimeError as error:
             if type(error) is not RuntimeError:  # out of memory, say
                 raise
             # What torch says of a shape or dtype that does not fit starts in the middle of the network.
-            given = f"x of shape {tuple(x.shape)}, {x.dtype}, on {x.device}"
+            tensors = tensors_in((inputs, named))
+            given = " and ".join(f"x of shape {tuple(x.shape)}, {x.dtype}, on {x.device}" for x in tensors)
             raise ValueError(f"the network cannot evaluate {given}; pass what it was trained on ({error})") from error
-        finally:
-            if generator is not None:
-                self.resampling = generator.get_state()  # and not the generator itself, which cannot be pickled
+        if masks.resampling is not None:
+            self.resampling = masks.resampling.get_state()  # and not the generator itself, which cannot be pickled
+        return answer
 
 
 @torch.no_grad()

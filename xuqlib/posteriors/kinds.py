@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from types import CodeType
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from xuqlib.checks import check_choice
 
 PLACEMENTS = ("last", "all")
 Placement = str | Sequence[str]
-Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_OF_SHAPE = ("shape", "size", "dim", "ndim", "dtype", "device")  # what says nothing of a tensor's numbers
 _BY_HAND = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, *DROPOUTS)
 
 
@@ -54,8 +60,8 @@ def hooks_of(module: nn.Module) -> list[list[Any]]:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a hook of the user sees what goes through this module."""
-    return any(hooks_of(module))
+    """Whether a hook of the user sees what goes through this module, or through every module."""
+    return any(hooks_of(module)) or _has_any_global_hook()
 
 
 def is_of_torch(module: nn.Module) -> bool:
@@ -63,14 +69,60 @@ def is_of_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules")
 
 
+def drops(module: nn.Module) -> bool:
+    """Whether this is one of torch's own layers that drop, or has dropout inside."""
+    inside = isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0
+    return inside or isinstance(module, _DropoutNd)
+
+
 def has_dropout(layer: nn.Module) -> bool:
-    """Whether a layer is, or holds, a dropout layer."""
-    return any(isinstance(module, _DropoutNd) for module in layer.modules())
+    """Whether a layer is, or holds, one of torch's layers that drop."""
+    return any(drops(module) for module in layer.modules())
+
+
+def drops_by_itself(module: nn.Module) -> bool:
+    """Whether a user's module has a dropout rate, or dropout, that its own code uses only while it trains."""
+    if is_of_torch(module) or "training" not in names_in(module):
+        return False
+    of_dropping = any(word in type(module).__name__.lower() for word in ("drop", "stochasticdepth"))
+    parts = {**vars(module), **module._modules}.items()
+    rates = [getattr(value, "p", value) for key, value in parts if of_dropping or "drop" in key.lower()]
+    return any(isinstance(rate, float) and 0 < rate < 1 for rate in rates)
+
+
+def names_in(module: nn.Module) -> set[str]:
+    """Names that the methods of a user's module use."""
+    methods = [method for name, method in inspect.getmembers(type(module), inspect.isfunction) if name != "__init__"]
+    own = [inspect.unwrap(method) for method in methods if not method.__module__.startswith("torch.nn.modules")]
+    return {name for method in own for name in _names_of(method.__code__)}
+
+
+def _names_of(code: CodeType) -> set[str]:
+    inside = [constant for constant in code.co_consts if isinstance(constant, CodeType)]  # a lambda, a comprehension
+    return set(code.co_names).union(*map(_names_of, inside))
 
 
 def is_sure(layer: nn.Module, dropout_is_off: bool = False) -> bool:
-    """Whether a layer is free of chance. Only torch's own can be known to be: a user's may call functional dropout."""
-    return all(is_of_torch(module) for module in layer.modules()) and (dropout_is_off or not has_dropout(layer))
+    """Whether a layer is free of chance and keeps examples first. Only torch's own can be known to: a user's may call
+    functional dropout."""
+    parts = list(layer.modules())
+    known = all(is_of_torch(module) and not _may_move_examples(module) for module in parts)
+    return known and (dropout_is_off or not has_dropout(layer))
+
+
+def _may_move_examples(module: nn.Module) -> bool:
+    if isinstance(module, nn.Flatten):
+        return module.start_dim < 1
+    if isinstance(module, nn.Unflatten):
+        return not (isinstance(module.dim, int) and module.dim > 0)
+    return isinstance(module, nn.RNNBase) or not getattr(module, "batch_first", True)
+
+
+def keeps_examples_first(network: nn.Module) -> bool:
+    """Whether a network is made of torch's own layers alone, each of which takes and gives the examples first."""
+    if any(is_hooked(module) for module in network.modules()):
+        return False
+    return all(type(layer) in DROPOUTS or is_sure(layer) for layer in layers_of(network))
 
 
 def have_same_tensors(layers: Sequence[nn.Module]) -> bool:
@@ -114,17 +166,26 @@ def windows_overlap(pool: nn.MaxPool2d) -> bool:
     return any(dilation * (kernel - 1) >= stride for kernel, stride, dilation in zip(*sizes, strict=True))
 
 
-def weighted_layers(network: nn.Module, placement: Placement = "last") -> list[str]:
-    """Name the dense and convolutional layers that a posterior over weights makes random.
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside of what `torch.compile` and training on several devices put around it."""
+    if type(network).__module__ == "torch._dynamo.eval_frame":  # an import of which takes seconds
+        return unwrapped(network._orig_mod)  # type: ignore[arg-type]
+    return unwrapped(network.module) if isinstance(network, DataParallel | DistributedDataParallel) else network
 
-    Projections inside `nn.MultiheadAttention` are left out: it reads their weights without calling them.
+
+def weighted_layers(network: nn.Module, placement: Placement = "last") -> list[str]:
+    """Name the dense and convolutional layers, transposed ones too, that a posterior over weights makes random.
+
+    Embeddings, bilinear and recurrent layers are left out, as are projections inside `nn.MultiheadAttention`, which
+    reads their weights without calling them.
 
     Args:
         network: any module.
-        placement: "last", the one registered last, commonly the output layer; "all"; or a list of names.
+        placement: "last", the one that alone gives the network's output; "all"; or a list of names.
 
     Raises:
-        ValueError: unknown placement or names, or a network without such layers.
+        ValueError: unknown placement or names, or a network without such layers; it cannot be seen which one gives
+            the output; the weights of one are empty, computed from others, or another layer's too.
     """
     attention = [name for name, module in network.named_modules() if isinstance(module, nn.MultiheadAttention)]
     names = [
@@ -136,13 +197,84 @@ def weighted_layers(network: nn.Module, placement: Placement = "last") -> list[s
         raise ValueError(f"{type(network).__name__} has no Linear or Conv layer whose weights could be drawn")
     if isinstance(placement, str):
         check_choice(placement, PLACEMENTS, "placement")
-        return names[-1:] if placement == "last" else names
-    if not isinstance(placement, Sequence) or not all(isinstance(name, str) for name in placement):
+        chosen = [_output_layer(network, names)] if placement == "last" else names
+    elif not isinstance(placement, Sequence) or not all(isinstance(name, str) for name in placement):
         raise TypeError(f"placement is {placement!r}; pass 'last', 'all', or a list of names of layers")
-    unknown = sorted(set(placement) - set(names))
-    if unknown or not placement:
-        raise ValueError(f"placement names {unknown or 'no layer'}; the layers of this network are {names}")
-    return [name for name in names if name in set(placement)]
+    else:
+        unknown = sorted(set(placement) - set(names))
+        if unknown or not placement:
+            raise ValueError(f"placement names {unknown or 'no layer'}; the layers of this network are {names}")
+        chosen = [name for name in names if name in set(placement)]
+    for name in chosen:
+        _check_weight(network, name)
+    return chosen
+
+
+def _check_weight(network: nn.Module, name: str) -> None:
+    layer = cast(Weighted, network.get_submodule(name))
+    computed = [key for key in ("weight", "bias") if key not in layer._parameters]
+    if computed:
+        parametrizations = getattr(layer, "parametrizations", {}).values()
+        parts = (*layer._forward_pre_hooks.values(), *(part for parts in parametrizations for part in parts))
+        raise ValueError(
+            f"the {computed[0]} of layer {name!r} is computed by a parametrization "
+            f"({', '.join(type(part).__name__ for part in parts)}), so it cannot be drawn; remove that first, as with "
+            "torch.nn.utils.parametrize.remove_parametrizations, or name other layers"
+        )
+    if not layer.weight.numel():
+        raise ValueError(f"the weight of layer {name!r} is empty; name other layers")
+    owners = {key: part for key, part in network.named_modules() if part is not layer}
+    tied = [key for key, part in owners.items() if any(own is layer.weight for own in part._parameters.values())]
+    if tied:
+        other = f"layer {name!r} shares its weight with {tied[0]!r}, which must not be drawn along with it"
+        raise ValueError(f"{other}; give it a weight of its own (a clone), or name other layers")
+
+
+def _output_layer(network: nn.Module, names: Sequence[str]) -> str:
+    found = _gives_output(network)
+    if found is not None:  # it may have several names
+        return next(name for name in names if network.get_submodule(name) is network.get_submodule(found))
+    if len(names) == 1:
+        return names[0]
+    raise ValueError(
+        f"cannot see which layer alone gives the output of {type(network).__name__}; name it, as in "
+        f"placement=[{names[-1]!r}] (for Laplace, layer={names[-1]!r}): its layers are {names}"
+    )
+
+
+def _gives_output(module: nn.Module) -> str | None:
+    """Name the layer that alone gives a module's output, as its code shows; None where that cannot be seen.
+
+    Behind it there may be whatever has no matrix of weights: a softmax, a squeeze, a temperature.
+    """
+    if isinstance(module, Weighted):
+        return ""
+    tracer = fx.Tracer()
+    tracer.is_leaf_module = lambda *_: True  # type: ignore[method-assign]  # what it calls may not be traceable
+    parameters = inspect.signature(module.forward).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    try:
+        traced = copy.copy(module)  # since code may keep what it is given
+        traced.training = False
+        with torch.random.fork_rng(devices=[]):
+            graph = tracer.trace(traced, concrete_args=defaults)
+    except Exception:  # given no numbers, a network raises what it likes, and its layer is asked for
+        return None
+    matrices = [f"{name}." for name, tensor in module.named_parameters(remove_duplicate=False) if tensor.ndim > 1]
+    waiting = [node for node in graph.nodes if node.op == "output"]
+    seen, sources = set(waiting), set[str | None]()
+    while waiting:
+        node = waiting.pop()
+        is_called, is_shape = node.op == "call_module", node.target is getattr and node.args[1] in _OF_SHAPE
+        weighs = node.op in ("call_module", "get_attr") and any(m.startswith(f"{node.target}.") for m in matrices)
+        if weighs or node.op == "placeholder":
+            sources.add(str(node.target) if is_called else None)
+        elif not is_shape and node.target not in _OF_SHAPE:
+            waiting += set(node.all_input_nodes) - seen
+            seen.update(node.all_input_nodes)
+    name = sources.pop() if len(sources) == 1 else None
+    inside = None if name is None else _gives_output(module.get_submodule(name))
+    return None if inside is None else f"{name}.{inside}".rstrip(".")
 
 
 def replace_layers(network: nn.Module, replacements: Iterable[tuple[str, nn.Module]]) -> nn.Module:
@@ -153,5 +285,7 @@ def replace_layers(network: nn.Module, replacements: Iterable[tuple[str, nn.Modu
     for name, layer in replacements:
         if not name:
             return layer
-        network.set_submodule(name, layer)
+        replaced = network.get_submodule(name)
+        for other in [key for key, child in network.named_modules(remove_duplicate=False) if child is replaced]:
+            network.set_submodule(other, layer)
     return network

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
+import warnings
 
 from torch import nn
 
 from xuqlib.checks import check_choice
 from xuqlib.posteriors.base import Posterior, check_draws, check_network
 from xuqlib.posteriors.draws import Draws, detached_copy
-from xuqlib.posteriors.fixing import FixedNetwork, seed_of
-from xuqlib.posteriors.kinds import is_of_torch
+from xuqlib.posteriors.fixing import FixedNetwork, Plans, seed_of
+from xuqlib.posteriors.kinds import drops, drops_by_itself, is_of_torch, names_in
 
 
 class MCDropout(Posterior):
     """Dropout kept on after training: a draw is one mask per dropout call, the same for every example.
 
-    Every dropout of the network is drawn: modules, `Dropout1d/2d/3d`, and `F.dropout` inside a forward. Dropout that
-    cannot be fixed is refused by name: `AlphaDropout`, and dropout inside attention and recurrent layers.
+    Every dropout of the network is drawn, whether or not eval mode would switch it off: modules of any kind, functions
+    inside a forward, attention, recurrent layers, and the paths that `StochasticDepth` and its like drop. Which axis
+    is the examples in what is dropped from, as in (time, example, feature), is found by trying (`Plans`). A module of
+    the user's that drops by itself while it trains does so in draws, too; one whose answer then changes its form stays
+    off, and a warning names it. What cannot be fixed is refused when a draw is evaluated: dropout inside a
+    `PackedSequence` or `torch.utils.checkpoint`.
 
     Raises:
-        ValueError: no dropout with 0 < p < 1 in the network, or dropout that cannot be fixed.
+        ValueError: no dropout with 0 < p < 1 in the network.
 
     Source: Gal & Ghahramani 2016. arXiv 1506.02142.
     """
@@ -41,44 +45,47 @@ class MCDropout(Posterior):
         """
         check_draws(num_draws, seed)
         check_choice(masks, ("fixed", "resampled"), "masks")
-        network = detached_copy(self.network)
-        resampled = masks == "resampled"
-        return self._draws(
-            [FixedNetwork(network, seed_of(seed, draw), resampled=resampled) for draw in range(num_draws)]
-        )
+        network, plans, resampled = detached_copy(self.network), Plans(), masks == "resampled"
+        seeds = [seed_of(seed, draw) for draw in range(num_draws)]
+        return self._draws([FixedNetwork(network, own, resampled=resampled, plans=plans) for own in seeds])
 
 
 def check_dropout(network: nn.Module) -> None:
-    """Refuse a network without dropout that is on, or with dropout that cannot be fixed.
+    """Refuse a network without dropout that is on; warn of other randomness that stays off.
 
     Raises:
-        ValueError: names the layers.
+        ValueError: no dropout with 0 < p < 1.
     """
-    on, refused = False, []
-    for name, module in network.named_modules():
-        rate = getattr(module, "dropout", 0.0)
-        if isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout):
-            refused.append(f"{name} ({type(module).__name__})")
-        elif isinstance(module, nn.MultiheadAttention | nn.RNNBase) and isinstance(rate, float) and rate > 0:
-            refused.append(f"{name} (dropout inside {type(module).__name__})")
-        elif isinstance(module, nn.modules.dropout._DropoutNd):
-            on = on or 0 < module.p < 1
-        elif _calls_dropout(module):
-            on = True
-    if refused:
-        raise ValueError(f"dropout that cannot be fixed: {', '.join(refused)}; use nn.Dropout there, or set it to 0")
-    if not on:
+    if not any(_can_drop(module) for module in network.modules()):
         raise ValueError(
             f"{type(network).__name__} has no dropout with 0 < p < 1, so this posterior is without randomness; "
             "add nn.Dropout layers (build with dropout=0.25), or choose another posterior"
         )
+    off = [f"{name} ({type(module).__name__})" for name, module in network.named_modules() if _stays_off(module)]
+    if off:
+        warnings.warn(
+            f"random while training, but no dropout, and so off in every draw: {', '.join(off)}", stacklevel=3
+        )
+
+
+def _can_drop(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return 0 < module.p < 1
+    if isinstance(module, nn.RNNBase):
+        return drops(module) and module.num_layers > 1
+    return drops(module) or drops_by_itself(module) or _calls_dropout(module)
 
 
 def _calls_dropout(module: nn.Module) -> bool:
     # F.dropout inside a user's forward leaves its name in the compiled code; torch's own layers are known above.
-    if is_of_torch(module):
-        return False
-    methods = [method for name, method in inspect.getmembers(type(module), inspect.isfunction) if name != "__init__"]
-    names = {name for method in methods for name in method.__code__.co_names if "dropout" in name and name.islower()}
+    names = {name for name in names_in(module) if "dropout" in name and name.islower()}
     # The same name may be a layer, counted as such, or a rate that is switched off.
     return any(not isinstance(value, nn.Module) and value != 0 for value in (getattr(module, n, None) for n in names))
+
+
+def _stays_off(module: nn.Module) -> bool:
+    used = set() if is_of_torch(module) or drops_by_itself(module) else names_in(module)
+    return isinstance(module, nn.RReLU) or ("training" in used and bool(used & _RANDOM))
+
+
+_RANDOM = {"rand", "rand_like", "randn", "randn_like", "bernoulli", "bernoulli_", "normal", "normal_", "uniform_"}

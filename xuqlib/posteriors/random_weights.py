@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from xuqlib.checks import check_number
 from xuqlib.posteriors.base import Posterior, check_draws, check_network
-from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
+from xuqlib.posteriors.draws import Draws, copy_with, detached_copy, trainable_copy
 from xuqlib.posteriors.fixing import FixedNetwork, generator_of
 from xuqlib.posteriors.kinds import Placement, RandomLayer, Weighted, replace_layers, weighted_layers
 
@@ -33,11 +32,11 @@ class DropConnectLayer(RandomLayer):
         super().__init__(layer)
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *size: Any, **options: Any) -> Tensor:  # of a transposed convolution's output
         if not self.training:
-            return self.layer(x)
+            return self.layer(x, *size, **options)
         weight = F.dropout(self.layer.weight, self.p)
-        return functional_call(self.layer, {"weight": weight}, (x,))
+        return functional_call(self.layer, {"weight": weight}, (x, *size), options)
 
     def sampler(self) -> Callable[[torch.Generator], Tensor]:
         kept, p = self.layer.weight.detach() / (1 - self.p), self.p
@@ -75,14 +74,14 @@ class FlipoutLayer(RandomLayer):
         """Standard deviation of each weight, shaped like it."""
         return F.softplus(self.rho)
 
-    def forward(self, x: Tensor) -> Tensor:
-        mean = self.layer(x)
+    def forward(self, x: Tensor, *size: Any, **options: Any) -> Tensor:  # of a transposed convolution's output
+        mean = self.layer(x, *size, **options)
         if not self.training:
             return mean
         noise = {"weight": self.std * torch.randn_like(self.rho)}
         if self.layer.bias is not None:
             noise["bias"] = torch.zeros_like(self.layer.bias)
-        perturbation = functional_call(self.layer, noise, (x * self._random_signs(x),))
+        perturbation = functional_call(self.layer, noise, (x * self._random_signs(x), *size), options)
         return mean + perturbation * self._random_signs(perturbation)
 
     def _random_signs(self, x: Tensor) -> Tensor:
@@ -112,8 +111,7 @@ class _WeightPosterior(Posterior):
     _layer_type: type[RandomLayer]
 
     def _replace(self, network: nn.Module, placement: Placement, **options: Any) -> None:
-        check_network(network)
-        self.network = copy.deepcopy(network)
+        self.network = trainable_copy(check_network(network))
         self.layers = weighted_layers(self.network, placement)
         layers = [cast(Weighted, self.network.get_submodule(name)) for name in self.layers]
         replacements = [self._layer_type(layer, **options) for layer in layers]
@@ -143,7 +141,7 @@ class MCDropConnect(_WeightPosterior):
     Args:
         network: any module with dense or convolutional layers.
         p: drop probability of a weight.
-        placement: which layers: "last" (default), "all", or a list of names.
+        placement: which layers: "last" (default), the one that gives the output; "all"; or a list of names.
 
     Source: Mobiny et al. 2019. arXiv 1906.04569.
     """
@@ -167,7 +165,7 @@ class Flipout(_WeightPosterior):
 
     Args:
         network: any module with dense or convolutional layers.
-        placement: which layers: "last" (default), "all", or a list of names.
+        placement: which layers: "last" (default), the one that gives the output; "all"; or a list of names.
         initial_std: standard deviation of each weight before training.
         prior_std: standard deviation of the zero-mean Gaussian prior over each weight.
         kl_weight: factor on the divergence; below 1 the posterior is cold.

@@ -8,24 +8,25 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
-from xuqlib.posteriors.fixing import FixedMasks, FixedNetwork, can_evaluate
-from xuqlib.posteriors.kinds import has_dropout, have_same_tensors, hooks_of, is_hooked, is_sure, layers_of
+from xuqlib.posteriors.fixing import FixedMasks, FixedNetwork, Plans, can_evaluate
+from xuqlib.posteriors.kinds import drops, has_dropout, have_same_tensors, hooks_of, is_hooked, is_sure, layers_of
+from xuqlib.posteriors.unrolled import RandomNetworkError
 
 
 class Split(NamedTuple):
     """Draws cut in two: network(x) is its own `heads[i]` after the `trunk` that all share, each a list of layers.
 
-    No layer of the trunk is random. `seeds` fix the dropout of each head.
+    No layer of the trunk is random. `seeds` fix the dropout of each head, `plans` say how, for all heads.
     """
 
     trunk: list[nn.Module]
     heads: list[list[nn.Module]]
     seeds: list[int | None]
+    plans: Plans
 
     def head(self, draw: int) -> FixedNetwork:
-        return FixedNetwork(nn.Sequential(*self.heads[draw]), self.seeds[draw])
+        return FixedNetwork(nn.Sequential(*self.heads[draw]), self.seeds[draw], plans=self.plans)
 
 
 def split(networks: Sequence[nn.Module], x: Tensor) -> Split | None:
@@ -52,7 +53,7 @@ def split(networks: Sequence[nn.Module], x: Tensor) -> Split | None:
         if parts is not None:
             return parts
     by_network = {id(network): each[depth:] for network, each in zip(_distinct(inner), layers, strict=True)}
-    return Split(layers[0][:depth], [by_network[id(network)] for network in inner], seeds)
+    return Split(layers[0][:depth], [by_network[id(network)] for network in inner], seeds, Plans())
 
 
 def _before_output(fixed: Sequence[FixedNetwork], x: Tensor) -> Split | None:
@@ -69,7 +70,7 @@ def _before_output(fixed: Sequence[FixedNetwork], x: Tensor) -> Split | None:
     if name is None:
         return None
     heads = [layers_of(network.get_submodule(name)) for network in inner]
-    parts = Split([_Until(inner[0], name)], heads, seeds)
+    parts = Split([_Until(inner[0], name)], heads, seeds, Plans())
     return parts if _gives_the_same(parts, fixed[-1], x[:1]) else None
 
 
@@ -104,7 +105,7 @@ def _gives_the_same(parts: Split, network: nn.Module, x: Tensor) -> bool:
         wanted, features = network(x), FixedNetwork(nn.Sequential(*parts.trunk))(x)
         try:
             given = parts.head(len(parts.heads) - 1)(features)
-        except ValueError:  # by which a fixed network refuses what another draw's features are
+        except (ValueError, RandomNetworkError):  # as it refuses what another draw's features, or not examples, are
             return False
     if not isinstance(given, Tensor) or not isinstance(wanted, Tensor):
         return False
@@ -156,7 +157,7 @@ def _holding(networks: Sequence[nn.Module], seeds: Sequence[int | None]) -> list
 
 def _output_layer(fixed: FixedNetwork, holding: Sequence[str], x: Tensor) -> str | None:
     """Name the innermost of the layers `holding` whose output is the network's, if there is one."""
-    with torch.no_grad(), FixedMasks(fixed.seed, len(x)) as masks:
+    with torch.no_grad(), fixed.masks(x) as masks:
         calls = {name: _Calls(fixed.network.get_submodule(name), masks) for name in holding}
         try:
             result = fixed.network(x.clone())
@@ -198,6 +199,5 @@ class _Calls:
 def _random_names(networks: Sequence[nn.Module], seeds: Sequence[int | None]) -> list[str]:
     tensors = [dict(network.state_dict(keep_vars=True)) for network in _distinct(networks)]
     differing = {key.rpartition(".")[0] for key in tensors[0] if any(t[key] is not tensors[0][key] for t in tensors)}
-    dropping = {name for name, module in networks[0].named_modules() if isinstance(module, _DropoutNd)}
-    drops = any(seed is not None for seed in seeds)
-    return sorted(differing | dropping if drops else differing)
+    dropping = {name for name, module in networks[0].named_modules() if drops(module)}
+    return sorted(differing | dropping if any(seed is not None for seed in seeds) else differing)

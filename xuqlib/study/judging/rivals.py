@@ -66,7 +66,7 @@ def ua_backprop_linear(
         Attribution in nats times logits, (N, H, W) or (N, F), of x's dtype.
     """
     chosen = settle(setting, coefficients=coefficients, tau1=tau1)
-    draws, where = fixed_draws(draws, x)
+    draws, x, where = fixed_draws(draws, x)
     parts, attributions = blocks(len(x), rows_per_pass(x[:1].to(where), chunk)), []
     for part, shares in logit_shares(draws, x, kind, chosen, parts):
         total = torch.zeros((), dtype=torch.float64, device=where)
@@ -108,7 +108,7 @@ def covariance_of_explanations(
 
     Source: Bley, Lapuschkin, Samek & Montavon 2024, arXiv 2401.17441.
     """
-    draws, where = checked_draws(draws, x, kind)
+    draws, x, where = checked_draws(draws, x, kind)
     check_choice(form, ("diag", "marg"), "form")
     if kind != "epistemic":
         raise ValueError(f"kind is {kind!r}; a covariance over draws knows their disagreement alone, pass 'epistemic'")
@@ -157,7 +157,7 @@ def fullgrad_of_prediction(
     Returns:
         Map (N, H, W) or (N, F), of x's dtype, in logits if psi is "raw".
     """
-    draws, where = checked_draws(draws, x, kind)
+    draws, x, where = checked_draws(draws, x, kind)
     check_choice(setting, SETTINGS, "setting")
     explained = explain(draws, fullgrad, x, keep="mean", device=where, progress=False, psi=SETTINGS[setting].psi)
     return without_channels(explained.mean()).to(x)
@@ -185,7 +185,7 @@ def shuffled_shares(
     Returns:
         Attribution in nats, (N, H, W) or (N, F), of x's dtype.
     """
-    draws, where = checked_draws(draws, x, kind)
+    draws, x, where = checked_draws(draws, x, kind)
     check_choice(setting, SETTINGS, "setting")
     for name in choices:
         check_choice(name, Setting._fields, "option")

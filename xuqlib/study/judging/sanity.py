@@ -78,7 +78,7 @@ def randomised(draws: Draws, layers: Sequence[str], *, seed: int = 0) -> Draws:
         if id(network) not in networks:
             networks[id(network)] = _reset(network, layers, seed_of(seed, len(networks)), fresh)
     copies = [FixedNetwork(networks[id(inner(draw))], getattr(draw, "seed", None)) for draw in draws]
-    return Draws(copies, posterior=draws.posterior, noise_variance=draws.noise_variance)
+    return Draws(copies, posterior=draws.posterior, noise_variance=draws.noise_variance, output=draws.output)
 
 
 @torch.inference_mode(False)

@@ -15,11 +15,11 @@ from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explain import explain
 from xuqlib.explainers import Explainer
 from xuqlib.explainers.gradients import completeness_gap, integrated_gradients
-from xuqlib.explainers.superpixels import superpixels
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.mc_dropout import MCDropout
 from xuqlib.study.intervals import over_examples
 from xuqlib.study.resuming import side_by_side
+from xuqlib.superpixels import superpixels
 
 CVS = ("cv_ratio", "cv_pooled", "cv_signed", "cv_paper", "cv_paper_unscaled")
 

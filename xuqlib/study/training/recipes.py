@@ -101,9 +101,9 @@ RECIPES: dict[str, Recipe] = {
     "nuclei": Recipe("unet", (("dropout", 0.1),), epochs=20, batch_size=8, learning_rate=1e-2, augment="shift+flip"),
     "fashion_mnist": Recipe(
         *("vision_transformer", (("patch", 7), ("width", 48), ("depth", 2), ("dropout", 0.1))),
-        epochs=12,
+        epochs=8,
         learning_rate=3e-3,
-        num_train=20_000,
+        num_train=10_000,
     ),
 }
 

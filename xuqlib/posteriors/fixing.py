@@ -22,7 +22,6 @@ from torch.utils import checkpoint
 from xuqlib.checks import check_logits
 from xuqlib.posteriors import unrolled
 from xuqlib.posteriors.kinds import drops_by_itself, keeps_examples_first
-from xuqlib.posteriors.unrolled import RandomNetworkError as RandomNetworkError
 
 _DROPOUTS: set[Callable[..., Any]] = {
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
@@ -44,6 +43,10 @@ def seed_of(seed: int, *path: int) -> int:
 def generator_of(seed: int, *path: int) -> torch.Generator:
     """Return a generator on the CPU, so that the same seed means the same draw on every device."""
     return torch.Generator("cpu").manual_seed(seed_of(seed, *path))
+
+
+class RandomNetworkError(RuntimeError):
+    """A network whose answer would change from call to call, in a way that cannot be fixed."""
 
 
 class Call(NamedTuple):

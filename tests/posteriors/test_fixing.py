@@ -16,9 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from xuqlib import DeepEnsemble, Flipout, MCDropout, explain, gradient
 from xuqlib.posteriors import unrolled
-from xuqlib.posteriors.fixing import FixedNetwork, unit_mask
+from xuqlib.posteriors.fixing import FixedNetwork, RandomNetworkError, unit_mask
 from xuqlib.posteriors.kinds import is_hooked
-from xuqlib.posteriors.fixing import RandomNetworkError
 
 SIGMAS = 5  # of a standard error
 

@@ -123,6 +123,12 @@ def googlenet() -> nn.Module:
     return network
 
 
+def squeezenet() -> nn.Module:
+    network = SqueezeNet("1_1", num_classes=3)
+    nn.init.ones_(network.classifier[1].bias)  # there is a ReLU behind
+    return network
+
+
 def small_vgg() -> nn.Module:
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(4)]
     layers += [nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
@@ -583,17 +589,19 @@ TORCHVISION: dict[str, Case] = {
     "torchvision convnext": Case(convnext, IMAGES),
     "torchvision regnet": Case(regnet, IMAGES),
     "torchvision shufflenet": Case(partial(ShuffleNetV2, [2, 1, 1], [8, 8, 16, 16, 16], num_classes=3), IMAGES),
-    "torchvision squeezenet": Case(partial(SqueezeNet, "1_1", num_classes=3), IMAGES),
+    "torchvision squeezenet": Case(squeezenet, IMAGES),
     "torchvision googlenet with auxiliary heads": Case(googlenet, IMAGES),
     "torchvision mnasnet": Case(partial(MNASNet, 0.1, num_classes=3), IMAGES),
     "torchvision swin": Case(swin, IMAGES),
     "torchvision swin v2": Case(swin_v2, IMAGES),
     "torchvision vit": Case(vit, IMAGES),
     "torchvision maxvit": Case(maxvit, IMAGES),
-    "torchvision fcn": Case(fcn, IMAGES[:, :, ::2, ::2], **PLACES),
+    "torchvision fcn": Case(fcn, IMAGES[:, :, ::2, ::2], **PLACES, layer="classifier.4"),
     "torchvision deeplab": Case(deeplab, IMAGES[:, :, ::2, ::2], **PLACES),
-    "torchvision lraspp": Case(lraspp, IMAGES[:, :, ::2, ::2], **PLACES),
-    "torchvision r3d": Case(r3d, randn(3, 3, 4, 16, 16), lime={"segments": torch.arange(4)[None, None, :, None, None]}),
+    "torchvision lraspp": Case(lraspp, IMAGES[:, :, ::2, ::2], **PLACES, layer="classifier.high_classifier"),
+    "torchvision r3d": Case(
+        r3d, randn(3, 3, 4, 16, 16), lime={"segments": torch.arange(4)[:, None, None], "fill": 0.0}
+    ),
 }
 TIMM: dict[str, Case] = {
     "timm vit": Case(partial(timm, "test_vit", img_size=32, drop_path_rate=0.3), IMAGES),

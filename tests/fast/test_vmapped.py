@@ -179,15 +179,15 @@ class Scaled(Skip):
 
 def test_draws_seen_through_a_view_are_evaluated_under_vmap():
     x, scale = randn(*TABLE), randn(4, 1, seed=3)
-    fixed = MCDropout(seeded(Scaled)).sample(4, seed=1)
-    draws = Draws([Seen(draw, scale).eval() for draw in fixed])
-    engine = Engine(draws, x)
-    assert engine.how == "loop: a draw does not evaluate an example by itself"
-    draws = Draws([Seen(draw, scale[:1]).eval() for draw in fixed])
-    engine = Engine(draws, x)
+    draws = Draws([Seen(draw, scale).eval() for draw in MCDropout(seeded(Scaled)).sample(4, seed=1)])
+    explainer, options = EXPLAINERS["integrated_gradients"]
+    expected = looped(draws, explainer, x, 1, **options)
+    engine, target = Engine(draws, x), torch.ones(4).long()
     assert engine.how == "vmap"
-    found = torch.stack(list(engine.attributions(Path(x), torch.ones(4).long())))
-    assert error(found, looped(draws, gradient, x, 1)) < PROMISE
+    for rows in (1, 16, 4096):
+        engine.rows = rows  # a view is given its examples whole
+        found = torch.stack(list(engine.attributions(explainer.declared.path(x, **options), target)))
+        assert error(found, expected) < PROMISE
 
 
 def test_what_draws_share_before_the_first_mask_is_evaluated_once(monkeypatch):
@@ -267,7 +267,7 @@ def test_many_rows_of_a_draw_are_looped_over(monkeypatch):
     engine, target = Engine(draws, x), torch.ones(1400).long()
     met, whole = [], Vmapped.slopes
     monkeypatch.setattr(Vmapped, "slopes", lambda self, *rest: met.append(len(rest[1])) or whole(self, *rest))
-    for count, sides in ((1400, []), (1300, [3, 1])):
+    for count, sides in ((1400, []), (1300, [4, 4])):
         met.clear()
         found = torch.stack(list(engine.attributions(Path(x[:count]), target[:count])))
         assert met[-len(sides) :] == sides if sides else met == []

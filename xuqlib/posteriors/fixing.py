@@ -431,8 +431,9 @@ class FixedNetwork(nn.Module):
         self.network, self.seed, self.plans = network, seed, plans or Plans()
         self.resampling = torch.Generator().manual_seed(seed).get_state() if resampled and seed is not None else None
         self.training = False
-        if network.training:
-            network.eval()
+        for module in network.modules():  # not eval(): the layers of other draws may be in a new container
+            if module.training is not WHILE_DRAWN:
+                module.training = False
 
     def train(self, mode: bool = True) -> FixedNetwork:
         """Stay as it is: a draw has one mode."""

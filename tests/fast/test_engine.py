@@ -633,15 +633,15 @@ class TinyVit(nn.Module):
 
 @IGNORE_NO_RELU
 @pytest.mark.parametrize("build", [torchvision_resnet, TinyVit], ids=["resnet18", "vision transformer"])
-def test_what_draws_of_the_output_layer_of_a_torchvision_network_share_is_run_once(build):
+def test_what_draws_of_the_output_layer_of_a_torchvision_network_share_is_run_once(monkeypatch, build):
     network, x = seeded(build), randn(4, 3, 8, 8)
-    rows: list[int] = []
-    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    first.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
     last = MCDropConnect(network, p=0.3).sample(4, seed=1)
-    rows.clear()
-    found = explained(last, gradient, x, 1).values
-    assert [count for count in rows if count > 2] == [4], "one pass for 4 draws, besides looks at one example or two"
+    engine, path, target = Engine(last, x), gradient.declared.path(x), torch.ones(4).long()
+    num_convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    with monkeypatch.context() as patch:
+        calls = count_backward(patch, nn.Conv2d, "forward")
+        found = torch.stack(list(engine.attributions(path, target)))
+    assert engine.how == "vmap" and len(calls) == num_convolutions, "one pass for 4 draws"
     assert error(found, looped(last, gradient, x, 1)) < PROMISE
     mean = explained(last, integrated_gradients, x, 1, keep="mean", num_steps=2).mean()
     assert error(mean, looped(last, integrated_gradients, x, 1, num_steps=2).mean(0)) < PROMISE
@@ -654,13 +654,14 @@ def test_draws_of_all_layers_of_a_torchvision_network_are_looped_over(build):
     assert_equals_the_loop(draws, x, 1, names=["guided_backprop"], fast=False)
 
 
-def test_what_draws_of_the_output_layer_share_is_run_once_behind_blocks_of_a_user_too():
+def test_what_draws_of_the_output_layer_share_is_run_once_behind_blocks_of_a_user_too(monkeypatch):
     network, x = seeded(residual_mlp), randn(3, 5)
-    rows: list[int] = []
-    network[2].register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
     draws = MCDropConnect(network, p=0.3).sample(4, seed=1)
-    found = explained(draws, gradient, x, 1).values
-    assert [count for count in rows if count > 2] == [3], "one pass for 4 draws, besides looks at one example or two"
+    engine = Engine(draws, x)
+    calls = count_backward(monkeypatch, type(network[2]), "forward")
+    found = torch.stack(list(engine.attributions(gradient.declared.path(x), torch.ones(3).long())))
+    blocks = sum(type(module) is type(network[2]) for module in network.modules())
+    assert engine.how == "vmap" and len(calls) == blocks, "one pass for 4 draws"
     assert error(found, looped(draws, gradient, x, 1)) < PROMISE
 
 
@@ -674,8 +675,7 @@ def test_hooks_of_the_user_are_obeyed(posterior, where, kind):
         return network
 
     draws = POSTERIORS[posterior](build, (4, 5), 3)
-    fast = posterior != "deep_ensemble"  # each of whose members has a hook of its own
-    assert_equals_the_loop(draws, randn(4, 5), 1, names=["gradient", "guided_backprop"], fast=fast)
+    assert_equals_the_loop(draws, randn(4, 5), 1, names=["gradient", "guided_backprop"], fast=False)
 
 
 def hook(module: nn.Module, kind: str) -> None:
@@ -693,7 +693,7 @@ def test_hooks_in_a_network_of_the_user_are_obeyed_once(kind, name):
     network = seeded(FunctionalRelu)
     hook(network.get_submodule(name), kind)
     draws, x = MCDropConnect(network, p=0.3).sample(3, seed=1), randn(4, 5)
-    assert_equals_the_loop(draws, x, 1, names=["gradient", "integrated_gradients"], fast=bool(name))
+    assert_equals_the_loop(draws, x, 1, names=["gradient", "integrated_gradients"], fast=False)
     assert_close(draws(x), torch.stack([draw(x) for draw in draws]), **EXACT)
 
 
@@ -1210,11 +1210,10 @@ class Threshold(nn.Module):
         return (x > 0).to(x.dtype)
 
 
-def test_a_layer_without_a_slope_has_logits_on_the_fast_path_and_no_gradient():
+def test_a_layer_without_a_slope_has_logits_and_no_gradient():
     build = lambda: nn.Sequential(nn.Linear(5, 6), Threshold(), nn.Dropout(0.3), nn.Linear(6, 3))  # noqa: E731
     draws, x = MCDropout(seeded(build)).sample(3, seed=1), randn(2, 5)
-    with assert_fast():
-        assert error_of_logits(Engine(draws, x), draws, x) < PROMISE
+    assert error_of_logits(Engine(draws, x), draws, x) < PROMISE
     with pytest.raises(ValueError, match="does not depend on x as far as autograd can see"):
         explain(draws, gradient, x, 1)
 

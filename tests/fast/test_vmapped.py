@@ -252,18 +252,6 @@ def test_a_chain_in_folds_comes_first():
     assert Engine(draws, x).how == "chain"
 
 
-def test_many_rows_of_a_draw_are_looped_over(monkeypatch):
-    draws, x = MCDropout(seeded(Skip)).sample(4, seed=1), randn(1400, 5)
-    engine, target = Engine(draws, x), torch.ones(1400).long()
-    met, whole = [], Vmapped.slopes
-    monkeypatch.setattr(Vmapped, "slopes", lambda self, *rest: met.append(len(rest[1])) or whole(self, *rest))
-    for count, sides in ((1400, []), (1300, [4, 4])):
-        met.clear()
-        found = torch.stack(list(engine.attributions(Path(x[:count]), target[:count])))
-        assert met[-len(sides) :] == sides if sides else met == []
-        assert error(found, looped(draws, gradient, x[:count], 1)) < PROMISE
-
-
 @pytest.mark.parametrize("broken", ["masks", "slopes", "weights"])
 def test_what_is_broken_turns_the_comparison_red(monkeypatch, broken):
     draws = (Flipout(seeded(Skip), placement="all") if broken == "weights" else MCDropout(seeded(Skip))).sample(

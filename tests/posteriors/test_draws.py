@@ -167,7 +167,7 @@ def test_draws_can_be_pickled(posterior):
     again = pickled(draws)
     assert torch.equal(again(x), draws(x))
     assert again.posterior == draws.posterior
-    shared, kept = shared_trunk(draws.networks, x)[0], shared_trunk(again.networks, x)[0]
+    shared, kept = shared_trunk(draws.networks)[0], shared_trunk(again.networks)[0]
     assert len(list(kept.parameters())) == len(list(shared.parameters())), "pickling lost what the draws share"
 
 
@@ -239,9 +239,9 @@ def test_what_the_draws_share_is_evaluated_once(method):
 
 def test_what_the_draws_share_survives_a_move():
     draws = MCDropout(seeded(late_cnn, dtype=torch.float32)).sample(3, seed=1)
-    depth = len(shared_trunk(draws.networks, randn(1, 3, 8, 8))[0].network)
+    depth = len(shared_trunk(draws.networks)[0].network)
     assert draws.to(torch.float64) is draws
-    assert len(shared_trunk(draws.networks, randn(1, 3, 8, 8))[0].network) == depth == 5
+    assert len(shared_trunk(draws.networks)[0].network) == depth == 5
     x = randn(2, 3, 8, 8)
     assert_close(draws(x), loop(draws, x), **EXACT)
 

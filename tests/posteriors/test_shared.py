@@ -13,7 +13,6 @@ from core_networks import (
     CarelessDropout,
     FunctionalDropout,
     FunctionalRelu,
-    OneOutput,
     TwiceDropout,
     clones,
     inplace_cnn,
@@ -28,9 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from xuqlib import DeepEnsemble, Draws, Flipout, MCDropConnect, MCDropout
-from xuqlib.posteriors import shared as sharing
-from xuqlib.posteriors.draws import copy_with, shared_trunk
+from xuqlib import DeepEnsemble, Draws, MCDropConnect, MCDropout
+from xuqlib.posteriors.draws import copy_with
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.kinds import have_same_tensors, is_hooked, is_sure, layers_of
 from xuqlib.posteriors.random_weights import DropConnectLayer
@@ -41,7 +39,7 @@ TABLE, PICTURES = (4, 5), (2, 3, 8, 8)
 
 def depths(draws: Draws, shape: tuple[int, ...] = TABLE) -> tuple[int, int] | None:
     """Numbers of layers in the trunk and in each head; None where nothing is known to be shared."""
-    found = split(draws.networks, randn(*shape))
+    found = split(draws.networks)
     if found is None:
         return None
     assert len(found.heads) == len(found.seeds) == len(draws)
@@ -174,127 +172,9 @@ def test_layers_have_the_same_tensors_if_each_is_the_same_object():
 # What other networks share
 
 
-def vision_transformer(dropout: float = 0.0) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        from torchvision.models import VisionTransformer
-
-        sizes = {"image_size": 8, "patch_size": 4, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8}
-        vit = VisionTransformer(**sizes, dropout=dropout, num_classes=3)
-        nn.init.normal_(vit.heads.head.weight)  # torchvision starts it at 0
-        return vit
-
-    return build
-
-
-def resnet_with_dropout() -> nn.Module:
-    network = torchvision_resnet()
-    network.fc = nn.Sequential(nn.Dropout(0.3), network.fc)
-    return network
-
-
-def test_other_networks_are_cut_before_the_layer_that_gives_the_output():
-    assert depths(last(torchvision_resnet), PICTURES) == (1, 1)
-    assert depths(dropped(resnet_with_dropout), PICTURES) == (1, 2)
-    assert depths(last(vision_transformer()), PICTURES) == (1, 1)
-    assert depths(last(FunctionalRelu)) == depths(Flipout(seeded(FunctionalRelu)).sample(2)) == (1, 1)
-
-
-def test_dropout_that_is_off_does_not_hide_what_is_shared():
-    # Draws of weights are in eval mode: the dropout layers of the network do nothing.
-    assert depths(last(vision_transformer(0.3)), PICTURES) == (1, 1)
-    assert depths(last(TwiceDropout)) == (1, 1)
-
-
-@pytest.mark.parametrize("build", [FunctionalDropout, TwiceDropout, OneOutput, vision_transformer(0.3)])
-def test_networks_that_drop_before_their_output_layer_share_nothing(build):
-    shape = PICTURES if build not in (FunctionalDropout, TwiceDropout, OneOutput) else TABLE
-    assert depths(dropped(build), shape) is None
-
-
-@pytest.mark.parametrize("method", [MCDropConnect, Flipout])
-@pytest.mark.parametrize("build", [FunctionalRelu, torchvision_resnet])
-def test_networks_that_are_random_throughout_share_nothing(build, method):
-    draws = method(seeded(build), placement="all").sample(2, seed=1)
-    assert depths(draws, PICTURES if build is torchvision_resnet else TABLE) is None
-    members = DeepEnsemble(clones(build, 2)).sample()
-    assert depths(members, PICTURES if build is torchvision_resnet else TABLE) is None
-
-
-class Output(nn.Module):
-    """A network whose output layer is used in a way of the user's own."""
-
-    def __init__(self, use: Callable[[nn.Module, Tensor], Tensor], layer: nn.Module | None = None) -> None:
-        super().__init__()
-        self.body, self.output, self.use = nn.Linear(5, 4), layer or nn.Linear(4, 4), use
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.use(self.output, torch.tanh(self.body(x)))
-
-
-class Scaled(nn.Linear):
-    """A dense layer with an option."""
-
-    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        return scale * super().forward(x)
-
-
-class Listed(nn.Linear):
-    """A dense layer on a list of one."""
-
-    def forward(self, x: list[Tensor]) -> Tensor:
-        return super().forward(x[0])
-
-
-USES: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], bool]] = {
-    "called once, at the end": (lambda layer, h: layer(h), True),
-    "its output is worked on": (lambda layer, h: 2 * layer(h), False),
-    "called twice": (lambda layer, h: layer(layer(h)), False),
-    "called twice, once in vain": (lambda layer, h: (layer(h), layer(2 * h))[1], False),
-    "its weight is read before": (lambda layer, h: layer(h @ layer.weight), False),
-    "never called": (lambda layer, h: F.linear(h, layer.weight, layer.bias), False),
-}
-
-
-@pytest.mark.parametrize("name", USES)
-def test_the_output_layer_must_be_called_once_at_the_end_and_by_its_name(name):
-    use, is_shared = USES[name]
-    network = seeded(lambda: Output(use))
-    draws = MCDropConnect(network, p=0.3, placement=["output"]).sample(3, seed=1)
-    assert depths(draws) == ((1, 1) if is_shared else None)
-
-
-class Dropping(nn.Module):
-    """An output layer that drops and may take an option, or a list."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop, self.line = nn.Dropout(0.4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor | list[Tensor], scale: float = 1.0) -> Tensor:
-        return self.line(self.drop(scale * (x[0] if isinstance(x, list) else x)))
-
-
-@pytest.mark.parametrize(
-    ("use", "is_shared"),
-    [
-        (lambda layer, h: layer(h), True),
-        (lambda layer, h: layer(h, scale=3.0), False),
-        (lambda layer, h: layer(x=h), False),
-        (lambda layer, h: layer(h, 3.0), False),
-        (lambda layer, h: layer([h]), False),
-        (lambda layer, h: layer(F.dropout(h, 0.2)), False),
-        (lambda layer, h: F.dropout(layer(h), 0.2), False),
-    ],
-    ids=["plain", "option", "by name", "two inputs", "list", "dropout before", "dropout behind"],
-)
-def test_an_output_layer_that_drops_must_be_given_one_tensor_and_hold_all_dropout(use, is_shared):
-    assert depths(dropped(lambda: Output(use, Dropping()))) == ((1, 1) if is_shared else None)
-
-
-def test_a_hook_on_the_output_layer_acts_once():
-    network = seeded(FunctionalRelu)
-    network.last.register_forward_pre_hook(lambda _, inputs: (torch.tanh(2 * inputs[0]),))
-    assert depths(MCDropConnect(network, p=0.3).sample(3)) == (1, 1)
+@pytest.mark.parametrize("build", [FunctionalRelu, TwiceDropout, torchvision_resnet])
+def test_networks_that_are_no_sequential_share_nothing(build):
+    assert depths(last(build), PICTURES if build is torchvision_resnet else TABLE) is None
 
 
 @pytest.mark.parametrize("kind", ["a number", "a layer that torch does not see"])
@@ -333,28 +213,19 @@ def test_networks_that_are_not_alike_share_no_layer_that_differs(one, other):
 
 def test_plain_networks_resampled_masks_and_hooked_draws_share_nothing():
     network = seeded(table_mlp).eval()
-    assert split([network, network], randn(*TABLE)) is None
-    assert split(MCDropout(network).sample(2, masks="resampled").networks, randn(*TABLE)) is None
+    assert split([network, network]) is None
+    assert split(MCDropout(network).sample(2, masks="resampled").networks) is None
     hooked = MCDropout(network).sample(2)
     hooked[1].register_forward_hook(lambda _, __, output: 2 * output)
-    assert split(hooked.networks, randn(*TABLE)) is None
+    assert split(hooked.networks) is None
 
 
 def test_a_network_that_fails_on_the_example_shares_nothing_and_says_why_when_it_is_evaluated():
     draws = MCDropConnect(seeded(FunctionalRelu)).sample(2)
-    assert split(draws.networks, randn(4, 6)) is None
+    assert split(draws.networks) is None
     with pytest.raises(ValueError, match=r"cannot evaluate x of shape \(4, 6\)"):
         draws(randn(4, 6))
-    assert split(DeepEnsemble([seeded(CarelessDropout)]).sample().networks, randn(*TABLE)) is None
-
-
-def test_an_output_layer_that_cannot_be_called_with_a_tensor_alone_is_not_called_so():
-    class Strict(nn.Linear):
-        def forward(self, x: Tensor, *, scale: float) -> Tensor:
-            return scale * super().forward(x)
-
-    network = seeded(lambda: Output(lambda layer, h: layer(h, scale=2.0), Strict(4, 3)))
-    assert depths(MCDropConnect(network, p=0.3, placement=["output"]).sample(2, seed=1)) is None
+    assert split(DeepEnsemble([seeded(CarelessDropout)]).sample().networks) is None
 
 
 def test_a_network_that_refuses_an_example_by_itself_is_explained_all_the_same():
@@ -365,53 +236,8 @@ def test_a_network_that_refuses_an_example_by_itself_is_explained_all_the_same()
             return super().forward(x)
 
     draws = last(Picky, placement=["last"])
-    assert split(draws.networks, randn(*TABLE)) is None
+    assert split(draws.networks) is None
     assert_close(draws(randn(*TABLE)), torch.stack([draw(randn(*TABLE)) for draw in draws]), **EXACT)
-
-
-def test_features_that_do_not_fit_another_draws_layer_are_not_shared():
-    class Member(nn.Module):
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.inside = nn.Linear(5, 3)
-            self.layers = [nn.Linear(5, width, dtype=torch.float64), nn.Linear(width, 5, dtype=torch.float64)]
-            self.output = Behind([self.layers[1]])
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.output(self.layers[0](x))
-
-    class Behind(nn.Module):
-        def __init__(self, layers: list[nn.Module]) -> None:
-            super().__init__()
-            self.line, self.layers = nn.Linear(5, 3), layers
-
-        def forward(self, h: Tensor) -> Tensor:
-            return self.line(self.layers[0](h))
-
-    members = [seeded(lambda width=width: Member(width)).requires_grad_(False) for width in (4, 6)]
-    for member in members:
-        del member.inside
-    assert depths(DeepEnsemble(members).sample()) is None
-
-
-@pytest.mark.parametrize("broken", ["enter", "leave", "gave", "forget"])
-def test_a_bug_in_looking_is_not_taken_for_a_network_that_shares_nothing(monkeypatch, broken):
-    def failing(*_: Any) -> None:
-        raise RuntimeError("a bug")
-
-    draws = last(FunctionalRelu)
-    monkeypatch.setattr(sharing._Calls, broken, failing)
-    with pytest.raises(RuntimeError, match="a bug"):
-        split(draws.networks, randn(*TABLE))
-
-
-def test_a_bug_in_comparing_is_not_taken_for_a_network_that_shares_nothing(monkeypatch):
-    def failing(*_: Any) -> None:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(Split, "head", failing)
-    with pytest.raises(RuntimeError, match="a bug"):
-        split(last(FunctionalRelu).networks, randn(*TABLE))
 
 
 @pytest.mark.parametrize("build", [late_cnn, torchvision_resnet, TwiceDropout, FunctionalDropout])
@@ -419,7 +245,7 @@ def test_looking_for_what_is_shared_leaves_networks_and_examples_as_they_were(bu
     shape = PICTURES if build in (late_cnn, torchvision_resnet) else TABLE
     draws = last(build)
     before, x = [snapshot(draw) for draw in draws], randn(*shape)
-    split(draws.networks, x)
+    split(draws.networks)
     draws(x)
     for one, draw in zip(before, draws, strict=True):
         now = snapshot(draw)
@@ -428,24 +254,6 @@ def test_looking_for_what_is_shared_leaves_networks_and_examples_as_they_were(bu
         }
         assert all(torch.equal(value, now["tensors"][key]) for key, value in one["tensors"].items())
     assert torch.equal(x, randn(*shape))
-
-
-def test_hooks_that_end_the_pass_early_are_gone_even_after_an_error():
-    draws = last(FunctionalRelu)
-    trunk, _ = shared_trunk(draws.networks, randn(*TABLE))
-    with pytest.raises(ValueError, match="cannot evaluate"):
-        trunk(randn(4, 6))
-    assert not any(is_hooked(module) for draw in draws for module in draw.modules())
-
-
-def test_a_network_that_does_not_come_to_its_output_layer_again_says_so():
-    class Fickle(FunctionalRelu):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) if len(x) == 1 else torch.tanh(self.first(x))[:, :3]
-
-    trunk, _ = shared_trunk(last(Fickle, placement=["last"]).networks, randn(*TABLE))
-    with pytest.raises((RuntimeError, ValueError), match="did not come to its layer"):
-        trunk(randn(*TABLE))
 
 
 # Copies

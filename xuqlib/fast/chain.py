@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from xuqlib.checks import check_logits, check_target
 from xuqlib.fast.layers import Convolution, Dense, Dropout, Execution, Flatten, Layer, MaxPool, NotAChain, Other, Relu
 from xuqlib.posteriors import kinds
-from xuqlib.posteriors.shared import Split
+from xuqlib.posteriors.shared import split
 
 NUMBERS_AT_ONCE = 2**24  # in the weights of draws that are held side by side
 DRAWS_KEPT = 64  # whose masks stay for the next examples; memory must not grow with the number of draws
@@ -39,8 +40,8 @@ class _Head:
 
     def cotangent(self, h: Tensor, classes: Tensor) -> Tensor:
         """Slope of each row's class at the output of the last of `layers`: (S * R, ...) for classes (R,)."""
-        if self.last is not None:
-            return self.last.slope_of(classes, self.num_draws)  # which needs no logits
+        if self.last is not None:  # which needs no logits
+            return self.last.slope_of(check_target(classes, len(classes), self.last.weight.shape[-2]), self.num_draws)
         logits = check_logits(h, self.num_draws * len(classes))
         check_target(classes, len(classes), logits.shape[1])
         return torch.zeros_like(logits).scatter_(1, classes.repeat(self.num_draws)[:, None], 1).view_as(h)
@@ -49,76 +50,78 @@ class _Head:
     def all_layers(self) -> list[Layer]:
         return self.layers if self.last is None else [*self.layers, self.last]
 
-    @property
-    def is_masked_dense(self) -> bool:
-        """Whether draws differ in the dropout before their last layer alone."""
-        return len(self.layers) == 1 and isinstance(self.layers[0], Dropout) and self.last is not None
-
     def masked_logits(self, h: Tensor) -> Tensor:
-        """Logits of such draws, (S, R, C): masks on the few weights instead of on the many rows."""
+        """Logits of draws that differ in the dropout before their last layer alone, (S, R, C).
+
+        Masks are put on the few weights instead of on the many rows.
+        """
         dropout, last = cast(Dropout, self.layers[0]), cast(Dense, self.last)
         weights = last.weight * dropout.mask_of(h.shape[1:])  # (S, C, D)
         logits = F.linear(h, weights.flatten(0, 1)).unflatten(1, (len(weights), -1)).transpose(0, 1)
         return logits if last.bias is None else logits + last.bias
 
 
-class Chain:
-    """Draws that can be seen as a trunk and heads of layers; others raise `NotAChain`.
+class Together:
+    """Draws that are evaluated at once.
 
     Attributes:
+        num_draws: how many there are.
+        at_least: how many are to stand side by side in a pass, for which examples and steps are cut.
         is_foldable: whether several draws side by side are as fast as one.
-        is_masked_dense: whether draws differ in the dropout before their last layer alone.
-        is_linear_behind_trunk: whether a draw's logits are linear in what its trunk gives.
-        num_classes: how many logits there are, where that can be told without a forward pass.
         own_numbers: in the weights that a draw does not share.
     """
 
-    def __init__(self, split: Split, execution: Execution) -> None:
-        self.split, self.execution = split, execution
-        self.trunk = fast_layers([split.trunk], [None], execution)
-        self._heads: dict[range, _Head] = {}
-        self.unguided: set[str] = set()
-        self._num_met = 0  # ReLUs met in heads, most of which are let go
-        columns = list(zip(*split.heads, strict=True))
-        own = [column for column in columns if not kinds.have_same_tensors(column)]
-        self._shared = _Shared(id(column[0]) for column in columns if all(layer is column[0] for layer in column))
-        dense = all(kinds.kind_of(column[0]) is nn.Linear for column in own)
-        first = split.heads[0][0]
-        masked = type(first) in kinds.DROPOUTS and any(seed is not None for seed in split.seeds)
-        folds = masked or any(column[0] is first for column in own)
-        self.is_foldable = dense and folds and all(kinds.is_known(layer) for layer in split.heads[0])
-        self.own_numbers = sum(p.numel() for column in own for p in column[0].parameters())
-        head = self._head(range(1))
-        self.is_masked_dense = head.is_masked_dense and self.own_numbers == 0
-        self.is_linear_behind_trunk = head.last is not None and all(isinstance(x, Dense | Dropout) for x in head.layers)
-        self.num_classes = None if head.last is None else head.last.weight.shape[-2]
+    num_draws: int
+    at_least, is_foldable, own_numbers = 1, True, 0
 
     def folds(self, rows: int, rows_of_one: int, first: int = 0) -> list[range]:
         """Cut the draws from number `first` on into folds, one a pass of at most `rows` rows, `rows_of_one` a draw."""
-        num_draws, most = len(self.split.heads), max(1, NUMBERS_AT_ONCE // max(self.own_numbers, 1))
-        at_once = min(max(1, rows // rows_of_one), most) if self.is_foldable else 1
-        return [range(start, min(start + at_once, num_draws)) for start in range(first, num_draws, at_once)]
+        most = NUMBERS_AT_ONCE // max(self.own_numbers, 1) if self.is_foldable else 1
+        at_once = max(1, min(rows // rows_of_one, most))
+        return [range(start, min(start + at_once, self.num_draws)) for start in range(first, self.num_draws, at_once)]
 
-    def is_worth_it(self, rows: int, rows_of_one: int) -> bool:
-        """Whether this is faster than one draw after another: always."""
-        return True
 
-    def rows_of_a_draw(self, rows: int) -> int:
-        """Rows of a pass through the trunk, where `rows` are the most of any pass."""
-        return rows
+class Chain(Together):
+    """Draws that can be seen as a trunk and heads of layers.
 
-    @property
-    def num_relus(self) -> int:
-        """ReLUs met so far; 0 after a pass means that there was none to guide."""
-        return _num_relus(self.trunk) + self._num_met
+    Args:
+        points: an example or more, on which the trunk and the first head are tried, layer by layer.
 
-    def probe(self, points: Tensor) -> None:
-        """Run points (R, ...) through the trunk and the first head, layer by layer; draws differ in tensors alone.
+    Attributes:
+        is_masked_dense: whether draws differ in the dropout before their last layer alone.
+        is_linear_behind_trunk: whether a draw's logits are linear in what its trunk gives.
 
-        Raises:
-            NotAChain: a layer of the fast path cannot stand for its own, given what comes to it.
-            TypeError, ValueError: what comes out of the last are no logits.
-        """
+    Raises:
+        NotAChain: the draws are no layers in a row, or one of the fast path cannot stand for its own.
+        TypeError, ValueError: what comes out of the last are no logits.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], execution: Execution, points: Tensor) -> None:
+        parts = split(networks)
+        if parts is None:
+            raise NotAChain("draws that are no layers in a row")
+        self.split, self.execution, self.num_draws = parts, execution, len(networks)
+        self.trunk = fast_layers([parts.trunk], [None], execution)
+        self._heads: dict[range, _Head] = {}
+        columns = list(zip(*parts.heads, strict=True))
+        own = [column for column in columns if not kinds.have_same_tensors(column)]
+        # A layer that all draws share, and so they do the norm that may be behind it.
+        shared = [all(layer is column[0] for layer in column) for column in columns]
+        both = zip(columns, shared, [*shared[1:], True], strict=True)
+        self._made: dict[int, Layer | None] = {id(column[0]): None for column, *are in both if all(are)}
+        first = parts.heads[0][0]
+        masked = type(first) in kinds.DROPOUTS and any(seed is not None for seed in parts.seeds)
+        begins_at_once = masked or any(column[0] is first for column in own)
+        self.is_foldable = begins_at_once and all(kinds.kind_of(column[0]) is nn.Linear for column in own)
+        self.own_numbers = sum(p.numel() for column in own for p in column[0].parameters())
+        head = self._head(range(1))
+        ends_dense, kept = head.last is not None, [type(layer) for layer in head.layers]
+        self.is_masked_dense = ends_dense and kept == [Dropout] and self.own_numbers == 0
+        self.is_linear_behind_trunk = ends_dense and set(kept) <= {Dense, Dropout}
+        with suppress(torch.OutOfMemoryError):  # evaluating a path halves the rows, or says what is wrong
+            self._probe(points)
+
+    def _probe(self, points: Tensor) -> None:
         passed = self.forward(points)
         h = passed.h
         for layer in self._head(range(1)).all_layers:
@@ -136,7 +139,7 @@ class Chain:
     def logits(self, passed: Passed, draws: range) -> Tensor:
         """Evaluate some draws behind the trunk: (S, R, C)."""
         head, h = self._head(draws), passed.h
-        if head.is_masked_dense:
+        if self.is_masked_dense:
             return head.masked_logits(h)
         for layer in head.all_layers:
             h, _ = layer.forward(h, passed.rows)
@@ -164,7 +167,7 @@ class Chain:
             for layer, keep in zip(reversed(layers), reversed(kept), strict=True):
                 g = layer.backward(g, keep)
             total = total + g.unflatten(0, (len(draws), -1)).sum(0, dtype=torch.promote_types(g.dtype, torch.float32))
-        mean = torch.as_tensor(total) / len(self.split.heads)
+        mean = torch.as_tensor(total) / self.num_draws
         return self._through(mean.to(self.execution.dtype), self.trunk, passed.kept, 1, len(classes))[0]
 
     def _to_trunk(
@@ -174,8 +177,6 @@ class Chain:
         for layer in head.layers:
             h, keep = layer.forward(h, passed.rows)
             kept.append(keep)
-        self._num_met += _num_relus(head.layers)
-        self.unguided |= _unguided([*self.trunk, *head.layers])
         g = head.cotangent(h, classes.repeat(passed.rows // len(classes)))
         if weights is not None:
             g = g * weights.to(g).repeat(len(draws)).view(-1, *(1,) * (g.ndim - 1))
@@ -196,22 +197,13 @@ class Chain:
         if draws in self._heads:
             return self._heads[draws]
         some = slice(draws.start, draws.stop)
-        layers = fast_layers(self.split.heads[some], self.split.seeds[some], self.execution, self._shared)
+        layers = fast_layers(self.split.heads[some], self.split.seeds[some], self.execution, self._made)
         last = layers[-1] if layers and isinstance(layers[-1], Dense) else None
         head = _Head(layers[: -1 if last else None], last, len(draws))
         kept = sum(len(some) for some in self._heads)
         if not self._heads or (self.own_numbers == 0 and kept < DRAWS_KEPT):
             self._heads[draws] = head
         return head
-
-
-def _unguided(layers: Sequence[Layer]) -> set[str]:
-    return set().union(*(layer.mode.unguided for layer in layers if isinstance(layer, Other) and layer.mode))
-
-
-def _num_relus(layers: Sequence[Layer]) -> int:
-    by_hand = sum(isinstance(layer, Relu) for layer in layers)
-    return by_hand + sum(layer.mode.num_met for layer in layers if isinstance(layer, Other) and layer.mode)
 
 
 def _summed_over_steps(g: Tensor, num_draws: int, num_examples: int) -> Tensor:
@@ -223,53 +215,42 @@ def _summed_over_steps(g: Tensor, num_draws: int, num_examples: int) -> Tensor:
     return total.permute(0, 3, 1, 2) if images else total
 
 
-class _Shared(set[int]):
-    """Layers that all draws have in common, by id, and what was made of them."""
-
-    def __init__(self, layers: Iterable[int] = ()) -> None:
-        super().__init__(layers)
-        self.made: dict[tuple[int, ...], Layer] = {}
-
-    def affine(self, layers: Sequence[Any], norms: Sequence[Any], execution: Execution) -> Layer:
-        """Make a convolution or a dense layer of a layer of each draw, or find the one that was made."""
-        key = tuple(id(part) for part in (layers[0], norms[0]) if part is not None)
-        if key in self.made:
-            return self.made[key]
-        made: Layer
-        if isinstance(layers[0], nn.Linear):
-            same = kinds.have_same_tensors(layers) and (norms[0] is None or kinds.have_same_tensors(norms))
-            count = 1 if same else len(layers)
-            made = Dense(layers[:count], norms[:count], execution)
-        else:
-            made = Convolution(layers[0], norms[0], execution)
-        if self.issuperset(key):
-            self.made[key] = made
-        return made
+def _affine(column: list[Any], norms: list[Any], execution: Execution, made: dict[int, Layer | None] | None) -> Layer:
+    """Make a convolution or a dense layer of a layer of each draw, or find the one that was made."""
+    made, key = made or {}, id(column[0])
+    layer = made.get(key)
+    if layer is None and isinstance(column[0], nn.Linear):
+        same = kinds.have_same_tensors(column) and (norms[0] is None or kinds.have_same_tensors(norms))
+        count = 1 if same else len(column)
+        layer = Dense(column[:count], norms[:count], execution)
+    elif layer is None:
+        layer = Convolution(column[0], norms[0], execution)
+    if key in made:
+        made[key] = layer
+    return layer
 
 
 def fast_layers(
     heads: Sequence[Sequence[nn.Module]],
     seeds: Sequence[int | None],
     execution: Execution,
-    shared: _Shared | None = None,
+    made: dict[int, Layer | None] | None = None,
 ) -> list[Layer]:
     """Make layers of the fast path of those of some draws: batch norms folded into what is before them.
 
     Args:
         heads: the layers of each draw, as many in each.
         seeds: of each draw's dropout masks.
-        shared: layers that were made for other draws and serve these too.
+        made: by id, layers that all draws share, and what was made of them for other draws, if anything.
 
     Raises:
-        NotAChain: several draws with a layer of a user's own.
+        NotAChain: a layer of a user's own, or one with a hook.
     """
     if not all(kinds.is_known(layer) for layer in heads[0]):
-        if len(heads) > 1:
-            raise NotAChain("layers of a user's own, in several draws side by side")
-        return [Other(nn.Sequential(*heads[0]), seeds[0], execution)]
+        raise NotAChain("a layer of a user's own")
     columns: list[list[Any]] = [[kinds.plain(layer) for layer in column] for column in zip(*heads, strict=True)]
-    made: list[Layer] = []
-    calls, shared = 0, shared or _Shared()
+    layers: list[Layer] = []
+    calls = 0
 
     def may_wait(pool: nn.MaxPool2d) -> bool:
         # A guided ReLU in front of windows that overlap sees the sum of their slopes, not each by itself.
@@ -281,20 +262,21 @@ def fast_layers(
         if kind in (nn.Conv2d, nn.Linear) and columns and kinds.is_fixed_norm(columns[0][0], kind):
             norms = columns.pop(0)
         if kind is nn.Linear or (kind is nn.Conv2d and kinds.is_zero_padded(column[0])):
-            made.append(shared.affine(column, norms, execution))
+            layers.append(_affine(column, norms, execution, made))
         elif kind is nn.ReLU and columns and kinds.kind_of(columns[0][0]) is nn.MaxPool2d and may_wait(columns[0][0]):
             columns.insert(1, column)  # the same after the pooling, on a quarter of the numbers
         elif kind is nn.ReLU:
-            fresh = bool(made) and isinstance(made[-1], Convolution | Dense | MaxPool)
-            made.append(Relu(execution.guided, in_place=fresh))
+            fresh = bool(layers) and isinstance(layers[-1], Convolution | Dense | MaxPool)
+            layers.append(Relu(execution.guided, in_place=fresh))
+            execution.mode.num_met += 1
         elif kind is nn.MaxPool2d and not column[0].return_indices:
-            made.append(MaxPool(column[0], execution))
+            layers.append(MaxPool(column[0], execution))
         elif kind in kinds.DROPOUTS:
             calls += 1
             if any(seed is not None for seed in seeds):
-                made.append(Dropout(column[0], seeds, calls, execution))
+                layers.append(Dropout(column[0], seeds, calls, execution))
         elif kind is nn.Flatten and (column[0].start_dim, column[0].end_dim) == (1, -1):
-            made.append(Flatten())
+            layers.append(Flatten())
         elif kind is not nn.Identity:
-            made += [Other(layer, None, execution) for layer in (column[0], norms[0]) if layer is not None]
-    return made
+            layers += [Other(layer, execution) for layer in (column[0], norms[0]) if layer is not None]
+    return layers

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_choice, check_fixed, check_logits, check_target
+from xuqlib.checks import check_choice, check_fixed, check_logits
 from xuqlib.fast.chain import Chain, Passed
 from xuqlib.fast.layers import Execution, NotAChain, raise_clearer, without_graph
 from xuqlib.fast.vmapped import NotVmapped, Vmapped
@@ -33,7 +33,6 @@ from xuqlib.guided import GuidedMode
 from xuqlib.path import Path, along_in, blocks, rows_per_pass, warning_of
 from xuqlib.posteriors.draws import Draws, inner
 from xuqlib.posteriors.fixing import can_evaluate
-from xuqlib.posteriors.shared import Split, split
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -59,30 +58,32 @@ class Engine:
         check_choice(precision, PRECISIONS, "precision")
         self.draws, self.precision = draws, precision
         self.rows, self.is_short_of_memory = rows_per_pass(x, None), False
-        self.mode, self.has_warned = GuidedMode() if guided else None, False
-        dtype = torch.bfloat16 if precision == "bfloat16" else x.dtype
-        self.how, self.chain = self._choose(x[:1], Execution(dtype, x.device, guided))
+        execution = Execution(torch.bfloat16 if precision == "bfloat16" else x.dtype, x.device, guided)
+        self.mode, self.has_warned = execution.mode if guided else None, False
+        self.how, self.chain = self._choose(x[:1], execution)
 
+    @without_graph
     def _choose(self, one: Tensor, execution: Execution) -> tuple[str, Chain | Vmapped | None]:
         """Choose how draws are evaluated, by the first of these that can: a chain, in folds; vmap; a chain; a loop.
 
         Measured on two cores: in folds, a chain is as fast as vmap or up to twice as fast; a chain whose draws are
         evaluated one after another only shares its trunk, as vmap does too.
         """
-        try:
-            vmapped = Vmapped(self.draws.networks, execution)
-            reason = vmapped.refusal(one)
-        except NotVmapped as refusal:
-            vmapped, reason = None, str(refusal)
-        if vmapped is not None and reason == "":
-            return "vmap", vmapped
-        parts = split(self.draws.networks, one)
-        chain = None if parts is None else self._chain_of(parts, one, execution)
-        if vmapped is not None and reason is None and not (chain is not None and chain.is_foldable):
-            reason = self._probed(vmapped, one)
-            if not reason:
-                return "vmap", vmapped
-        return ("chain", chain) if chain is not None else (f"loop: {reason}", None)
+        networks, chain = self.draws.networks, None
+        with computing_in(self.precision, one.device):
+            try:
+                with suppress(NotAChain):
+                    chain = Chain(networks, execution, one)
+                if chain is None or not chain.is_foldable:
+                    return "vmap", Vmapped(networks, execution, one)
+            except (NotVmapped, torch.OutOfMemoryError) as refusal:
+                if chain is None:
+                    return f"loop: {refusal}".partition("\n")[0], None
+            except Exception as error:
+                if can_evaluate(networks[0], one):
+                    raise_clearer(error, lambda: None)
+                return "loop: a draw does not evaluate an example by itself", None
+        return "chain", chain
 
     def at(self, draws: Draws) -> Engine:
         """Go on with the same draws, seen with other examples; see `Draws.at`."""
@@ -97,44 +98,13 @@ class Engine:
         return self.chain is not None
 
     @without_graph
-    def _probed(self, vmapped: Vmapped, one: Tensor) -> str:
-        """Say why draws cannot be evaluated under vmap, which an example shows; an empty string where they can."""
-        with computing_in(self.precision, one.device):
-            if not can_evaluate(self.draws[-1], one):
-                return "a draw does not evaluate an example by itself"
-            try:
-                return vmapped.probe(one)
-            except torch.OutOfMemoryError:
-                return "two draws do not fit into memory"
-
-    @without_graph
-    def _chain_of(self, parts: Split, one: Tensor, execution: Execution) -> Chain | None:
-        """Make a chain if the draws are one, which an example shows; two, where they refuse an example by itself."""
-        with computing_in(self.precision, one.device):
-            for points in (one, torch.cat([one, one])):
-                try:
-                    chain = Chain(parts, execution)
-                    with suppress(torch.OutOfMemoryError):  # evaluating a path halves the rows, or says what is wrong
-                        chain.probe(points)
-                    return chain
-                except torch.OutOfMemoryError:
-                    raise
-                except Exception as error:
-                    if not can_evaluate(self.draws[0], points):
-                        continue
-                    if not isinstance(error, NotAChain):
-                        raise_clearer(error, lambda: None)
-                    return None
-        return None  # evaluating the draws themselves will say what is wrong with x
-
-    @without_graph
     def logits(self, x: Tensor) -> Tensor:
         """Evaluate every draw, (draw, example, class), without a graph; `draws(x)` is differentiable."""
         if self.chain is None:
             return self.draws(x)
         with _clearer(lambda: check_logits(self.draws[0](x), len(x))):
-            passed, all_draws = self.chain.forward(x), [range(len(self.draws))]
-            folds = all_draws if self.chain.is_masked_dense else self.chain.folds(self.rows, len(x))
+            passed, all_at_once = self.chain.forward(x), self.chain.is_masked_dense
+            folds = [range(len(self.draws))] if all_at_once else self.chain.folds(self.rows, len(x))
             return torch.cat([self.chain.logits(passed, draws) for draws in folds])
 
     def attributions(self, path: Path, target: Tensor | None) -> Iterator[Tensor]:
@@ -143,10 +113,10 @@ class Engine:
         Args:
             target: class of each example; None for the one output of a regression.
         """
-        done, classes = 0, self._classes(path, target)
+        done = 0
         while done < len(self.draws):
             try:
-                for some in self._some_draws(path, classes, target, done):
+                for some in self._some_draws(path, target, done):
                     done += len(some)
                     yield from some
             except torch.OutOfMemoryError:
@@ -158,11 +128,11 @@ class Engine:
         Where draws differ in linear layers at their end alone, the slope is linear in what differs, unless ReLUs are
         guided: the mean slope is one backward pass for all draws.
         """
-        classes = self._classes(path, target)
-        while isinstance(self.chain, Chain) and self.chain.is_linear_behind_trunk and not path.guided:
+        while self.chain is not None and self.chain.is_linear_behind_trunk and not path.guided:
             try:
                 with _clearer(partial(self._plain, self.draws[0], path, target)):
-                    return self._mean(self.chain, path, classes)
+                    passes = (self._pass(path, target, *cut) for cut in self._cuts(path))
+                    return path.finished(self._total(path, passes, None)[0])
             except torch.OutOfMemoryError:
                 self._halve(path)
         total = torch.zeros_like(path.origin)
@@ -170,32 +140,26 @@ class Engine:
             total += attribution
         return total / len(self.draws)
 
-    def _classes(self, path: Path, target: Tensor | None) -> Tensor:
-        num_examples, known = len(path.origin), self.chain.num_classes if self.chain is not None else None
-        if known is not None:
-            check_target(target, num_examples, known)
-        return (torch.zeros(num_examples, dtype=torch.long) if target is None else target).to(path.origin.device)
-
-    def _some_draws(self, path: Path, classes: Tensor, target: Tensor | None, done: int) -> Iterator[Tensor]:
+    def _some_draws(self, path: Path, target: Tensor | None, done: int) -> Iterator[Tensor]:
         """Yield attributions (S, N, ...) of the draws from number `done` on, as many at a time as fit."""
-        if self.chain is None or not self.chain.is_worth_it(self.rows, len(path.origin) * path.num_steps):
+        if self.chain is None:
             for network in self.draws[done:]:
                 attribution = self._plain(network, path, target)
                 if self.mode is not None:
-                    self._check_guided(path, self.mode.num_met, self.mode.unguided)
+                    self._check_guided(self.mode)
                 yield attribution[None]
             return
-        chain, held = self.chain, None
-        cuts = self._cuts(path, chain.rows_of_a_draw(self.rows))
+        held, cuts = None, self._cuts(path)
         if not self.is_short_of_memory:
             with _clearer(partial(self._plain, self.draws[done], path, target)):
-                held = [self._pass(chain, path, classes, *cut) for cut in cuts]
+                held = [self._pass(path, target, *cut) for cut in cuts]
         examples, steps = (part.stop - part.start for part in cuts[0])
-        for draws in chain.folds(self.rows, examples * steps, done):
-            passes = held or (self._pass(chain, path, classes, *cut) for cut in cuts)
+        for draws in self.chain.folds(self.rows, examples * steps, done):
+            passes = held or (self._pass(path, target, *cut) for cut in cuts)
             with _clearer(partial(self._plain, self.draws[draws[0]], path, target)):
-                total = self._total(chain, path, passes, draws)
-            self._check_guided(path, chain.num_relus, chain.unguided)
+                total = self._total(path, passes, draws)
+            if self.mode is not None:
+                self._check_guided(self.mode)
             yield path.finished(total)
 
     def _plain(self, network: nn.Module, path: Path, target: Tensor | None) -> Tensor:
@@ -203,43 +167,41 @@ class Engine:
         with computing_in(self.precision, path.origin.device):
             return along_in(self.mode, network, path, target, self.rows)
 
-    def _check_guided(self, path: Path, num_met: int, unguided: set[str]) -> None:
-        message = warning_of(num_met, unguided) if path.guided else None
+    def _check_guided(self, mode: GuidedMode) -> None:
+        message = warning_of(mode.num_met, mode.unguided)
         if message is not None and not self.has_warned:
             self.has_warned = True
             warnings.warn(message, stacklevel=2)
 
-    def _cuts(self, path: Path, rows: int) -> list[tuple[slice, slice]]:
-        """Cut examples and steps into blocks of at most `rows` rows, at least one; whole paths where they fit."""
+    def _cuts(self, path: Path) -> list[tuple[slice, slice]]:
+        """Cut examples and steps into blocks of few enough rows, at least one; whole paths where they fit."""
+        rows = max(1, self.rows // self.chain.at_least) if self.chain is not None else self.rows
         at_once = min(rows, path.num_steps)
         parts = blocks(len(path.origin), max(1, rows // at_once))
         return [(examples, steps) for examples in parts for steps in blocks(path.num_steps, at_once)]
 
     @without_graph
-    def _pass(self, chain: Chain | Vmapped, path: Path, classes: Tensor, examples: slice, steps: slice) -> _Block:
-        with computing_in(self.precision, path.origin.device):
+    def _pass(self, path: Path, target: Tensor | None, examples: slice, steps: slice) -> _Block:
+        where, chain = path.origin.device, cast(Chain | Vmapped, self.chain)
+        with computing_in(self.precision, where):
             passed = replace(chain.forward(path.points(examples, steps)), examples=examples)
-        some = classes[examples]
+        classes = torch.zeros(len(path.origin), dtype=torch.long) if target is None else target
+        some = classes[examples].to(where)
         return _Block(examples, passed, some, path.weights_of(steps, len(some)))
 
     @without_graph
-    def _total(self, chain: Chain | Vmapped, path: Path, passes: Iterable[_Block], draws: range) -> Tensor:
-        """Sum the slopes of some draws along a path, (S, N, ...)."""
-        total = path.origin.new_zeros(len(draws), *path.origin.shape)
+    def _total(self, path: Path, passes: Iterable[_Block], draws: range | None) -> Tensor:
+        """Sum the slopes of some draws along a path, (S, N, ...); for None, their mean over all, (1, N, ...)."""
+        chain, count = cast(Chain, self.chain), 1 if draws is None else len(draws)
+        total = path.origin.new_zeros(count, *path.origin.shape)
         for block in passes:
             with computing_in(self.precision, path.origin.device):
-                total[:, block.examples] += chain.slopes(block.passed, draws, block.classes, block.weights)
+                if draws is not None:
+                    total[:, block.examples] += chain.slopes(block.passed, draws, block.classes, block.weights)
+                else:
+                    total[:, block.examples] += chain.mean_slope(block.passed, block.classes, block.weights, self.rows)
             del block  # where memory is short, the next one takes its place
         return total
-
-    @without_graph
-    def _mean(self, chain: Chain, path: Path, classes: Tensor) -> Tensor:
-        total = torch.zeros_like(path.origin)
-        for cut in self._cuts(path, self.rows):
-            block = self._pass(chain, path, classes, *cut)
-            with computing_in(self.precision, path.origin.device):
-                total[block.examples] += chain.mean_slope(block.passed, block.classes, block.weights, self.rows)
-        return path.finished(total)
 
     def _halve(self, path: Path) -> None:
         rows = min(self.rows, len(path.origin) * path.num_steps * len(self.draws))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -52,11 +52,12 @@ def raise_clearer(error: Exception, plain: Callable[[], Any]) -> NoReturn:
 
 @dataclass(frozen=True)
 class Execution:
-    """How layers are evaluated: in which dtype, on which device, and whether ReLUs are guided."""
+    """How layers are evaluated: in which dtype, on which device, and whether ReLUs are guided; `mode` counts them."""
 
     dtype: torch.dtype
     device: torch.device
     guided: bool = False
+    mode: GuidedMode = field(default_factory=GuidedMode, compare=False)
 
     def layout(self, num_axes: int) -> torch.memory_format:
         """The order of memory in which convolutions of images and kernels (4 axes) are fast."""
@@ -254,8 +255,8 @@ class Flatten(Layer):
 class Other(Layer):
     """A layer that is not known by hand: an autograd graph of its own, with one backward pass per fold."""
 
-    def __init__(self, layer: nn.Module, seed: int | None, execution: Execution) -> None:
-        self.layer, self.mode = FixedNetwork(layer, seed), GuidedMode() if execution.guided else None
+    def __init__(self, layer: nn.Module, execution: Execution) -> None:
+        self.layer, self.mode = FixedNetwork(layer), execution.mode if execution.guided else None
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
         with torch.enable_grad():

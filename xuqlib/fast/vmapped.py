@@ -13,36 +13,41 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xuqlib.checks import check_logits
-from xuqlib.fast.chain import DRAWS_KEPT, NUMBERS_AT_ONCE, Passed
+from xuqlib.fast.chain import DRAWS_KEPT, Passed, Together
 from xuqlib.fast.layers import Execution
-from xuqlib.guided import GuidedMode
 from xuqlib.path import slope
-from xuqlib.posteriors.fixing import FixedNetwork, Fold
+from xuqlib.posteriors.fixing import FixedNetwork, Fold, can_evaluate
 from xuqlib.posteriors.kinds import is_hooked
 from xuqlib.posteriors.shared import look_alike
 from xuqlib.views import at
 
 # Draws in a pass at least, for which batches are cut. Measured: cut for 8 or 16, small networks are slower.
 _SIDE_BY_SIDE = 4
-_FEW_ROWS = 256  # of images, say. Small networks on more rows are as fast one draw after another, if few fit.
 
 
 class NotVmapped(Exception):
     """Draws that cannot be evaluated under vmap, and why."""
 
 
-class Vmapped:
-    """Draws that share a network but for dropout masks and small weights; others raise `NotVmapped`.
+class Vmapped(Together):
+    """Draws that share a network but for dropout masks and small weights.
 
     What is evaluated before the first mask, or the first weight of a draw's own, has no axis of draws: it is evaluated
     once for all of them. A draw may be seen through a view, a module that holds it as `network`.
+
+    Args:
+        points: an example or more, on which the last draw is compared with itself; what comes out is remembered.
+
+    Raises:
+        NotVmapped: any other draws.
     """
 
-    is_masked_dense, num_classes = False, None
+    is_masked_dense = is_linear_behind_trunk = False
 
-    def __init__(self, networks: Sequence[nn.Module], execution: Execution) -> None:
-        self.networks, self.execution = networks, execution
-        self.mode = GuidedMode() if execution.guided else None
+    def __init__(self, networks: Sequence[nn.Module], execution: Execution, points: Tensor) -> None:
+        self.networks, self.execution, self.num_draws = networks, execution, len(networks)
+        self.at_least = min(self.num_draws, _SIDE_BY_SIDE)
+        self.mode = execution.mode if execution.guided else None
         fixed = [each if isinstance(each, FixedNetwork) else getattr(each, "network", None) for each in networks]
         if not all(isinstance(each, FixedNetwork) and each.resampling is None for each in fixed):
             raise NotVmapped("not every draw is a network with fixed masks")
@@ -56,6 +61,14 @@ class Vmapped:
             raise NotVmapped("draws have convolutions of their own, which are no faster side by side")
         self.own_numbers = sum(tensor[0].numel() for tensor in self.own.values())
         self._folds: dict[range, Fold] = {}
+        if not can_evaluate(networks[-1], points):
+            raise NotVmapped("a draw does not evaluate an example by itself")
+        known = self.fixed[0].plans.refused_by_vmap if networks[0] is self.fixed[0] else {}
+        key = points.shape[1:], execution, tuple(self.own)
+        if key not in known:
+            known[key] = self._probe(points)
+        if known[key]:
+            raise NotVmapped(known[key])
 
     def _own_tensors(self) -> dict[str, Tensor]:
         """Tensors in which draws differ, by their names in `networks[0]`, stacked: (S, ...)."""
@@ -68,42 +81,8 @@ class Vmapped:
         differing = [key for key, first in tensors[0].items() if any(each[key] is not first for each in tensors)]
         return {key: torch.stack([each[key].detach() for each in tensors]) for key in differing}
 
-    @property
-    def num_relus(self) -> int:
-        """ReLUs met so far; 0 after a pass means that there was none to guide."""
-        return self.mode.num_met if self.mode else 0
-
-    @property
-    def unguided(self) -> set[str]:
-        """Names of what keeps its plain gradient where ReLUs are guided."""
-        return self.mode.unguided if self.mode else set()
-
-    def folds(self, rows: int, rows_of_one: int, first: int = 0) -> list[range]:
-        """Cut the draws from number `first` on into folds, one a pass of at most `rows` rows, `rows_of_one` a draw."""
-        at_once = max(1, min(rows // rows_of_one, NUMBERS_AT_ONCE // max(self.own_numbers, 1)))
-        return [range(i, min(i + at_once, len(self.networks))) for i in range(first, len(self.networks), at_once)]
-
-    def is_worth_it(self, rows: int, rows_of_one: int) -> bool:
-        """Whether this is faster than one draw after another, each of `rows_of_one` rows, with `rows` at once."""
-        return rows <= _FEW_ROWS or rows >= (_SIDE_BY_SIDE - 1) * rows_of_one
-
-    def rows_of_a_draw(self, rows: int) -> int:
-        """Rows of one draw in a pass of at most `rows`, so that several stand side by side."""
-        return max(1, rows // min(len(self.networks), _SIDE_BY_SIDE))
-
-    def refusal(self, points: Tensor) -> str | None:
-        """Say why draws of this network cannot be evaluated so, if it was found; "" where they can, None if unknown."""
-        return self.fixed[0].plans.refused_by_vmap.get(self._key(points)) if self.networks[0] is self.fixed[0] else None
-
-    def _key(self, points: Tensor) -> Any:
-        return points.shape[1:], self.execution, tuple(self.own)
-
-    def probe(self, points: Tensor) -> str:
-        """Compare the last draw under vmap with itself, on points (R, ...); say what vmap refuses, if anything."""
-        found = self.fixed[0].plans.refused_by_vmap[self._key(points)] = self._refusal(points)
-        return found
-
-    def _refusal(self, points: Tensor) -> str:
+    def _probe(self, points: Tensor) -> str:
+        """Compare the last draw under vmap with itself; say what vmap refuses, an empty string if nothing."""
         passed, count = self.forward(points), len(self.networks)
         classes = points.new_zeros(len(points), dtype=torch.long)
         last, draws = range(count - 1, count), range(count - 2, count)
@@ -112,6 +91,8 @@ class Vmapped:
             try:
                 wanted = self.logits(passed, last)[0], self.slopes(passed, last, classes, None)[0]
                 given = self.logits(passed, draws)[1], self.slopes(passed, draws, classes, None)[1]
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, ValueError) as error:  # by which vmap refuses, and a draw in whose forward it does
                 return str(error.__cause__ or error).partition("\n")[0]
         slow = [str(warning.message) for warning in caught if "batching rule" in str(warning.message)]

@@ -90,7 +90,7 @@ class Draws(Sequence[nn.Module]):
             draws, x = self.seen(x, output, explained=False)
             return draws.read(x)
         check_examples(x)
-        trunk, heads = shared_trunk(self.networks, x)
+        trunk, heads = shared_trunk(self.networks)
         features = trunk(x)
         outputs = (head(features if isinstance(head, FixedNetwork) else features.clone()) for head in heads)
         return stacked([check_logits(output, len(x)) for output in outputs])
@@ -200,12 +200,12 @@ def inner(network: nn.Module) -> nn.Module:
     return network.network if isinstance(network, FixedNetwork) else network
 
 
-def shared_trunk(networks: Sequence[nn.Module], x: Tensor) -> tuple[nn.Module, Sequence[nn.Module]]:
+def shared_trunk(networks: Sequence[nn.Module]) -> tuple[nn.Module, Sequence[nn.Module]]:
     """Split draws into the part that all share and one head each, by `split`: network(x) = head(trunk(x)).
 
     The trunk is the identity where nothing is known to be shared.
     """
-    parts = split(networks, x)
+    parts = split(networks)
     if parts is None or not parts.trunk:
         return nn.Identity(), list(networks)
     return FixedNetwork(nn.Sequential(*parts.trunk)), [parts.head(draw) for draw in range(len(networks))]

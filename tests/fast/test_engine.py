@@ -675,7 +675,10 @@ def test_hooks_of_the_user_are_obeyed(posterior, where, kind):
         return network
 
     draws = POSTERIORS[posterior](build, (4, 5), 3)
-    assert_equals_the_loop(draws, randn(4, 5), 1, names=["gradient", "guided_backprop"], fast=False)
+    # Torch's own layers may have one, if all draws share it; a layer that is drawn or drops is then a user's.
+    shared = {"mc_dropout": (0, 1, -1), "mc_dropconnect last": (0, 1), "mc_dropconnect all": (1,)}
+    fast = where in shared.get(posterior, ())
+    assert_equals_the_loop(draws, randn(4, 5), 1, names=["gradient", "guided_backprop"], fast=fast)
 
 
 def hook(module: nn.Module, kind: str) -> None:
@@ -1067,7 +1070,9 @@ def test_bfloat16_rounds_the_maps_of_a_trained_network_a_little(name):
 def test_bfloat16_gives_float32_maps_of_networks_of_every_kind(build, keep):
     draws = MCDropConnect(seeded(build, dtype=torch.float32), p=0.3).sample(2, seed=1)
     x = randn(2, 3, 8, 8, dtype=torch.float32)
-    full, rounded = (explained(draws, gradient, x, 1, keep=keep, precision=p) for p in ("float32", "bfloat16"))
+    # Autocast is not known to vmap where weights are each draw's own.
+    run = explain if build is torchvision_resnet else explained
+    full, rounded = (run(draws, gradient, x, 1, keep=keep, precision=p) for p in ("float32", "bfloat16"))
     # 8 bits of mantissa, and ReLUs near their kink flip: these networks are not trained.
     assert 0 < (rounded.mean() - full.mean()).norm() < 0.5 * full.mean().norm()
     if keep == "all":
@@ -1195,7 +1200,7 @@ def test_networks_for_which_one_example_has_another_shape_are_explained_as_by_th
 
     draws = MCDropConnect(seeded(build), p=0.3).sample(2, seed=1)
     target = None if num_outputs == 1 else 1
-    assert_equals_the_loop(draws, randn(4, 3, 2, 2), target, names=["gradient"])
+    assert_equals_the_loop(draws, randn(4, 3, 2, 2), target, names=["gradient"], fast=num_outputs == 1)
     if num_outputs == 1:  # a single number is a regression's answer to one example
         assert_equals_the_loop(draws, randn(1, 3, 2, 2), names=["gradient"])
     else:

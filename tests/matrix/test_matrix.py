@@ -10,7 +10,7 @@ from core_networks import assert_same, snapshot
 from matrix_cells import OPTIONS, POSTERIORS, Cell, network_of
 from matrix_networks import CASES, nothing_random
 
-from xuqlib.posteriors.unrolled import RandomNetworkError
+from xuqlib.posteriors.fixing import RandomNetworkError
 
 # Every refusal: network, posterior and explainer, and words of the one sentence that says what to do.
 REFUSALS: dict[tuple[str, str, str], str] = {}

@@ -25,7 +25,7 @@ from xuqlib.explain import explain
 from xuqlib.explainers import EXPLAINERS
 from xuqlib.explainers.fullgrad import fullgrad
 from xuqlib.inputs import as_inputs
-from xuqlib.posteriors.unrolled import RandomNetworkError
+from xuqlib.posteriors.fixing import RandomNetworkError
 
 # What a network drawn at random may be refused for, before the work.
 REFUSED = (

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from xuqlib import DeepEnsemble, Flipout, MCDropout, explain, gradient
 from xuqlib.posteriors import unrolled
-from xuqlib.posteriors.fixing import FixedNetwork, unit_mask
+from xuqlib.posteriors.fixing import FixedNetwork, RandomNetworkError, unit_mask
 from xuqlib.posteriors.kinds import is_hooked
-from xuqlib.posteriors.fixing import RandomNetworkError
+from xuqlib.posteriors.shared import split
 
 SIGMAS = 5  # of a standard error
 
@@ -325,6 +325,16 @@ def test_a_path_that_is_dropped_is_one_coin_for_all_examples(name):
     assert_close(draws[0].network(x), network.eval()(x), **EXACT)  # by itself, the network is in eval mode
     assert torch.equal(pickled(draws)[3](x), draws[3](x)) and torch.equal(copy.deepcopy(draws[3])(x), draws[3](x))
     assert torch.equal(draws[3].eval()(x), draws[3].train()(x))
+
+
+def test_draws_that_were_looked_at_together_still_drop_their_paths():
+    network, x = seeded(lambda: nn.Sequential(Branch(paths()["row"]), nn.ReLU(), nn.Linear(3, 2))), randn(4, 5)
+    draws = MCDropout(network).sample(8, seed=1)
+    alone = torch.stack([draw(x) for draw in draws])
+    assert len(alone.unique(dim=0)) > 1
+    for look in (draws, lambda x: explain(draws, gradient, x, 0), lambda x: split(draws.networks, x).head(0)):
+        look(x)
+        assert torch.equal(torch.stack([draw(x) for draw in draws]), alone)
 
 
 def test_dropped_blocks_are_the_same_for_every_example():

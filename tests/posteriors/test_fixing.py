@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
-from core_networks import EXACT, TABLE, Attention, Recurrent, pickled, randn, seeded
+from core_networks import EXACT, TABLE, Attention, FunctionalDropout, Recurrent, pickled, randn, seeded
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -548,6 +549,26 @@ def test_a_draw_takes_several_inputs_by_place_and_by_name():
     assert_close(draw({"ids": ids}), network.last(h.mean(1)), **EXACT)
     with pytest.raises(TypeError, match="no tensor with an axis of examples; pass"):
         draw({"ids": [1]})
+
+
+def test_a_hook_that_a_library_puts_on_its_own_layer_works_while_a_network_is_tried():
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+        kept[:] = [output]
+
+    class Library(FunctionalDropout):
+        def forward(self, x: Tensor) -> Tensor:
+            kept.clear()
+            super().forward(x)
+            return self.last(F.dropout(kept[0], 0.4, self.training))
+
+    Library.__module__, keep.__module__ = "library.networks", "library.hooks"
+    network, x = seeded(Library), randn(*TABLE)
+    network.first.__class__ = type("Layer", (nn.Linear,), {"__module__": "library.layers"})
+    network.first.register_forward_hook(keep)
+    draws = MCDropout(network).sample(3)
+    assert len(draws(x).unique(dim=0)) == 3
 
 
 def test_a_hook_on_every_module_is_seen():

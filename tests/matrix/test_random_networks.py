@@ -25,7 +25,8 @@ from xuqlib.explain import explain
 from xuqlib.explainers import EXPLAINERS
 from xuqlib.explainers.fullgrad import fullgrad
 from xuqlib.inputs import as_inputs
-from xuqlib.posteriors.unrolled import RandomNetworkError
+from xuqlib.posteriors.fixing import RandomNetworkError
+from xuqlib.views import View
 
 # What a network drawn at random may be refused for, before the work.
 REFUSED = (
@@ -101,11 +102,16 @@ def check(seed: int) -> str:
 
 
 def has_gradient(sample: Sample) -> bool:
-    """Whether autograd can differentiate the network by itself."""
+    """Whether torch itself can differentiate the network while it drops, as training does."""
+    network = copy.deepcopy(sample.network)
+    for module in network.modules():
+        module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
     seen, x = DeepEnsemble([sample.network]).sample(1).seen(sample.given, sample.output)
+    view = View(network, seen[0].inputs, seen[0].output) if isinstance(seen[0], View) else network
     point = x.clone().requires_grad_()
     try:
-        torch.autograd.grad(seen[0](point).sum(), point)
+        with torch.random.fork_rng(devices=[]):
+            torch.autograd.grad(view(point.clone()).sum(), point)
     except RuntimeError:
         return False
     return True

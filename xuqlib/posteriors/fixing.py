@@ -328,10 +328,15 @@ def _answer(network: nn.Module, given: Any, count: int) -> tuple[Any, list[_Seen
 
 @contextmanager
 def _without_hooks(network: nn.Module) -> Iterator[None]:
-    """Keep what only tries a network from the user's hooks, which may count what they see."""
+    """Keep what only tries a network from the user's hooks, which may count what they see; those of the library that a
+    layer is from are part of what it does."""
     hooked = [(module, module._forward_pre_hooks, module._forward_hooks) for module in network.modules()]
-    for module, *_ in hooked:
-        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    for module, *both in hooked:
+        library = f"{type(module).__module__.partition('.')[0]}."
+        module._forward_pre_hooks, module._forward_hooks = (
+            OrderedDict((key, hook) for key, hook in hooks.items() if f"{hook.__module__}".startswith(library))
+            for hooks in both
+        )
     try:
         yield
     finally:

@@ -145,23 +145,20 @@ def lime_fit(
     try_out(first, x)
     check_count(num_samples, 2, "num_samples")
     check_number(alpha, 0, "alpha")
-    if kernel_width is not None:
-        check_number(kernel_width, 0, "kernel_width", above=True)
+    check_number(1 if kernel_width is None else kernel_width, 0, "kernel_width", above=True)
     rng, x = np.random.default_rng(check_count(seed, 0, "seed")), x.detach()
     if isinstance(first, View) and first.inputs.are_tokens:
         segments = torch.arange(x.shape[1])[None] if segments is None else segments
         fill = 0.0 if fill == "mean" else fill
-    if segments is not None:
-        copies = _of_regions(x, check_segments(segments, x), fill, rng, num_samples, kernel_width or 0.25)
-    elif x.dim() == 2:
-        copies = _of_table(x, scale, rng, num_samples, kernel_width or 0.75 * x.shape[1] ** 0.5)
-    elif x.dim() == 3:
+    if x.dim() == 3 and segments is None:
         raise ValueError(
             f"x is {tuple(x.shape)}, and which of its axes is time is not known; pass segments=windows(x, axis=2), or 1"
         )
+    if x.dim() == 2 and segments is None:
+        copies = _of_table(x, scale, rng, num_samples, kernel_width or 0.75 * x.shape[1] ** 0.5)
     else:
-        labels = superpixels(x, num_segments)[:, None]
-        copies = _of_regions(x, labels, fill, rng, num_samples, kernel_width or 0.25)
+        labels = superpixels(x, num_segments)[:, None] if segments is None else check_segments(segments, x)
+        copies = _of_regions(x, labels, filled(x, labels, fill), rng, num_samples, kernel_width or 0.25)
     if not isinstance(network, Draws):
         draws = Draws([network if isinstance(network, nn.Module) else _Function(network)])
         return LimeFit(*(each[0] for each in _fitted(draws, copies, x, target, alpha)))
@@ -197,27 +194,23 @@ def _of_table(
     design = torch.from_numpy(rng.standard_normal((num_samples, x.shape[1])))
     design[0] = 0
     offsets = (spread * design).to(x)
-    return _Copies(
-        labels=torch.arange(x.shape[1]).expand(x.shape),
-        design=design,
-        weigh=lambda design: torch.exp(-((design / kernel_width) ** 2).sum(1)),
-        perturb=lambda example, copy: x[example] + offsets[copy],
-        unit=spread,
-    )
+
+    def weigh(design: Tensor) -> Tensor:
+        return torch.exp(-((design / kernel_width) ** 2).sum(1))
+
+    def perturb(example: Tensor, copy: Tensor) -> Tensor:
+        return x[example] + offsets[copy]
+
+    return _Copies(torch.arange(x.shape[1]).expand(x.shape), design, weigh, perturb, unit=spread)
 
 
 def _of_regions(
-    x: Tensor,
-    labels: Tensor,
-    fill: str | float | Tensor,
-    rng: np.random.Generator,
-    num_samples: int,
-    kernel_width: float,
+    x: Tensor, labels: Tensor, hidden: Tensor, rng: np.random.Generator, num_samples: int, kernel_width: float
 ) -> _Copies:
     # One row of numbers per superpixel: those of the first do not depend on how many there are in other images.
     shown = torch.from_numpy(rng.random((int(labels.max()) + 1, num_samples)) < 0.5).T.contiguous()  # (M, K)
     shown[0] = True
-    hidden, keep, where = filled(x, labels, fill), shown.to(x.device), labels.flatten(1).to(x.device)
+    keep, where = shown.to(x.device), labels.flatten(1).to(x.device)
     unhidden = int(((hidden - x).abs() <= torch.finfo(x.dtype).eps * x.abs()).flatten(1).all(1).sum())
     if unhidden:
         warnings.warn(

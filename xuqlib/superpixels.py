@@ -98,10 +98,9 @@ def filled(x: Tensor, labels: Tensor, fill: str | float | Tensor) -> Tensor:
         return torch.full_like(x, check_number(fill, float("-inf"), "fill"))
     if fill != "mean":
         raise ValueError(f"unknown fill {fill!r}; known: mean, a number (0 for black), or a tensor")
-    sizes = [
-        of if n == 1 else 1 for n, of in zip(labels.shape[1:], x.shape[1:], strict=True)
-    ]  # of axes that share them
-    shared = torch.arange(math.prod(sizes)).view(sizes)  # each place along those has a mean of its own
+    # Along an axis that shares labels, such as the channels, each place has a mean of its own.
+    sizes = [of if n == 1 else 1 for n, of in zip(labels.shape, x.shape, strict=True)][1:]
+    shared = torch.arange(math.prod(sizes)).view(sizes)
     where = (labels + shared * (int(labels.max()) + 1)).expand_as(x).flatten(1).to(x.device)
     means = x.new_zeros((len(x), int(where.max()) + 1))
     means.scatter_reduce_(1, where, x.flatten(1), "mean", include_self=False)

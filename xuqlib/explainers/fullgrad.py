@@ -66,7 +66,7 @@ _PIECEWISE |= {"fmin", "hardsigmoid", "softshrink", "round", "floor", "ceil"}
 
 
 class _Biased(NamedTuple):
-    """One call with a constant: where its output enters the graph, and the constant, broadcastable to that output."""
+    """What a term is of, x or a call with a constant: where it enters the graph, and that, broadcastable to its slope."""
 
     edge: GradientEdge
     bias: Tensor
@@ -80,8 +80,8 @@ class _BiasMode(TorchFunctionMode):
         super().__init__()
         self.num_examples = len(x)
         self.sizes = {x.shape[2:]} if x.dim() == 4 else set()  # of images, and of what convolutions make of them
-        self.known = {get_gradient_edge(x).node: True}  # whether what comes out of a node depends on x
-        self.met: list[_Biased] = []
+        self.met = [_Biased(get_gradient_edge(x), x.detach(), is_map=False)]
+        self.known = {self.met[0].edge.node: True}  # whether what comes out of a node depends on x
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -199,12 +199,13 @@ class LogitGraph:
 
     def terms(self, weights: Tensor) -> FullGradTerms:
         """Return the terms of sum_c weights[n, c] * logits[n, c] of each example n."""
-        slope, reached = self._slopes(weights)
-        missing, _ = self._missing(weights, slope, reached)
+        reached = self._slopes(weights)
+        (own, _), *others = [(wide(call.bias) * slope, call.is_map) for call, slope in reached]
+        missing, _ = self._missing(weights, reached)
         return FullGradTerms(
-            input=wide(self.x.detach()) * slope,
-            maps=tuple(wide(call.bias) * slope for call, slope in reached if call.is_map),
-            dense=tuple(wide(call.bias) * slope for call, slope in reached if not call.is_map),
+            input=own,
+            maps=tuple(term for term, is_map in others if is_map),
+            dense=tuple(term for term, is_map in others if not is_map),
             remainder=missing if missing.dim() else None,
         )
 
@@ -212,42 +213,42 @@ class LogitGraph:
         """Return `saliency` of the terms of sum_c weights[k, n, c] * logits[n, c], for each question k: (K, N, ...)."""
         maps, misses = [], []
         for question in weights:
-            slope, reached = self._slopes(question)
+            reached = self._slopes(question)
             parts = [_summed(slope, call.bias, psi) for call, slope in reached if call.is_map]
-            maps.append(as_map(wide(self.x.detach()) * slope, parts, psi))
-            missing, tolerated = self._missing(question, slope, reached)
+            maps.append(as_map(wide(self.x.detach()) * reached[0][1], parts, psi))
+            missing, tolerated = self._missing(question, reached)
             misses.append(~(missing.abs() <= tolerated).all())
         if torch.stack(misses).any():
             warnings.warn(NOT_COMPLETE, stacklevel=2)
         return torch.stack(maps)
 
-    def _missing(self, weights: Tensor, slope: Tensor, reached: list[tuple[_Biased, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _missing(self, weights: Tensor, reached: list[tuple[_Biased, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return the logit less the sum of its terms, and what rounding explains of it: (N,).
 
         Both are of the whole batch, (), if a term cannot be told apart by the examples.
         """
-        sums = [wide(self.logits.detach() * weights).sum(1), -(wide(self.x.detach()) * slope).flatten(1).sum(1)]
-        for call, at_call in reached:
-            few = at_call.sum_to_size(len(at_call), *call.bias.shape[1:])  # where the constant is one for many
+        sums = [wide(self.logits.detach() * weights).sum(1)]
+        for call, slope in reached:
+            few = slope.sum_to_size(len(slope), *call.bias.shape[1:])  # where the constant is one for many
             sums.append(-(wide(call.bias) * few).flatten(1).sum(1))
-        if any(len(each) != len(slope) for each in sums):
+        if any(len(each) != len(weights) for each in sums):
             sums = [each.sum() for each in sums]
-        coarsest = max(torch.finfo(each.dtype).eps for each in (self.logits, slope, *(other for _, other in reached)))
-        coarsest = max(coarsest, 0 if slope.device.type == "cpu" else 2**-10)  # that of TF32
+        coarsest = max(torch.finfo(each.dtype).eps for each in (self.logits, *(slope for _, slope in reached)))
+        coarsest = max(coarsest, 0 if weights.device.type == "cpu" else 2**-10)  # that of TF32
         return torch.stack(sums).sum(0), math.sqrt(coarsest) * torch.stack(sums).abs().sum(0)
 
-    def _slopes(self, weights: Tensor) -> tuple[Tensor, list[tuple[_Biased, Tensor]]]:
-        inputs: list[Any] = [self.x, *(call.edge for call in self.biased)]
-        slopes: tuple[Tensor | None, ...] = (None,)
+    def _slopes(self, weights: Tensor) -> list[tuple[_Biased, Tensor]]:
+        """Return the slope at x, which comes first, and at every call that the logits depend on."""
+        slopes: tuple[Tensor | None, ...] = (None,) * len(self.biased)
         if self.logits.requires_grad:
             with torch.inference_mode(False), torch.enable_grad():
                 # A sum, not weights as grad_outputs: to check their shape, torch would import sympy for two seconds.
                 wanted = (self.logits * weights.detach().clone()).sum()
-                slopes = torch.autograd.grad(wanted, inputs, retain_graph=True, allow_unused=True)
+                edges = [call.edge for call in self.biased]
+                slopes = torch.autograd.grad(wanted, edges, retain_graph=True, allow_unused=True)
         if slopes[0] is None:
             raise ValueError(NO_GRADIENT)
-        calls = zip(self.biased, slopes[1:], strict=True)
-        return slopes[0], [(call, slope) for call, slope in calls if slope is not None]
+        return [(call, slope) for call, slope in zip(self.biased, slopes, strict=True) if slope is not None]
 
 
 def _summed(slope: Tensor, bias: Tensor, psi: str) -> Tensor:

@@ -403,6 +403,10 @@ def test_lime_of_words_windows_and_groups_of_columns_is_what_each_adds():
     by_window = lime(network, x, num_samples=200, alpha=0, segments=segments, fill=0.0)
     wanted = x.sum(1).unflatten(1, (3, 2)).sum(2) * effects
     close(by_window.sum(1)[:, ::2], wanted)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 1, bias=False)).double()  # the same network
+    module[1].weight.data = effects.repeat_interleave(2).repeat(2)[None]
+    options = {"num_samples": 200, "alpha": 0, "segments": segments, "fill": 0.0}  # regions are not one per example
+    close(explain([module], lime, x, chunk=1, **options).values[0], by_window)
     groups = torch.tensor([0, 0, 1, 2])  # two columns are one feature
     rows, weight = randn(3, 4), torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     by_group = lime(lambda batch: batch @ weight, rows, num_samples=200, alpha=0, segments=groups, fill=0.0)

@@ -124,7 +124,7 @@ class _BiasMode(TorchFunctionMode):
         if is_affine:
             constant = call(*map(torch.zeros_like, given))
         else:
-            whole, linear = torch.func.jvp(call, given, given)
+            whole, linear, *_ = torch.func.jvp(call, given, given)
             constant = whole - linear
         output = func(*args, **kwargs)
         made = args[0] if output is None else output
@@ -187,10 +187,10 @@ class LogitGraph:
 
     def __init__(self, network: Network, x: Tensor) -> None:
         with torch.inference_mode(False), torch.enable_grad():
-            self.x = x.detach().clone().requires_grad_()
-            mode = _BiasMode(self.x)
+            x = x.detach().clone().requires_grad_()
+            mode = _BiasMode(x)
             with mode:
-                output = network(self.x.clone())  # an in-place first layer may not write into a leaf
+                output = network(x.clone())  # an in-place first layer may not write into a leaf
         self.logits, self.biased = check_logits(output, len(x)), mode.met
 
     def one_hot(self, target: Any) -> Tensor:
@@ -215,7 +215,7 @@ class LogitGraph:
         for question in weights:
             reached = self._slopes(question)
             parts = [_summed(slope, call.bias, psi) for call, slope in reached if call.is_map]
-            maps.append(as_map(wide(self.x.detach()) * reached[0][1], parts, psi))
+            maps.append(as_map(wide(reached[0][0].bias) * reached[0][1], parts, psi))
             missing, tolerated = self._missing(question, reached)
             misses.append(~(missing.abs() <= tolerated).all())
         if torch.stack(misses).any():

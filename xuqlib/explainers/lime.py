@@ -167,7 +167,7 @@ def lime_fit(
 
 @explainer(
     "lime",
-    over_draws=lambda draws, x, target, **options: lime(draws, x, target, **options),
+    over_draws=lambda draws, x, target, **options: lime_fit(draws, x, target, **options).attribution,
     per_example={
         "segments": lambda segments, x: segments if segments is None else check_segments(segments, x),
         "fill": lambda fill, x: expand(fill, x, "fill") if isinstance(fill, Tensor) else fill,
@@ -250,13 +250,12 @@ def _perturbed_logits(draws: Draws, copies: _Copies, x: Tensor, target: Any) -> 
     """Return the target logit of every copy of every example by every network, (S, N, M), float64 on the CPU."""
     rows, num_examples, num_copies = rows_per_pass(x, None), len(x), len(copies.design)
     engine, first = Engine(draws.at(slice(1)), x[:1]), slice(rows)
-    if not engine.is_fast:  # what is wrong with an output is said of the examples, not of their copies
-        engine.at(draws.at(first)).logits(x[first])
-    classes, selected = None, torch.empty((len(draws), num_examples, num_copies), dtype=torch.float64)
+    # What is wrong with an output is said of the examples, not of their copies.
+    logits = engine.at(draws.at(first)).logits(x[first])
+    classes = check_target(target, num_examples, logits.shape[2]).to(logits.device)
+    selected = torch.empty((len(draws), num_examples, num_copies), dtype=torch.float64)
     for seen, example, copy in draws.in_rows(num_examples, num_copies, rows):
         logits = engine.at(seen).logits(copies.perturb(example.to(x.device), copy.to(x.device)))  # (S, R, C)
-        if classes is None:
-            classes = check_target(target, num_examples, logits.shape[2]).to(logits.device)
         wanted = classes[example.to(classes.device)].expand(len(draws), -1)
         selected[:, example, copy] = logits.gather(2, wanted[..., None]).squeeze(2).cpu().double()
     return selected

@@ -38,7 +38,7 @@ from xuqlib.ua_backprop import (
     spread_shares,
     ua_backprop,
 )
-from xuqlib.uncertainty import KINDS, probability_shares
+from xuqlib.uncertainty import KINDS, number_shares, probability_shares
 
 LOG2 = math.log(2)
 
@@ -317,6 +317,12 @@ def test_networks_and_x_are_left_untouched(build):
     assert not ua_backprop_linear([network], x, "total").requires_grad
     assert_same(before, snapshot(network))
     assert torch.equal(x, values) and x.grad is None
+
+
+def test_the_shares_of_a_regression_hold_its_noise_to_the_last_digit():
+    answers = torch.tensor([[[1.0]], [[2.0]]], dtype=torch.float64)
+    shares = number_shares(answers, "total", 0.1, "regression")  # in float32, 0.1 is off by 1.5e-9
+    assert_close(shares.sum(), torch.tensor(0.35, dtype=torch.float64), rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("attribute", [ua_backprop, ua_backprop_linear])

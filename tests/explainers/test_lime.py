@@ -14,10 +14,11 @@ import torch
 from core_networks import assert_fast, randn, seeded
 from torch import Tensor, nn
 
+from xuqlib.explain import explain
 from xuqlib.explainers import EXPLAINERS
 from xuqlib.explainers.lime import lime, lime_fit
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.superpixels import superpixels
+from xuqlib.superpixels import superpixels, windows
 
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, one well-conditioned system of at most 40 unknowns
 
@@ -137,6 +138,17 @@ def test_the_mean_of_lime_over_networks_is_lime_of_the_mean_network(kind: str) -
     mean = lambda batch: torch.stack([network(batch) for network in networks]).mean(0)  # noqa: E731
     each = torch.stack([lime(network, x, TARGET, num_samples=40, num_segments=9) for network in networks])
     torch.testing.assert_close(each.mean(0), lime(mean, x, TARGET, num_samples=40, num_segments=9), **TIGHT)
+
+
+def test_over_draws_one_set_of_regions_serves_all_examples_however_they_are_cut() -> None:
+    series, table = randn(3, 2, 12), randn(5, 5)  # as many examples as features
+    recurrent = ready(lambda: nn.Sequential(nn.Flatten(), nn.Linear(24, 3)))
+    for network, x, segments in ((recurrent, series, windows(series, 4, axis=2)), (mlp(), table, torch.arange(5) // 2)):
+        options: dict[str, Any] = {"num_samples": 20, "segments": segments}
+        wanted = lime(network, x, 1, **options)
+        for chunk in (None, 2):
+            found = explain([network], lime, x, 1, chunk=chunk, **options).values[0]
+            torch.testing.assert_close(found, wanted, **TIGHT)
 
 
 def test_examples_one_by_one_equal_all_at_once_even_if_they_differ_in_superpixels() -> None:

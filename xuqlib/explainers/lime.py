@@ -169,7 +169,7 @@ def lime_fit(
     "lime",
     over_draws=lambda draws, x, target, **options: lime_fit(draws, x, target, **options).attribution,
     per_example={
-        "segments": lambda segments, x: segments if segments is None else check_segments(segments, x),
+        "segments": lambda segments, x: None if segments is None else check_segments(segments, x),
         "fill": lambda fill, x: expand(fill, x, "fill") if isinstance(fill, Tensor) else fill,
     },
 )

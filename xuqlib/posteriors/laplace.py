@@ -81,7 +81,9 @@ class Laplace(Posterior):
                 what = "the curvature of the last layer has no eigendecomposition"
                 raise ValueError(f"{what}; its features may be too large: standardise the inputs") from error
         variances = [each**2 for each in noise]
-        self.noise_variance = torch.tensor(variances, dtype=torch.float64) if len(variances) > 1 else sum(variances, 0.0)
+        self.noise_variance = (
+            torch.tensor(variances, dtype=torch.float64) if len(variances) > 1 else sum(variances, 0.0)
+        )
         self.output = "logits" if batches.classification else "regression"
         self.factors = self._factors(laplace.posterior_precision)
         return self

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xuqlib.posteriors.fixing import FixedMasks, FixedNetwork, Plans, can_evaluate
+from xuqlib.posteriors.fixing import FixedMasks, FixedNetwork, Plans, RandomNetworkError, can_evaluate
 from xuqlib.posteriors.kinds import drops, has_dropout, have_same_tensors, hooks_of, is_hooked, is_sure, layers_of
-from xuqlib.posteriors.unrolled import RandomNetworkError
 
 
 class Split(NamedTuple):
@@ -40,7 +39,7 @@ def split(networks: Sequence[nn.Module], x: Tensor) -> Split | None:
         return None
     inner, seeds = [network.network for network in fixed], [network.seed for network in fixed]
     layers = [layers_of(network) for network in _distinct(inner)]
-    if not layers[0] or not _look_alike(_distinct(inner)):
+    if not layers[0] or not look_alike(_distinct(inner)):
         return None
     if not isinstance(inner[0], nn.Sequential):
         return _before_output(fixed, x)
@@ -78,7 +77,7 @@ _OF_EVERY_MODULE = set(vars(nn.Module()))
 _PLAIN = (bool, int, float, str, tuple, type(None), FunctionType)
 
 
-def _look_alike(networks: Sequence[nn.Module]) -> bool:
+def look_alike(networks: Sequence[nn.Module]) -> bool:
     """Whether networks have the same layers with the same settings and hooks, so that only tensors differ."""
     first, *others = [list(network.modules()) for network in networks]
     if any(len(modules) != len(first) for modules in others):

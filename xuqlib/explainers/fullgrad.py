@@ -66,7 +66,7 @@ _PIECEWISE |= {"fmin", "hardsigmoid", "softshrink", "round", "floor", "ceil"}
 
 
 class _Biased(NamedTuple):
-    """What a term is of, x or a call with a constant: where it enters the graph, and that, broadcastable to its slope."""
+    """What a term is of, x or a call with a constant: where it enters, and that, broadcastable to its slope."""
 
     edge: GradientEdge
     bias: Tensor

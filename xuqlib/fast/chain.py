@@ -73,8 +73,6 @@ class Chain:
         own_numbers: in the weights that a draw does not share.
     """
 
-    are_views = False
-
     def __init__(self, split: Split, execution: Execution) -> None:
         self.split, self.execution = split, execution
         self.trunk = fast_layers([split.trunk], [None], execution)

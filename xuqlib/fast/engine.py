@@ -32,7 +32,7 @@ from xuqlib.fast.vmapped import NotVmapped, Vmapped
 from xuqlib.guided import GuidedMode
 from xuqlib.path import Path, along_in, blocks, rows_per_pass, warning_of
 from xuqlib.posteriors.draws import Draws, inner
-from xuqlib.posteriors.fixing import FixedNetwork, can_evaluate
+from xuqlib.posteriors.fixing import can_evaluate
 from xuqlib.posteriors.shared import Split, split
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -61,8 +61,7 @@ class Engine:
         self.rows, self.is_short_of_memory = rows_per_pass(x, None), False
         self.mode, self.has_warned = GuidedMode() if guided else None, False
         dtype = torch.bfloat16 if precision == "bfloat16" else x.dtype
-        one = x[:1] if all(isinstance(network, FixedNetwork) for network in draws) else x  # a view wants all of its own
-        self.how, self.chain = self._choose(one, Execution(dtype, x.device, guided))
+        self.how, self.chain = self._choose(x[:1], Execution(dtype, x.device, guided))
 
     def _choose(self, one: Tensor, execution: Execution) -> tuple[str, Chain | Vmapped | None]:
         """Choose how draws are evaluated, by the first of these that can: a chain, in folds; vmap; a chain; a loop.
@@ -187,7 +186,7 @@ class Engine:
                 yield attribution[None]
             return
         chain, held = self.chain, None
-        cuts = self._cuts(path, chain.rows_of_a_draw(self.rows), cuts_examples=not chain.are_views)
+        cuts = self._cuts(path, chain.rows_of_a_draw(self.rows))
         if not self.is_short_of_memory:
             with _clearer(partial(self._plain, self.draws[done], path, target)):
                 held = [self._pass(chain, path, classes, *cut) for cut in cuts]
@@ -210,11 +209,10 @@ class Engine:
             self.has_warned = True
             warnings.warn(message, stacklevel=2)
 
-    def _cuts(self, path: Path, rows: int, cuts_examples: bool = True) -> list[tuple[slice, slice]]:
+    def _cuts(self, path: Path, rows: int) -> list[tuple[slice, slice]]:
         """Cut examples and steps into blocks of at most `rows` rows, at least one; whole paths where they fit."""
-        count = len(path.origin)
-        at_once = min(rows if cuts_examples else max(1, rows // count), path.num_steps)
-        parts = blocks(count, max(1, rows // at_once) if cuts_examples else count)
+        at_once = min(rows, path.num_steps)
+        parts = blocks(len(path.origin), max(1, rows // at_once))
         return [(examples, steps) for examples in parts for steps in blocks(path.num_steps, at_once)]
 
     @without_graph

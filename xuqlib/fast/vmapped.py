@@ -35,8 +35,7 @@ class Vmapped:
     """Draws that share a network but for dropout masks and small weights; others raise `NotVmapped`.
 
     What is evaluated before the first mask, or the first weight of a draw's own, has no axis of draws: it is evaluated
-    once for all of them. A draw may be seen through a view, a module that holds it as `network`; a view belongs to all
-    its examples, which are then not cut.
+    once for all of them. A draw may be seen through a view, a module that holds it as `network`.
     """
 
     is_masked_dense, num_classes = False, None
@@ -47,7 +46,7 @@ class Vmapped:
         fixed = [each if isinstance(each, FixedNetwork) else getattr(each, "network", None) for each in networks]
         if not all(isinstance(each, FixedNetwork) and each.resampling is None for each in fixed):
             raise NotVmapped("not every draw is a network with fixed masks")
-        self.fixed, self.are_views = cast(list[FixedNetwork], fixed), fixed[0] is not networks[0]
+        self.fixed = cast(list[FixedNetwork], fixed)
         if any(map(is_hooked, networks)) or any(map(is_hooked, networks[0].modules())):
             raise NotVmapped("hooks see what goes through the network")
         if len(networks) < 2 or len({each.seed is None for each in self.fixed}) > 1:
@@ -94,7 +93,7 @@ class Vmapped:
 
     def refusal(self, points: Tensor) -> str | None:
         """Say why draws of this network cannot be evaluated so, if it was found; "" where they can, None if unknown."""
-        return None if self.are_views else self.fixed[0].plans.refused_by_vmap.get(self._key(points))
+        return self.fixed[0].plans.refused_by_vmap.get(self._key(points)) if self.networks[0] is self.fixed[0] else None
 
     def _key(self, points: Tensor) -> Any:
         return points.shape[1:], self.execution, tuple(self.own)

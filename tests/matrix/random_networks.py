@@ -447,7 +447,8 @@ class Sample:
             self._settle()
         x: Tensor = torch.randn(num_examples, *first, generator=generator, dtype=torch.float64)
         if self.kind == "tokens":
-            x = torch.randint(0, 12, (num_examples, 5), generator=generator)
+            # No token twice: without positions they would tie in a maximum, which rounding then decides.
+            x = torch.stack([torch.randperm(12, generator=generator)[:5] for _ in range(num_examples)])
         other = torch.randn(num_examples, 3, generator=generator, dtype=torch.float64)
         self.given: Any = (x, other) if takes == "two" else x
         self.is_mapping_in = takes == "two" and maker.chance(0.5)

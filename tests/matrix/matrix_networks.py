@@ -301,6 +301,7 @@ SEGFORMER: dict[str, Any] = {
     "sr_ratios": [2, 1],
     "mlp_ratios": [2, 2],
     "decoder_hidden_size": 8,
+    "hidden_dropout_prob": 0.2,
 }
 
 

@@ -20,7 +20,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:with GoogLeNet in training mode"),
 ]
 
-WITHOUT_DROPOUT = ("resnet", "resnext", "lraspp", "regnet", "shufflenet")
+WITHOUT_DROPOUT = (
+    *(f"torchvision {name}" for name in ("resnet", "resnext", "lraspp", "regnet", "shufflenet")),
+    *("transformers vit", "transformers resnet"),
+)
 CONVOLUTIONS_LAST = (
     *("own U-Net", "own U-Net, yes or no", "torchvision fcn", "torchvision deeplab", "torchvision lraspp"),
     *("torchvision squeezenet", "transformers segformer of pixels"),
@@ -37,7 +40,7 @@ MORE_THAN_LOGITS = (
 )
 # Every refusal: network, posterior and explainer, and words of the one sentence that says what to do.
 REFUSALS: dict[tuple[str, str, str], str] = {
-    **{(f"torchvision {name}", "mc_dropout", "*"): "has no dropout" for name in WITHOUT_DROPOUT},
+    **{(name, "mc_dropout", "*"): "has no dropout" for name in WITHOUT_DROPOUT},
     # A last layer that is not dense, inputs that are more than one tensor, and answers that are none.
     **{(name, "laplace", "*"): "last-layer Laplace needs a dense one" for name in CONVOLUTIONS_LAST},
     **{(name, "laplace", "*"): "Laplace.fit wants batches (x, y) of tensors" for name in SEVERAL_INPUTS},

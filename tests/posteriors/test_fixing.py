@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_networks import EXACT, TABLE, Attention, FunctionalDropout, Recurrent, pickled, randn, seeded
+from core_networks import EXACT, TABLE, Attention, FunctionalDropout, FunctionalRelu, Recurrent, pickled, randn, seeded
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -549,6 +549,20 @@ def test_a_draw_takes_several_inputs_by_place_and_by_name():
     assert_close(draw({"ids": ids}), network.last(h.mean(1)), **EXACT)
     with pytest.raises(TypeError, match="no tensor with an axis of examples; pass"):
         draw({"ids": [1]})
+
+
+def test_dropout_in_training_alone_is_drawn_beside_an_answer_that_is_a_new_object_each_time():
+    class Cached(FunctionalRelu):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout_rate = 0.4
+
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            rate = self.dropout_rate if self.training else 0.0
+            return {"logits": self.last(F.dropout(F.relu(self.first(x)), rate)), "cache": object()}
+
+    draws = MCDropout(seeded(Cached)).sample(3)
+    assert len(draws(randn(*TABLE), "logits").unique(dim=0)) == 3
 
 
 def test_a_hook_that_a_library_puts_on_its_own_layer_works_while_a_network_is_tried():

@@ -111,6 +111,8 @@ class Vmapped:
             warnings.simplefilter("always")
             try:
                 wanted = self.logits(passed, last)[0], self.slopes(passed, last, classes, None)[0]
+                if self.mode and self.mode.num_inside:
+                    return "a ReLU inside one of torch's own layers is guided in the graph of a draw by itself"
                 given = self.logits(passed, draws)[1], self.slopes(passed, draws, classes, None)[1]
             except (RuntimeError, ValueError) as error:  # by which vmap refuses, and a draw in whose forward it does
                 return str(error.__cause__ or error).partition("\n")[0]

@@ -386,19 +386,22 @@ def _switch_on(network: nn.Module, given: Any) -> None:
 
 def _form(network: nn.Module, given: Any) -> Any:
     answer = _answer(network, given, 2)[0]
-    return type(answer), mapped(lambda tensor: tensor.shape, answer)
+    return type(answer), mapped(lambda tensor: tensor.shape, answer, of_others=type)
 
 
-def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """Return `value`, a tensor or tuples, lists and dicts of them, with `function` of each tensor in its place."""
+def mapped(function: Callable[[Tensor], Any], value: Any, of_others: Callable[[Any], Any] | None = None) -> Any:
+    """Return `value`, a tensor or tuples, lists and dicts of them, with `function` of each tensor in its place.
+
+    What is none of these stays as it is, or becomes `of_others` of it.
+    """
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: mapped(function, part) for key, part in value.items()}
+        return {key: mapped(function, part, of_others) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        parts = [mapped(function, part) for part in value]
+        parts = [mapped(function, part, of_others) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
+    return value if of_others is None else of_others(value)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -185,7 +185,8 @@ def _attribution_of(fit: Callable[_Parameters, LimeFit]) -> Callable[_Parameters
 
 
 _PER_EXAMPLE: dict[str, Callable[[Any, Tensor], Any]] = {
-    "segments": lambda segments, x: segments,
+    # Labels that all examples share become one row for each, so that they are cut with the examples.
+    "segments": lambda segments, x: None if segments is None else check_segments(segments, x),
     "fill": lambda fill, x: expand(fill, x, "fill") if isinstance(fill, Tensor) else fill,
 }
 lime = explainer("lime", over_draws=_over_draws, per_example=_PER_EXAMPLE)(_attribution_of(lime_fit))

@@ -1,4 +1,4 @@
-"""Figures of notebook 20: maps along time with their spread, and features of a table."""
+"""Figures of notebook 20: maps along time with their spread, and bars of features."""
 
 from __future__ import annotations
 
@@ -116,10 +116,8 @@ def feature_dots(
         size=(5.0, 1.2 + 0.42 * len(features)),
         title=title,
     )
-    handles = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        *handles, loc="outside lower center", ncols=3, fontsize=14, frameon=False
-    )
+    last = [axes for axes in figure.axes if axes.get_visible()][-1]
+    last.legend(loc="lower right", fontsize=13, frameon=True)
     return figure
 
 
@@ -138,7 +136,8 @@ def share_panels(frame: pd.DataFrame, *, title: str, label: str) -> Figure:
         ends = [part["value"] - part["low"], part["high"] - part["value"]]
         axes.errorbar(part["value"], y, xerr=ends, fmt="o", color=HUES[0])
         axes.axvline(part["chance"].mean(), color="black", linestyle=LINES[1])
-        axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 1))
+        axes.set(yticks=range(len(names)), yticklabels=names)
+        axes.set(xlim=(0, 1), xticks=(0, 0.5, 1))
         axes.set_ylim(len(names) - 0.5, -0.5)
 
     return panels(

@@ -112,8 +112,7 @@ def feature_dots(
         by="panel",
         labels=(label, ""),
         share="y",
-        columns=3,
-        size=(5.0, 1.2 + 0.42 * len(features)),
+        size=(10 / frame["panel"].nunique(), 1.2 + 0.42 * len(features)),
         title=title,
     )
     last = [axes for axes in figure.axes if axes.get_visible()][-1]

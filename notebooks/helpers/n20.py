@@ -96,9 +96,15 @@ def feature_dots(
             rows = part[(part[hue] == name) & part["feature"].isin(features)]
             y = rows["feature"].map(features.index)
             ends = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-            look = {"fmt": MARKERS[place], "color": HUES[place], "elinewidth": 2.5}
-            shift = (place - (len(hues) - 1) / 2) * 0.28
-            axes.errorbar(rows["value"], y + shift, xerr=ends, label=name, **look)
+            axes.errorbar(
+                rows["value"],
+                y + (place - (len(hues) - 1) / 2) * 0.28,
+                xerr=ends,
+                fmt=MARKERS[place],
+                color=HUES[place],
+                elinewidth=2.5,
+                label=name,
+            )
         for feature in part.loc[part["planted"], "feature"].unique():
             row = features.index(feature)
             axes.axhspan(row - 0.5, row + 0.5, color="#e8e8e8", zorder=0)

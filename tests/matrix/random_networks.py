@@ -119,7 +119,8 @@ class Rows(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        # A copy: whether flatten gives a view, into which may be written, depends on the number of examples.
+        return self.inner(x.flatten(0, 1).clone()).unflatten(0, x.shape[:2])
 
 
 class Skip(nn.Module):

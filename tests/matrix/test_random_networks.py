@@ -117,7 +117,7 @@ def has_gradient(sample: Sample) -> bool:
     network = copy.deepcopy(sample.network)
     for module in network.modules():
         module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
-    seen, x = DeepEnsemble([sample.network]).sample(1).seen(sample.given, sample.output)
+    seen, x = MCDropout(sample.network).sample(1).seen(sample.given, sample.output)
     view = View(Holds(network), seen[0].inputs, seen[0].output) if isinstance(seen[0], View) else network
     point = x.clone().requires_grad_()
     try:

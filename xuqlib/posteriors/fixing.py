@@ -440,7 +440,7 @@ class FixedNetwork(nn.Module):
         self.resampling = torch.Generator().manual_seed(seed).get_state() if resampled and seed is not None else None
         self.training = False
         for module in network.modules():  # not eval(): the layers of other draws may be in a new container
-            if module.training is not WHILE_DRAWN:
+            if cast(Any, module.training) is not WHILE_DRAWN:
                 module.training = False
 
     def train(self, mode: bool = True) -> FixedNetwork:

@@ -350,6 +350,11 @@ BAD = {
         "explainer 'shap'; known: gradient, .*fullgrad",
     ),
     "no explainer": (lambda: ua_backprop(DRAWS, X, explainer=3), ValueError, "unknown explainer 3"),
+    "batch statistics": (
+        lambda: class_maps(nn.BatchNorm1d(5, track_running_stats=False).double().eval(), randn(4, 5)),
+        ValueError,
+        "a BatchNorm needs running statistics",
+    ),
     "option": (lambda: ua_backprop(DRAWS, X, num_steps=3), TypeError, "fullgrad takes no option 'num_steps'"),
     "map shape": (
         lambda: ua_backprop(DRAWS, X, explainer=lambda network, x, target: x[:, :2]),

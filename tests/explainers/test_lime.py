@@ -161,6 +161,16 @@ def test_examples_one_by_one_equal_all_at_once_even_if_they_differ_in_superpixel
     torch.testing.assert_close(torch.cat(parts), whole, **TIGHT)
 
 
+def test_regions_that_all_examples_share_are_cut_with_the_examples() -> None:
+    """Windows of time (1, 1, T), and one label per column of a table (F,)."""
+    signals = nn.Sequential(nn.Flatten(), nn.Linear(24, 3)).double()
+    cases = [(signals, randn(3, 2, 12), windows(randn(3, 2, 12), 4, axis=2)), (mlp(), randn(3, 5), torch.arange(5) % 2)]
+    for network, x, segments in cases:
+        options: dict[str, Any] = {"num_samples": 40, "fill": 0.0, "segments": segments}
+        found = explain([network], "lime", x, TARGET, chunk=2, **options).values[0]
+        torch.testing.assert_close(found, lime(network, x, TARGET, **options), **TIGHT)
+
+
 @pytest.mark.parametrize("x", [randn(3, 5), randn(3, 3, 8, 8)], ids=["table", "pictures"])
 def test_the_seed_alone_decides_the_perturbations(x: Tensor) -> None:
     network = mlp() if x.dim() == 2 else cnn()

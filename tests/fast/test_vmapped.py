@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import xuqlib.fast.vmapped as vmapped_module
-from xuqlib import DeepEnsemble, Draws, Flipout, MCDropConnect, MCDropout, explain, gradient
+from xuqlib import DeepEnsemble, Draws, Flipout, MCDropConnect, MCDropout, explain, gradient, guided_backprop
 from xuqlib.fast.engine import Engine
 from xuqlib.fast.vmapped import Vmapped
 from xuqlib.path import Path
@@ -232,6 +232,24 @@ def test_what_vmap_refuses_is_looped_over_and_says_why(name):
             raise AssertionError(engine.how)
     if name != "resampled":
         assert error(explain(draws, gradient, x, 1, progress=False).values, looped(draws, gradient, x, 1)) < PROMISE
+
+
+def test_relus_inside_torchs_own_layers_are_guided_whatever_one_example_shows():
+    """Pooling by a norm calls a ReLU that autograd's graph alone shows; nothing of class 0 would be stopped there."""
+
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(8, 3)
+            self.last.weight.data[0].abs_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.last(F.lp_pool1d(x, 2, 2).flatten(1))
+
+    draws, x, target = DeepEnsemble(clones(Pools, 3)).sample(), randn(4, 2, 8), torch.tensor([0, 1, 2, 0])
+    found = explain(draws, guided_backprop, x, target).values
+    assert error(found, looped(draws, guided_backprop, x, target)) <= PROMISE
+    assert "inside one of torch's own layers" in Engine(draws, x, guided=True).how and Engine(draws, x).is_fast
 
 
 def test_convolutions_of_each_draw_are_not_put_side_by_side():

@@ -36,7 +36,7 @@ from torchvision.models.googlenet import Inception
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
+from torchvision.models.segmentation.deeplabv3 import ASPP, DeepLabV3
 from torchvision.models.segmentation.fcn import FCN, FCNHead
 from torchvision.models.segmentation.lraspp import LRASPP
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
@@ -123,6 +123,12 @@ def googlenet() -> nn.Module:
     return network
 
 
+def mnasnet() -> nn.Module:
+    network = MNASNet(0.1, num_classes=3)
+    network.layers[9], network.layers[10] = nn.Identity(), nn.Identity()
+    return network
+
+
 def squeezenet() -> nn.Module:
     network = SqueezeNet("1_1", num_classes=3)
     nn.init.ones_(network.classifier[1].bias)  # there is a ReLU behind
@@ -199,7 +205,7 @@ def fcn() -> nn.Module:
 
 
 def deeplab() -> nn.Module:
-    return DeepLabV3(Backbone(), DeepLabHead(16, 3, (2, 3)))
+    return DeepLabV3(Backbone(), nn.Sequential(ASPP(16, (2, 3), 8), nn.Conv2d(8, 3, 1)))
 
 
 def lraspp() -> nn.Module:
@@ -208,8 +214,8 @@ def lraspp() -> nn.Module:
 
 def r3d(maker: Any = video.Conv3DSimple) -> nn.Module:
     network = video.VideoResNet(video.BasicBlock, [maker] * 4, [1, 1, 1, 1], video.BasicStem, num_classes=3)
-    network.layer3, network.layer4 = nn.Identity(), nn.Dropout3d(0.3)  # half of the depth is enough
-    network.fc = nn.Linear(128, 3)
+    network.layer2, network.layer3, network.layer4 = nn.Identity(), nn.Identity(), nn.Dropout3d(0.3)
+    network.fc = nn.Linear(64, 3)
     return network
 
 
@@ -295,6 +301,7 @@ SEGFORMER: dict[str, Any] = {
     "sr_ratios": [2, 1],
     "mlp_ratios": [2, 2],
     "decoder_hidden_size": 8,
+    "hidden_dropout_prob": 0.2,
 }
 
 
@@ -591,7 +598,7 @@ TORCHVISION: dict[str, Case] = {
     "torchvision shufflenet": Case(partial(ShuffleNetV2, [2, 1, 1], [8, 8, 16, 16, 16], num_classes=3), IMAGES),
     "torchvision squeezenet": Case(squeezenet, IMAGES),
     "torchvision googlenet with auxiliary heads": Case(googlenet, IMAGES),
-    "torchvision mnasnet": Case(partial(MNASNet, 0.1, num_classes=3), IMAGES),
+    "torchvision mnasnet": Case(mnasnet, IMAGES),
     "torchvision swin": Case(swin, IMAGES),
     "torchvision swin v2": Case(swin_v2, IMAGES),
     "torchvision vit": Case(vit, IMAGES),
@@ -604,7 +611,7 @@ TORCHVISION: dict[str, Case] = {
     ),
 }
 TIMM: dict[str, Case] = {
-    "timm vit": Case(partial(timm, "test_vit", img_size=32, drop_path_rate=0.3), IMAGES),
+    "timm vit": Case(partial(timm, "test_vit", img_size=32, drop_path_rate=0.3), IMAGES, layer="head"),
     "timm resnet": Case(partial(timm, "test_resnet", drop_path_rate=0.3), IMAGES),
     "timm convnext": Case(partial(timm, "test_convnext", drop_path_rate=0.3), IMAGES),
     "timm efficientnet": Case(partial(timm, "test_efficientnet", drop_path_rate=0.3), IMAGES),

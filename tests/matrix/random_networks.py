@@ -65,7 +65,7 @@ class Attends(nn.Module):
 
     def __init__(self, size: int, kind: str) -> None:
         super().__init__()
-        self.kind, self.p = kind, 0.3
+        self.kind, self.dropout_p = kind, 0.3
         self.attention = nn.MultiheadAttention(size, 2, dropout=0.3, batch_first=kind == "module")
         self.qkv = nn.Linear(size, 3 * size)
 
@@ -76,7 +76,7 @@ class Attends(nn.Module):
             y = x.transpose(0, 1)
             return self.attention(y, y, y, need_weights=False)[0].transpose(0, 1)
         q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
-        rate = self.p if self.training else 0.0
+        rate = self.dropout_p if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, dropout_p=rate).transpose(1, 2).flatten(2)
 
     def extra_repr(self) -> str:
@@ -119,7 +119,8 @@ class Rows(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        # A copy: whether flatten gives a view, into which may be written, depends on the number of examples.
+        return self.inner(x.flatten(0, 1).clone()).unflatten(0, x.shape[:2])
 
 
 class Skip(nn.Module):
@@ -391,7 +392,8 @@ class Answers(nn.Module):
         self.embedding, self.body, self.head, self.form, self.takes = embedding, body, head, form, takes
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Any:
-        features = self.body(x if self.embedding is None else self.embedding(x))
+        # Not the embedding alone: a norm behind it would not see its length, and a slope along it would be 0.
+        features = self.body(x if self.embedding is None else self.embedding(x) + 0.3)
         if other is not None:
             features = features * (1 + other.mean(1, keepdim=True))
         logits = self.head(features)
@@ -447,7 +449,8 @@ class Sample:
             self._settle()
         x: Tensor = torch.randn(num_examples, *first, generator=generator, dtype=torch.float64)
         if self.kind == "tokens":
-            x = torch.randint(0, 12, (num_examples, 5), generator=generator)
+            # No token twice: without positions they would tie in a maximum, which rounding then decides.
+            x = torch.stack([torch.randperm(12, generator=generator)[:5] for _ in range(num_examples)])
         other = torch.randn(num_examples, 3, generator=generator, dtype=torch.float64)
         self.given: Any = (x, other) if takes == "two" else x
         self.is_mapping_in = takes == "two" and maker.chance(0.5)

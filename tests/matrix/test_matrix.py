@@ -10,10 +10,50 @@ from core_networks import assert_same, snapshot
 from matrix_cells import OPTIONS, POSTERIORS, Cell, network_of
 from matrix_networks import CASES, nothing_random
 
-from xuqlib.posteriors.unrolled import RandomNetworkError
+from xuqlib.posteriors.fixing import RandomNetworkError
 
+# What the library says of some networks, and what is right all the same.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:network called no ReLU"),
+    pytest.mark.filterwarnings("ignore:guided_backprop guides ReLUs alone"),
+    pytest.mark.filterwarnings("ignore:FullGrad's terms miss the logit"),
+    pytest.mark.filterwarnings("ignore:with GoogLeNet in training mode"),
+]
+
+WITHOUT_DROPOUT = (
+    *(f"torchvision {name}" for name in ("resnet", "resnext", "lraspp", "regnet", "shufflenet")),
+    *("transformers vit", "transformers resnet"),
+)
+CONVOLUTIONS_LAST = (
+    *("own U-Net", "own U-Net, yes or no", "torchvision fcn", "torchvision deeplab", "torchvision lraspp"),
+    *("torchvision squeezenet", "transformers segformer of pixels"),
+)
+SEVERAL_INPUTS = (
+    *("own FT-transformer", "own table with embeddings", "own image and table", "own graph", "own siamese"),
+    *(f"transformers {name}" for name in ("bert", "distilbert", "roberta", "albert", "electra", "mpnet", "deberta v2")),
+    *("transformers gpt2", "transformers t5 encoder"),
+)
+MORE_THAN_LOGITS = (
+    *("own dictionary", "own mean and variance"),
+    *(f"transformers {name}" for name in ("vit", "deit", "swin", "convnext", "resnet", "segformer", "wav2vec2")),
+    *("transformers hubert", "transformers patchtst"),
+)
 # Every refusal: network, posterior and explainer, and words of the one sentence that says what to do.
-REFUSALS: dict[tuple[str, str, str], str] = {}
+REFUSALS: dict[tuple[str, str, str], str] = {
+    **{(name, "mc_dropout", "*"): "has no dropout" for name in WITHOUT_DROPOUT},
+    # A last layer that is not dense, inputs that are more than one tensor, and answers that are none.
+    **{(name, "laplace", "*"): "last-layer Laplace needs a dense one" for name in CONVOLUTIONS_LAST},
+    **{(name, "laplace", "*"): "Laplace.fit wants batches (x, y) of tensors" for name in SEVERAL_INPUTS},
+    **{(name, "laplace", "*"): "say what of it is explained" for name in MORE_THAN_LOGITS},
+    ("own binary", "laplace", "*"): "pass y.float() for a regression, or train it with two logits",
+    ("own probabilities", "laplace", "*"): "the network answers probabilities; Laplace wants logits",
+    # Weights that are computed from others cannot be drawn.
+    ("own TCN", "mc_dropconnect", "*"): "is computed by a parametrization",
+    ("transformers wav2vec2", "mc_dropconnect", "*"): "is computed by a parametrization",
+    ("transformers hubert", "mc_dropconnect", "*"): "is computed by a parametrization",
+    # The uncertainty of several labels is no entropy of classes.
+    ("own multilabel", "*", "ua_backprop*"): "pick one label",
+}
 CELLS = [Cell(*names) for names in itertools.product(CASES, POSTERIORS, OPTIONS)]
 
 

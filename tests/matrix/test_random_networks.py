@@ -25,7 +25,8 @@ from xuqlib.explain import explain
 from xuqlib.explainers import EXPLAINERS
 from xuqlib.explainers.fullgrad import fullgrad
 from xuqlib.inputs import as_inputs
-from xuqlib.posteriors.unrolled import RandomNetworkError
+from xuqlib.posteriors.fixing import RandomNetworkError
+from xuqlib.views import View
 
 # What a network drawn at random may be refused for, before the work.
 REFUSED = (
@@ -100,12 +101,28 @@ def check(seed: int) -> str:
     return "equal"
 
 
+class Holds(nn.Module):
+    """A network by the name that it has in a draw."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.network(*inputs, **named)
+
+
 def has_gradient(sample: Sample) -> bool:
-    """Whether autograd can differentiate the network by itself."""
-    seen, x = DeepEnsemble([sample.network]).sample(1).seen(sample.given, sample.output)
+    """Whether torch itself can differentiate the network while it drops, as training does."""
+    network = copy.deepcopy(sample.network)
+    for module in network.modules():
+        module.training = not isinstance(module, nn.modules.batchnorm._BatchNorm)
+    seen, x = MCDropout(sample.network).sample(1).seen(sample.given, sample.output)
+    view = View(Holds(network), seen[0].inputs, seen[0].output) if isinstance(seen[0], View) else network
     point = x.clone().requires_grad_()
     try:
-        torch.autograd.grad(seen[0](point).sum(), point)
+        with torch.random.fork_rng(devices=[]):
+            torch.autograd.grad(view(point.clone()).sum(), point)
     except RuntimeError:
         return False
     return True
@@ -138,7 +155,7 @@ def check_draws(sample: Sample, pick: random.Random, posterior: Any) -> None:
     )
     total = vars(uncertainties(draws, sample.given, output=sample.output))
     error = attribution.flatten(1).sum(1) - total[kind]
-    assert error.abs().max() <= 1e-10 * float(total["total"].abs().max()) + 1e-300, f"not complete by {error}"
+    assert error.abs().max() <= 1e-10 * float(total["total"].abs().max()) + 1e-24, f"not complete by {error}"
 
 
 def check_explainer(

@@ -129,6 +129,24 @@ def test_dropout_inside_a_function_that_a_layer_was_given_is_dropout():
         MCDropout(nn.Sequential(nn.Linear(5, 3), Lambda(lambda x: F.relu(x))))
 
 
+def test_random_numbers_that_start_the_weights_are_no_randomness_of_draws():
+    class Started(FunctionalDropout):
+        def _init_weights(self):
+            nn.init.normal_(self.first.weight)
+            self.first.weight.data.normal_()
+
+    MCDropout(seeded(Started))  # without a warning
+
+
+def test_a_rate_of_something_else_is_no_dropout_of_the_network():
+    class Reads(FunctionalRelu):
+        def kernel(self, config):
+            return config.attention_dropout
+
+    with pytest.raises(ValueError, match="Reads has no dropout"):
+        MCDropout(seeded(Reads))
+
+
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_dropout_that_never_or_always_drops_is_no_randomness(p):
     with pytest.raises(ValueError, match="no dropout with 0 < p < 1"):

@@ -92,7 +92,8 @@ def drops_by_itself(module: nn.Module) -> bool:
 
 def names_in(module: nn.Module) -> set[str]:
     """Names that the methods of a user's module use, and the functions that it was given, such as a lambda."""
-    methods = [method for name, method in inspect.getmembers(type(module), inspect.isfunction) if name != "__init__"]
+    found = inspect.getmembers(type(module), inspect.isfunction)
+    methods = [method for name, method in found if "init" not in name]  # what starts its weights may be random
     methods += filter(inspect.isfunction, vars(module).values())
     own = [inspect.unwrap(method) for method in methods if not method.__module__.startswith("torch.nn.modules")]
     return {name for method in own for name in _names_of(method.__code__)}

@@ -59,8 +59,6 @@ class Laplace(Posterior):
             ValueError: no batches, NaN or infinite numbers, targets that do not fit the output, probabilities instead
                 of logits, a last layer that is not called just once, or a curvature that cannot be decomposed.
         """
-        from laplace import KronLLLaplace
-
         # A DataLoader takes a seed from the global generator; the warning is about predictions, not asked for here.
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="By default `link_approx`")
@@ -69,6 +67,8 @@ class Laplace(Posterior):
             noise = [] if batches.classification else _residuals(network, batches)
             if len(noise) > 1:  # measured in its own noise, each output has a noise of 1
                 network.unit = batches.unit = batches.like.new_tensor(noise)
+            from laplace import KronLLLaplace  # which takes seconds: what is refused, is refused before
+
             network.network.get_submodule(self.last_layer).requires_grad_(True)
             kind = "classification" if batches.classification else "regression"
             last = f"network.{self.last_layer}".rstrip(".")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
+import torch
 from torch import nn
+from torch.nn import functional as F
 
 from xuqlib.checks import check_choice
 from xuqlib.posteriors.base import Posterior, check_draws, check_network
@@ -79,8 +82,11 @@ def _can_drop(module: nn.Module) -> bool:
 def _calls_dropout(module: nn.Module) -> bool:
     # F.dropout inside a user's forward leaves its name in the compiled code; torch's own layers are known above.
     names = {name for name in names_in(module) if "dropout" in name and name.islower()}
-    # The same name may be a layer, counted as such, or a rate that is switched off.
-    return any(not isinstance(value, nn.Module) and value != 0 for value in (getattr(module, n, None) for n in names))
+    around = [F, torch, *(sys.modules.get(kind.__module__) for kind in type(module).__mro__)]
+    functions = {name for name in names if not hasattr(module, name) and any(hasattr(each, name) for each in around)}
+    # The same name may be a layer, counted as such, or a rate that is switched off; or an attribute of something else.
+    own = (getattr(module, name) for name in names if hasattr(module, name))
+    return bool(functions) or any(not isinstance(value, nn.Module) and value not in (0, None) for value in own)
 
 
 def _stays_off(module: nn.Module) -> bool:

@@ -34,4 +34,4 @@ class DeepEnsemble(Posterior):
         kinds = sorted({f"{weight.dtype} on {weight.device}" for weight in weights})
         if len(kinds) > 1:
             raise ValueError(f"the members are {' and '.join(kinds)}; bring all to one dtype and device by member.to()")
-        return self._draws([FixedNetwork(detached_copy(member)) for member in self.members[:num_draws]])
+        return self._draws(FixedNetwork(detached_copy(member)) for member in self.members[:num_draws])

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from xuqlib.checks import check_number
 from xuqlib.posteriors.base import Posterior, check_draws, check_network
-from xuqlib.posteriors.draws import Draws, copy_with, detached_copy, trainable_copy
+from xuqlib.posteriors.draws import Draws, copy_with, detached_copy, rebuilt, trainable_copy
 from xuqlib.posteriors.fixing import FixedNetwork, generator_of
-from xuqlib.posteriors.kinds import Placement, RandomLayer, Weighted, replace_layers, weighted_layers
+from xuqlib.posteriors.kinds import Placement, RandomLayer, Weighted, weighted_layers
 
 
 class DropConnectLayer(RandomLayer):
@@ -111,18 +111,19 @@ class _WeightPosterior(Posterior):
     _layer_type: type[RandomLayer]
 
     def _replace(self, network: nn.Module, placement: Placement, **options: Any) -> None:
-        self.network = trainable_copy(check_network(network))
-        self.layers = weighted_layers(self.network, placement)
-        layers = [cast(Weighted, self.network.get_submodule(name)) for name in self.layers]
-        replacements = [self._layer_type(layer, **options) for layer in layers]
-        self.network = replace_layers(self.network, zip(self.layers, replacements, strict=True))
+        network = trainable_copy(check_network(network))
+        self.layers = weighted_layers(network, placement)
+        layers = [cast(Weighted, network.get_submodule(name)) for name in self.layers]
+        self.network = rebuilt(network, {layer: self._layer_type(layer, **options) for layer in layers})
+
+    def _random_layers(self) -> list[Any]:
+        return [self.network.get_submodule(name) for name in self.layers]
 
     def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
         check_draws(num_draws, seed)
         network = detached_copy(self.network)
-        layers = [cast(RandomLayer, self.network.get_submodule(name)) for name in self.layers]
-        names = [f"{name}.layer.weight" if name else "layer.weight" for name in self.layers]
-        samplers = [layer.sampler() for layer in layers]
+        names = [f"{name}.layer.weight".lstrip(".") for name in self.layers]
+        samplers = [layer.sampler() for layer in self._random_layers()]
 
         def weights(draw: int) -> dict[str, Tensor]:
             drawn = (sampler(generator_of(seed, draw, number)) for number, sampler in enumerate(samplers))
@@ -130,7 +131,7 @@ class _WeightPosterior(Posterior):
 
         # Random numbers come one after another, so several draws at a time are what keeps several cores busy.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            return self._draws([FixedNetwork(copy_with(network, own)) for own in pool.map(weights, range(num_draws))])
+            return self._draws(FixedNetwork(copy_with(network, own)) for own in pool.map(weights, range(num_draws)))
 
 
 class MCDropConnect(_WeightPosterior):
@@ -192,5 +193,4 @@ class Flipout(_WeightPosterior):
 
     def kl(self) -> Tensor:
         """Divergence of the Gaussian from its prior over all random layers, in nats."""
-        layers = [cast(FlipoutLayer, self.network.get_submodule(name)) for name in self.layers]
-        return torch.stack([layer.kl() for layer in layers]).sum()
+        return torch.stack([layer.kl() for layer in self._random_layers()]).sum()

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from xuqlib import lenet, mini_vgg, mlp, resnet18
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.posteriors.kinds import replace_layers, weighted_layers
+from xuqlib.posteriors.kinds import weighted_layers
 from xuqlib.posteriors.random_weights import DropConnectLayer, FlipoutLayer
 
 SIGMAS = 5  # of a standard error, allowed in tests of moments: a fair estimate is beyond it once in 1.7 million
@@ -60,11 +60,6 @@ def test_weighted_layers_are_the_last_all_or_those_named():
 
 def test_projections_inside_attention_are_no_weighted_layers():
     assert weighted_layers(Attention(0.0), "all") == ["head"]
-
-
-def test_a_network_that_is_the_layer_is_replaced_as_a_whole():
-    new = nn.Linear(2, 2)
-    assert replace_layers(nn.Linear(2, 2), [("", new)]) is new
 
 
 @pytest.mark.parametrize("kind", ["linear", "convolution", "grouped"])

@@ -183,9 +183,9 @@ def _noise(answers: Tensor, targets: Tensor) -> Tensor:
 
 
 def _check_classes(answers: Tensor, targets: Tensor) -> None:
-    check_target(targets, len(answers), answers.shape[1])
     if answers.shape[1] == 1:
         what = "the targets are whole numbers, so classes, but the network has one output"
         raise ValueError(f"{what}; pass y.float() for a regression, or train it with two logits")
+    check_target(targets, len(answers), answers.shape[1])
     if are_probabilities(answers):
         raise ValueError("the network answers probabilities; Laplace wants logits: leave the softmax away")

@@ -181,7 +181,7 @@ CALLS: list[Case] = [
     ("draws, a posterior", lambda: Draws(MCDropout(NET)), TypeError, "got a MCDropout; pass posterior.sample"),
     ("draws, functions", lambda: Draws([len]), TypeError, r"each draw is a network \(nn.Module\)"),
     ("draws, empty slice", lambda: DRAWS[:0], ValueError, "pass at least one"),
-    ("draws(x), list", lambda: DRAWS([[1.0]]), TypeError, "x is a list of float; pass a torch tensor"),
+    ("draws(x), list", lambda: DRAWS([[1.0]]), TypeError, "x is a list; pass a torch tensor"),
     ("draws(x), uint8", lambda: DRAWS(X.to(torch.uint8)), TypeError, "x is uint8.*divide by 255"),
     ("draws(x), one example", lambda: DRAWS(X[0]), ValueError, r"x has shape \(5,\); .*x\[None\]"),
     ("draws(x), empty", lambda: DRAWS(X[:0]), ValueError, r"\(0, 5\).*at least one example"),

@@ -446,11 +446,15 @@ def test_deletion_of_words_signals_and_columns_ends_with_nothing():
             TypeError,
             r"returned a dict with \['logits', 'hidden'\]; say what",
         ),
-        (lambda: explain(drawn(Words), "gradient", IDS, output="scores"), ValueError, "has no 'scores'; it has"),
+        (
+            lambda: explain(drawn(Words), "gradient", IDS, output="scores"),
+            ValueError,
+            r"has no 'scores'; it is \['logits', 'hidden'\]",
+        ),
         (
             lambda: explain(drawn(Words), "gradient", Inputs(IDS, wrt="w"), output="logits"),
             ValueError,
-            "no layer 'w' in",
+            "no layer 'w' embeds them.*words, network.places",
         ),
         (lambda: explain(drawn(table), "gradient", torch.ones(3, 4).long()), ValueError, "cannot evaluate x|token ids"),
         (
@@ -473,7 +477,7 @@ def test_deletion_of_words_signals_and_columns_ends_with_nothing():
         ),
         (lambda: uncertainties(drawn(Pixels), randn(1, 2, 4, 4)), ValueError, "say what by output="),
         (lambda: of_pixels((4, 0)), ValueError, r"where is \(4, 0\); the places are \(4, 4\)"),
-        (lambda: of_pixels(torch.ones(3, 3)), ValueError, r"where is \(3, 3\); wanted a mask of the places \(4, 4\)"),
+        (lambda: of_pixels(torch.ones(3, 3)), ValueError, r"where is of shape \(3, 3\); the places are \(4, 4\)"),
         (lambda: uncertainties(drawn(table, 2), randn(3, 4), output="binary"), ValueError, "binary is one logit"),
         (lambda: windows(randn(2, 3, 4), 9, axis=2), ValueError, "num_segments is 9 but there are 4 places"),
         (lambda: windows(randn(2, 3, 4), 2, axis=3), ValueError, "axis is 3"),

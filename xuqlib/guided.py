@@ -15,8 +15,6 @@ from torch.overrides import TorchFunctionMode
 class _GuidedRelu(torch.autograd.Function):
     """ReLU, perhaps with a ceiling, whose backward pass is dy * 1[dy > 0] * 1[open]; also under vmap."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, ceiling: float | None) -> Tensor:
         return x.clamp(0, ceiling)
@@ -31,6 +29,12 @@ class _GuidedRelu(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (is_open,), (dy,) = ctx.saved_tensors, grad_outputs
         return torch.where(is_open & (dy > 0), dy, torch.zeros_like(dy)), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, None], x: Tensor, ceiling: float | None
+    ) -> tuple[Tensor, int | None]:
+        return _GuidedRelu.apply(x, ceiling), in_dims[0]  # element by element, so one more axis is no matter
 
 
 def _larger(input: Tensor, other: Any = None, *_: Any, **__: Any) -> tuple[Any, ...]:

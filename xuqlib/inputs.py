@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from xuqlib.checks import check_count, check_examples
 
@@ -121,33 +122,27 @@ class Inputs:
         """
         if not self.are_tokens:
             return self
-        layers, named = dict(network.named_modules()), copy.copy(self)
+        layers, named, ids = dict(network.named_modules()), copy.copy(self), self.values[self.explained][:1]
+        # Of the network that a draw fixes, or of a network by itself.
+        found = {name for name in (self.layer, f"network.{self.layer}") if name in layers}
         if self.layer is None:
-            ids, found = self.values[self.explained][:1], set[str]()
+            given: list[nn.Module] = []
 
-            def note(name: str) -> Callable[[nn.Module, Any], None]:
-                return lambda _, given: found.add(name) if torch.equal(given[0], ids) else None
+            def note(module: nn.Module, inputs: Any) -> None:
+                if isinstance(module, nn.Embedding) and torch.equal(inputs[0], ids):
+                    given.append(module)
 
-            embeddings = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Embedding)}
-            handles = [layer.register_forward_pre_hook(note(name)) for name, layer in embeddings.items()]
-            try:
-                with torch.no_grad():
-                    self.at(slice(1)).call(network, self.x[:1])
-            finally:
-                for handle in handles:
-                    handle.remove()
-            if len(found) != 1:
-                raise ValueError(
-                    f"x is whole numbers, read as token ids, and the embedding layers that are given them are "
-                    f"{sorted(found)}; pass floating point examples, or name one layer by Inputs(x, wrt=...)"
-                )
-            named.layer = found.pop()
-        elif self.layer not in layers:
-            named.layer = f"network.{self.layer}"  # of the network that a draw fixes
-        if named.layer not in layers:
+            with register_module_forward_pre_hook(note), torch.no_grad():
+                self.at(slice(1)).call(network, self.x[:1])
+            found = {name for name, layer in layers.items() if any(layer is each for each in given)}
+        if len(found) != 1:
+            embeddings = [name for name, layer in layers.items() if isinstance(layer, nn.Embedding)]
+            wanted = "no one layer" if self.layer is None else f"no layer {self.layer!r}"
             raise ValueError(
-                f"no layer {self.layer!r} in the network; its layers are {', '.join(filter(None, layers))}"
+                f"x is whole numbers, read as token ids, but {wanted} embeds them; pass floating point examples, or "
+                f"name the layer by Inputs(x, wrt=...): {', '.join(embeddings)}"
             )
+        named.layer = found.pop()
         named.dtype = next((each.dtype for each in layers[named.layer].parameters()), self.dtype)
         return named
 
@@ -171,12 +166,14 @@ def _by_name(given: Any) -> dict[Any, Any]:
         return dict(enumerate(given))
     if isinstance(getattr(given, "x", None), Tensor):  # Examples
         return {0: given.x}
-    of_numbers = isinstance(given, list) and not any(
-        isinstance(each, Tensor | tuple | list | Mapping) for each in given
-    )
-    if isinstance(given, Iterable) and not of_numbers:
+    if isinstance(given, Iterable) and not (isinstance(given, list) and _holds_numbers(given)):
         return _gathered(given)
     return {0: given}
+
+
+def _holds_numbers(values: list[Any]) -> bool:
+    first = values[0] if values else 0.0
+    return _holds_numbers(first) if isinstance(first, list) else not isinstance(first, Tensor | tuple | Mapping)
 
 
 def _gathered(batches: Iterable[Any]) -> dict[Any, Any]:
@@ -187,18 +184,16 @@ def _gathered(batches: Iterable[Any]) -> dict[Any, Any]:
         parts = [_of_batch(batch) for batch in batches]
     if not parts or any(part.keys() != parts[0].keys() for part in parts):
         raise ValueError(f"the batches hold {[list(part) for part in parts[:2]]}; pass batches of the same inputs")
-    return {
-        key: torch.cat([part[key] for part in parts]) if isinstance(value, Tensor) and value.dim() else value
-        for key, value in parts[0].items()
-    }
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 def _of_batch(batch: Any) -> dict[Any, Any]:
     if isinstance(batch, list | tuple):
-        if len(batch) > 2:
-            raise ValueError(f"a batch holds {len(batch)} parts; pass batches (inputs, target), inputs perhaps a tuple")
-        batch = batch[0] if batch else None
+        batch, *target = batch or [None]
+        if len(target) > 1:
+            raise ValueError(f"a batch holds {len(target) + 1} parts; pass batches (inputs, target), inputs a tuple")
         batch = tuple(batch) if isinstance(batch, list) else batch
-    if not isinstance(batch, Tensor | tuple | Mapping):
-        raise TypeError(f"x is a list of {type(batch).__name__}; pass a torch tensor (N, ...), or batches of tensors")
-    return _by_name(batch)
+    named = _by_name(batch) if isinstance(batch, Tensor | tuple | Mapping) else {"": batch}
+    if not all(isinstance(value, Tensor) for value in named.values()):
+        raise TypeError(f"x is batches of {type(batch).__name__}; pass a torch tensor (N, ...), or batches of tensors")
+    return named

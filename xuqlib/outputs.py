@@ -64,18 +64,24 @@ class Output:
         Raises:
             TypeError, ValueError: the answer does not hold what this output says.
         """
-        picked = self._pick(answer)
-        if self.kind == "mean_variance":
-            picked = _mean_variance(picked, num_rows)
-        if self.kind != "segmentation":
-            numbers = check_logits(picked, num_rows)
+        if callable(self.key):
+            picked = self.key(answer)
+        elif self.key is not None or not (isinstance(answer, Tensor) or self.kind in (None, "mean_variance")):
+            picked = _part(answer, self.kind if self.key is None else self.key)
         else:
-            if not isinstance(picked, Tensor) or picked.dim() < 3 or len(picked) != num_rows:
-                raise ValueError(f"network returned {_said(picked)}; a segmentation is (N, classes, ...), places last")
+            picked = answer
+        if self.kind == "mean_variance" and not isinstance(picked, Tensor):
+            is_pair = isinstance(picked, tuple | list) and len(picked) == 2
+            parts = picked if is_pair else (_part(picked, "mean"), _part(picked, "variance"))
+            picked = torch.cat([check_logits(part, num_rows) for part in parts], 1)
+        if self.kind == "segmentation" and isinstance(picked, Tensor) and picked.dim() > 2 and len(picked) == num_rows:
             return picked
-        if self.kind == "binary" and numbers.shape[1] != 1:
+        numbers = check_logits(picked, num_rows)
+        allowed = {"binary": numbers.shape[1] == 1, "mean_variance": numbers.shape[1] % 2 == 0, "segmentation": False}
+        if not allowed.get(self.kind or "", True):
             raise ValueError(
-                f"network returned {_said(picked)}; binary is one logit, (N,) or (N, 1): use another output"
+                f"network returned shape {tuple(numbers.shape)}; binary is one logit, (N,) or (N, 1), mean_variance a "
+                "pair (mean, variance), or (N, 2 K), a segmentation (N, classes, ...), places last"
             )
         return numbers
 
@@ -102,20 +108,22 @@ class Output:
                 'network\'s answers are probabilities, whose rows sum to 1; say output="probabilities", or "logits" if '
                 "they are logits after all"
             )
-        places = numbers.shape[2:]
-        if isinstance(self.where, tuple):
-            if len(self.where) != len(places) or not all(0 <= i < n for i, n in zip(self.where, places, strict=True)):
-                raise ValueError(f"where is {self.where}; the places are {tuple(places)}, counted from 0")
-        elif isinstance(self.where, Tensor):
-            mask = self.where.bool()
-            mask = mask[None] if mask.dim() == len(places) else mask
-            mask = mask[:, None] if mask.dim() == len(places) + 1 else mask
+        if self.where is None:
+            return self
+        places, mask = numbers.shape[2:], self.where
+        if isinstance(mask, tuple):
+            fits = len(mask) == len(places) and all(0 <= i < n for i, n in zip(mask, places, strict=True))
+        else:
+            while mask.dim() < numbers.dim():
+                mask = mask.unsqueeze(0 if mask.dim() == len(places) else 1)
             wanted = (num_examples, numbers.shape[1], *places)
-            fits = mask.shape[2:] == places and all(n in (1, w) for n, w in zip(mask.shape, wanted, strict=False))
-            if not fits:
-                raise ValueError(f"where is {tuple(self.where.shape)}; wanted a mask of the places {tuple(places)}")
-            return replace(self, where=mask)
-        return self
+            fits = mask.shape[2:] == places and all(n in (1, of) for n, of in zip(mask.shape, wanted, strict=True))
+        if not fits:
+            given = self.where if isinstance(self.where, tuple) else f"of shape {tuple(self.where.shape)}"
+            raise ValueError(
+                f"where is {given}; the places are {tuple(places)}, counted from 0: one of them, or a mask"
+            )
+        return replace(self, where=mask)
 
     def check(self, numbers: Tensor) -> None:
         """Refuse numbers whose values are not of this kind."""
@@ -150,24 +158,6 @@ class Output:
         is_one = self.kind in ("binary", "segmentation") and logits.shape[1] == 1
         return torch.cat([-logits / 2, logits / 2], 1) if is_one else logits  # whose softmax is the sigmoid
 
-    def _pick(self, answer: Any) -> Any:
-        if callable(self.key):
-            return self.key(answer)
-        if self.key is None and (isinstance(answer, Tensor) or self.kind in (None, "mean_variance")):
-            return answer
-        key: Any = self.kind if self.key is None else self.key
-        if isinstance(answer, Mapping) or (isinstance(answer, tuple | list) and isinstance(key, int)):
-            try:
-                return answer[key]
-            except (KeyError, IndexError):
-                known = list(answer) if isinstance(answer, Mapping) else f"0 to {len(answer) - 1}"
-                raise ValueError(f"network's answer has no {key!r}; it has {known}") from None
-        if not hasattr(answer, str(key)):
-            raise ValueError(
-                f"network's answer, a {type(answer).__name__}, has no {key!r}; name what to explain by output="
-            )
-        return getattr(answer, str(key))
-
 
 def as_output(given: Any, known: str | None = None) -> Output:
     """Return what was given as an output: a name of OUTPUTS, a key or function of the answer, or (key, name).
@@ -177,11 +167,9 @@ def as_output(given: Any, known: str | None = None) -> Output:
     """
     if isinstance(given, Output):
         return given
-    if isinstance(given, str) and given in OUTPUTS:
-        return Output(given)
-    if given is None:
-        return Output(known)
-    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], str):
+    if given is None or (isinstance(given, str) and given in OUTPUTS):
+        return Output(given or known)
+    if isinstance(given, tuple) and len(given) == 2:
         return Output(given[1], given[0])
     if isinstance(given, str) or callable(given):
         return Output(known, given)
@@ -196,22 +184,10 @@ def are_probabilities(numbers: Tensor) -> bool:
     return bool((numbers >= 0).all() and ((total - 1).abs() < 100 * torch.finfo(numbers.dtype).eps).all())
 
 
-def _mean_variance(picked: Any, num_rows: int) -> Tensor:
-    mean: Any
-    variance: Any
-    if isinstance(picked, Tensor):
-        numbers = check_logits(picked, num_rows)
-        mean, variance = numbers.chunk(2, 1) if numbers.shape[1] % 2 == 0 else (numbers, None)
-    elif isinstance(picked, tuple | list) and len(picked) == 2:
-        mean, variance = picked
-    elif isinstance(picked, Mapping):
-        mean, variance = picked.get("mean"), picked.get("variance")
-    else:
-        mean, variance = getattr(picked, "mean", None), getattr(picked, "variance", None)
-    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
-        raise ValueError(f"network returned {_said(picked)}; wanted a pair (mean, variance), (N, K) each, or (N, 2 K)")
-    return torch.cat([check_logits(mean, num_rows), check_logits(variance, num_rows)], 1)
-
-
-def _said(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+def _part(answer: Any, key: Any) -> Any:
+    """The part of an answer that has this name or position."""
+    try:
+        return answer[key] if isinstance(answer, Mapping) or isinstance(key, int) else getattr(answer, key)
+    except (KeyError, IndexError, AttributeError, TypeError):
+        known = list(answer) if isinstance(answer, Mapping) else f"a {type(answer).__name__}"
+        raise ValueError(f"network's answer has no {key!r}; it is {known}: say by output= what is explained") from None

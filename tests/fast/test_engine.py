@@ -595,10 +595,6 @@ OF_USERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-NOT_LAYERS = (
-    *("functional relu", "functional dropout", "a dropout called twice", "an output layer called with a number too"),
-    *("an output layer called with a list", "the weight of the output layer used before it"),
-)
 WITHOUT_DROPOUT = ("functional relu", "a sum at the end", "the weight of the output layer used before it")
 USERS_CASES = [
     (name, posterior)
@@ -607,12 +603,7 @@ USERS_CASES = [
     if posterior != "mc_dropout" or name not in WITHOUT_DROPOUT
 ]
 
-OF_ALL_LAYERS = ("mc_dropout", "flipout all", "deep_ensemble")
-LOOPED = {  # a dense layer on more than features; else networks that are random before their output layer
-    *((name, posterior) for name, posterior in USERS_CASES if name.startswith("a dense layer on pictures")),
-    *((name, posterior) for name, posterior in USERS_CASES if name in NOT_LAYERS and posterior in OF_ALL_LAYERS),
-    ("the weight of the output layer used before it", "mc_dropconnect last"),
-}
+LOOPED: set[tuple[str, str]] = set()
 
 
 @IGNORE_NO_RELU
@@ -789,7 +780,7 @@ def test_a_network_without_layers_is_the_identity():
 @IGNORE_NO_RELU
 def test_a_regression_is_explained_with_one_output_per_example(build, posterior):
     draws = POSTERIORS[posterior](lambda **_: build(), (4, 5), 3)
-    assert_equals_the_loop(draws, randn(4, 5), fast=build is not OneOutput)
+    assert_equals_the_loop(draws, randn(4, 5))
 
 
 # Options of explainers
@@ -1136,7 +1127,7 @@ def test_a_failure_while_an_engine_is_built_is_raised_unless_it_says_that_there_
         raise NotAChain("of another kind")
 
     monkeypatch.setattr(Convolution, "forward", not_a_chain)
-    assert not Engine(draws, x).is_fast
+    assert Engine(draws, x).how == "vmap"
 
 
 def test_a_failure_is_looked_into_with_one_draw(monkeypatch):
@@ -1153,7 +1144,7 @@ def test_a_failure_is_looked_into_with_one_draw(monkeypatch):
 def test_whether_draws_are_a_chain_is_known_before_they_are_evaluated():
     for name, (build, shape) in OF_USERS.items():
         if name.startswith("a dense layer on pictures"):
-            assert not Engine(MCDropout(seeded(build)).sample(2), randn(*shape)).is_fast, name
+            assert Engine(MCDropout(seeded(build)).sample(2), randn(*shape)).how == "vmap", name
 
 
 def test_x_that_does_not_fit_the_network_is_said_by_the_network():

@@ -111,6 +111,6 @@ def test_every_step_is_broken_above():
 
 
 def test_draws_that_fall_to_the_loop_turn_the_comparison_red(monkeypatch):
-    monkeypatch.setattr(Engine, "_chain_of", lambda *_: None)
+    monkeypatch.setattr(Engine, "_choose", lambda *_: ("loop: for a test", None))
     with pytest.raises(AssertionError, match="the plain loop was taken"):
         compare_attributions(MASKED())

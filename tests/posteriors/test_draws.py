@@ -32,7 +32,7 @@ from torch.testing import assert_close
 from xuqlib import DeepEnsemble, Draws, Flipout, Laplace, MCDropConnect, MCDropout, Posterior, explain, gradient
 from xuqlib.posteriors.draws import shared_trunk
 from xuqlib.posteriors.fixing import FixedNetwork, generator_of
-from xuqlib.posteriors.unrolled import RandomNetworkError
+from xuqlib.posteriors.fixing import RandomNetworkError
 
 
 def fitted_laplace(network: nn.Module, shape: tuple[int, ...]) -> Laplace:

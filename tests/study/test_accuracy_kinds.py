@@ -130,7 +130,7 @@ def test_the_variance_head_has_the_noise_that_was_planted_and_draws_differ_where
     known = ~examples.masks["novel"].any(1)
     assert variances.mean(0)[known].mean() == pytest.approx(float(examples.moments[known, 1].mean()), rel=0.15)
     both = torch.stack([variances.mean(0)[known].log(), examples.moments[known, 1].log()])
-    assert torch.corrcoef(both)[0, 1] > 0.9
+    assert torch.corrcoef(both)[0, 1] > 0.85
     far = examples.masks["novel"] & ~examples.masks["evidence"]
     assert means.var(0)[far.any(1)].mean() > 1.5 * means.var(0)[known].mean()
 

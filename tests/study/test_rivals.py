@@ -446,17 +446,22 @@ def test_sure_draws_give_zeros_and_no_nan(name):
 DRAWS, X = case("mlp")
 BAD = {
     "kind": (lambda find: find(DRAWS, X, "both"), ValueError, "unknown kind 'both'; known: total, aleatoric, epist"),
-    "x shape": (lambda find: find(DRAWS, X[:, None]), ValueError, r"shape \(4, 1, 5\); pass images"),
+    "x shape": (lambda find: find(DRAWS, X[:, None]), ValueError, r"returned shape \(2, 1, 3\)"),
     "x NaN": (lambda find: find(DRAWS, X / 0 * 0), ValueError, "NaN"),
     "x list": (lambda find: find(DRAWS, X.tolist()), TypeError, "x is a list"),
     "one network": (lambda find: find(seeded(table_mlp).eval(), X), TypeError, "posterior.sample"),
     "training": (lambda find: find([seeded(table_mlp)], X), ValueError, "training mode"),
-    "regression": (
-        lambda find: find(MCDropout(seeded(OneOutput)).sample(2), X),
-        ValueError,
-        r"logits have shape \(2, 1, 1\).*at least two classes, not a regression",
-    ),
 }
+OF_VARIANCE = {
+    "gradient",
+    "gradient_x_input",
+    "gradient_x_input_abs",
+    "smoothgrad",
+    "ig_black",
+    "fullgrad_of_u",
+    "lime",
+}
+OF_VARIANCE |= {"signed_gradient_x_input"}
 
 
 @pytest.mark.parametrize("what", BAD)
@@ -467,10 +472,28 @@ def test_all_refuse_what_ua_backprop_refuses(name, what):
         call(EVERY[name])
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_explainers_of_u_explain_the_variance_of_a_regression_and_all_others_refuse_it(name):
+    draws = MCDropout(seeded(OneOutput)).sample(3)
+    if name in OF_VARIANCE:
+        assert EVERY[name](draws, X, **FEW.get(name, {})).shape == X.shape
+    elif name == "ig_blurred":
+        with pytest.raises(ValueError, match="blurred baseline needs images"):
+            EVERY[name](draws, X)
+    else:
+        with pytest.raises(ValueError, match=r"logits have shape \(3, 1, 1\).*at least two classes, not a regression"):
+            EVERY[name](draws, X)
+    if name == "gradient":
+        leaf = X.clone().requires_grad_()
+        variance = torch.stack([draw(leaf) for draw in draws]).var(0, correction=0)
+        wanted = torch.autograd.grad(variance.sum(), leaf)[0].abs()
+        assert_close(EVERY[name](draws, X), wanted, rtol=1e-10, atol=1e-12)
+
+
 OWN = {
     "kind of U": (lambda: UncertaintyOf(DRAWS, "both"), ValueError, "unknown kind 'both'"),
     "draws of U": (lambda: UncertaintyOf(seeded(table_mlp)), TypeError, "posterior.sample"),
-    "regression of U": (lambda: UncertaintyOf([seeded(OneOutput).eval()])(X), ValueError, "not a regression"),
+    "noise of U": (lambda: UncertaintyOf([seeded(OneOutput).eval()], "aleatoric")(X), ValueError, "the same for all x"),
     "explainer": (lambda: attribute_uncertainty(DRAWS, X, explainer="shap"), ValueError, "'shap'; known: gradient, "),
     "no explainer": (lambda: attribute_uncertainty(DRAWS, X, explainer=3), ValueError, "unknown explainer 3"),
     "chunk": (lambda: attribute_uncertainty(DRAWS, X, chunk=0), ValueError, "chunk is 0"),

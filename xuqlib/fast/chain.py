@@ -15,17 +15,18 @@ from xuqlib.fast.layers import Convolution, Dense, Dropout, Execution, Flatten, 
 from xuqlib.posteriors import kinds
 from xuqlib.posteriors.shared import Split
 
-_NUMBERS_AT_ONCE = 2**24  # in the weights of draws that are held side by side
-_DRAWS_KEPT = 64  # whose masks stay for the next examples; memory must not grow with the number of draws
+NUMBERS_AT_ONCE = 2**24  # in the weights of draws that are held side by side
+DRAWS_KEPT = 64  # whose masks stay for the next examples; memory must not grow with the number of draws
 
 
 @dataclass
 class Passed:
-    """A forward pass through the trunk: what came out of it, and what its layers kept."""
+    """A forward pass through the trunk: what came out of it, what its layers kept, and of which examples it is."""
 
     h: Tensor
     kept: list[Any]
     rows: int
+    examples: slice = slice(None)
 
 
 @dataclass
@@ -94,9 +95,17 @@ class Chain:
 
     def folds(self, rows: int, rows_of_one: int, first: int = 0) -> list[range]:
         """Cut the draws from number `first` on into folds, one a pass of at most `rows` rows, `rows_of_one` a draw."""
-        num_draws, most = len(self.split.heads), max(1, _NUMBERS_AT_ONCE // max(self.own_numbers, 1))
+        num_draws, most = len(self.split.heads), max(1, NUMBERS_AT_ONCE // max(self.own_numbers, 1))
         at_once = min(max(1, rows // rows_of_one), most) if self.is_foldable else 1
         return [range(start, min(start + at_once, num_draws)) for start in range(first, num_draws, at_once)]
+
+    def is_worth_it(self, rows: int, rows_of_one: int) -> bool:
+        """Whether this is faster than one draw after another: always."""
+        return True
+
+    def rows_of_a_draw(self, rows: int) -> int:
+        """Rows of a pass through the trunk, where `rows` are the most of any pass."""
+        return rows
 
     @property
     def num_relus(self) -> int:
@@ -191,7 +200,7 @@ class Chain:
         last = layers[-1] if layers and isinstance(layers[-1], Dense) else None
         head = _Head(layers[: -1 if last else None], last, len(draws))
         kept = sum(len(some) for some in self._heads)
-        if not self._heads or (self.own_numbers == 0 and kept < _DRAWS_KEPT):
+        if not self._heads or (self.own_numbers == 0 and kept < DRAWS_KEPT):
             self._heads[draws] = head
         return head
 

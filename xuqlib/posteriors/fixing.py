@@ -22,7 +22,6 @@ from torch.utils import checkpoint
 from xuqlib.checks import check_logits
 from xuqlib.posteriors import unrolled
 from xuqlib.posteriors.kinds import drops_by_itself, keeps_examples_first
-from xuqlib.posteriors.unrolled import RandomNetworkError
 
 _DROPOUTS: set[Callable[..., Any]] = {
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
@@ -44,6 +43,10 @@ def seed_of(seed: int, *path: int) -> int:
 def generator_of(seed: int, *path: int) -> torch.Generator:
     """Return a generator on the CPU, so that the same seed means the same draw on every device."""
     return torch.Generator("cpu").manual_seed(seed_of(seed, *path))
+
+
+class RandomNetworkError(RuntimeError):
+    """A network whose answer would change from call to call, in a way that cannot be fixed."""
 
 
 class Call(NamedTuple):
@@ -77,6 +80,7 @@ class FixedMasks(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.seed, self.num_examples, self.resampling, self.plan, self.calls = seed, num_examples, resampling, plan, 0
+        self.fold: Fold | None = getattr(_here, "fold", None)
 
     def __enter__(self) -> FixedMasks:
         _here.depth = getattr(_here, "depth", 0) + (self.seed is not None)
@@ -104,7 +108,8 @@ class FixedMasks(TorchFunctionMode):
             return cast(Tensor, self._chance(like, None)).to(like).expand_as(like).clone()
         elif self.seed is not None and func is Tensor.bernoulli_ and len(args) == 2 and isinstance(args[1], float):
             keep = self._chance(args[0], 1 - args[1])
-            return args[0].fill_(1) if keep is None else args[0].copy_(keep)
+            full = torch.ones_like(args[0]) if keep is None else torch.zeros_like(args[0]) + keep
+            return full if self.fold is not None else args[0].copy_(full)
         else:
             is_off = kwargs.get("training") is False or kwargs.get("_random_samples") is not None
             is_random = _is_random(func) and not is_off
@@ -127,7 +132,9 @@ class FixedMasks(TorchFunctionMode):
             return input
         by_channel = func.__name__.startswith(("feature", "dropout1", "dropout2", "dropout3"))
         dropped = self._dropped(input, p, by_channel, "alpha" in func.__name__)
-        return input.copy_(dropped) if (inplace or func.__name__.endswith("_")) and p > 0 else dropped
+        # A tensor that draws share before their first mask cannot hold what each makes of it.
+        in_place = (inplace or func.__name__.endswith("_")) and p > 0 and self.fold is None
+        return input.copy_(dropped) if in_place else dropped
 
     def _dropped(self, input: Tensor, p: float, by_channel: bool = False, is_alpha: bool = False) -> Tensor:
         keep = self._chance(input, p, by_channel)
@@ -161,6 +168,8 @@ class FixedMasks(TorchFunctionMode):
         return call
 
     def _numbers(self, call: Call, input: Tensor) -> Tensor:
+        if self.fold is not None:
+            return self.fold.numbers(self.calls, call, input.device)
         if self.resampling is None:
             return _kept(call.units, call.rate, generator_of(cast(int, self.seed), self.calls))
         own = list(call.units)
@@ -172,6 +181,31 @@ class FixedMasks(TorchFunctionMode):
 _here = threading.local()
 _OTHER_CALLS = "the network drops otherwise than when it was tried, so a draw would not be a fixed function"
 _INSTEAD = "let what it drops from not depend on the batch"
+
+
+class Fold:
+    """Masks of several draws that share a network, of which `torch.func.vmap` sees one for each `index`."""
+
+    def __init__(self, seeds: Sequence[int | None]) -> None:
+        self.seeds, self.index = seeds, torch.tensor(0)
+        self.known: dict[int, Tensor] = {}
+
+    @contextmanager
+    def at(self, index: Tensor) -> Iterator[None]:
+        """Evaluate draws with the masks of the draw number `index`, instead of their own."""
+        self.index, before = index, getattr(_here, "fold", None)
+        _here.fold = self
+        try:
+            yield
+        finally:
+            _here.fold = before
+
+    def numbers(self, number: int, call: Call, device: torch.device) -> Tensor:
+        """Return what the random call of this number keeps, of one draw; all draws' together are kept."""
+        if number not in self.known:
+            each = [_kept(call.units, call.rate, generator_of(cast(int, seed), number)) for seed in self.seeds]
+            self.known[number] = torch.stack(each).to(device)
+        return self.known[number][self.index]
 
 
 class _WhileDrawn:
@@ -246,6 +280,7 @@ class Plans:
 
     def __init__(self) -> None:
         self._plans: dict[str, list[Call]] = {}
+        self.refused_by_vmap: dict[Any, str] = {}  # and why, by the shape and kind of evaluation; "" where it is not
         self._examples_stay_first: bool | None = None
 
     def known(self, network: nn.Module, given: Any) -> list[Call] | None:

@@ -16,10 +16,6 @@ from torch.nn import functional as F
 Dropout = Callable[[Tensor, float], Tensor]
 
 
-class RandomNetworkError(RuntimeError):
-    """A network whose answer would change from call to call, in a way that cannot be fixed."""
-
-
 def attention(
     dropout: Dropout,
     _: Callable[..., Any],
@@ -77,7 +73,7 @@ def recurrent(
 ) -> tuple[Tensor, ...]:
     """Evaluate torch's LSTM, GRU or RNN layer by layer, dropping from what each but the last gives."""
     if not isinstance(bias, bool):
-        raise RandomNetworkError(
+        raise ValueError(
             "dropout between layers that are given a PackedSequence cannot be fixed, since its rows are not the "
             "examples; pass padded sequences, or set the dropout of the recurrent layer to 0"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -84,9 +85,12 @@ def train_or_load(
         members = job.trained("plain", "last", num_members)
         ensemble = DeepEnsemble([member.network for member in members])
         ensemble.noise_variance = sum(member.noise_variance for member in members) / num_members
-        return job.named(ensemble)
+        ensemble.output = job.output
+        return ensemble
     if method == "laplace":
-        return job.named(job.laplace(*job.trained("plain", "last")))
+        posterior = job.laplace(*job.trained("plain", "last"))
+        posterior.output = job.output
+        return posterior
     return job.trained(method, placement)[0]
 
 
@@ -108,12 +112,12 @@ class _Job:
     def options(self) -> dict[str, Any]:
         return dict(self.recipe.options)
 
-    def named(self, posterior: Posterior) -> Posterior:
-        """Say what the posterior's networks answer, where it is no logits."""
-        is_regression = load(self.dataset, split="test", num_examples=1).task == "regression"
-        output = "mean_variance" if self.options.get("variance") else "regression" if is_regression else None
-        setattr(posterior, "output", output)  # noqa: B010
-        return posterior
+    @cached_property
+    def output(self) -> str | None:
+        """What the networks answer, where it is no logits."""
+        if self.options.get("variance"):
+            return "mean_variance"
+        return "regression" if load(self.dataset, split="test", num_examples=1).task == "regression" else None
 
     def name(self, kind: str) -> str:
         short = "-quick" if self.recipe != recipe_for(self.dataset) else ""
@@ -144,7 +148,7 @@ class _Job:
             posterior.network.load_state_dict(tensors)
             posterior.network.eval()
             posterior.noise_variance = manifest["noise_variance"]
-            self.named(posterior)
+            posterior.output = self.output
         return posteriors
 
     def untrained(self, kind: str, placement: str, member: int) -> Posterior:

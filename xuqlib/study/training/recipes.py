@@ -98,7 +98,7 @@ RECIPES: dict[str, Recipe] = {
     "ecg200": Recipe("lstm", (("dropout", 0.1),), epochs=100, patience=100, batch_size=16, learning_rate=1e-2),
     "adult": Recipe("table_transformer", (("dropout", 0.1),), epochs=3, batch_size=256),
     "bike_sharing": Recipe("mlp", (("hidden", (64, 64)), ("dropout", 0.1), ("variance", True)), epochs=40),
-    "nuclei": Recipe("unet", (("dropout", 0.1),), epochs=10, batch_size=8, learning_rate=1e-2, augment="shift+flip"),
+    "nuclei": Recipe("unet", (("dropout", 0.1),), epochs=20, batch_size=8, learning_rate=1e-2, augment="shift+flip"),
     "fashion_mnist": Recipe(
         *("vision_transformer", (("patch", 7), ("width", 48), ("depth", 2), ("dropout", 0.1))),
         epochs=8,

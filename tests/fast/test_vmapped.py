@@ -1,0 +1,312 @@
+"""Draws of any network under vmap equal the plain loop over draws, and are known to have been evaluated so."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from core_networks import Recurrent, clones, randn, seeded, table_mlp, torchvision_resnet, torchvision_vit
+from test_engine import EXPLAINERS, PROMISE, error, looped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import xuqlib.fast.vmapped as vmapped_module
+from xuqlib import DeepEnsemble, Draws, Flipout, MCDropConnect, MCDropout, explain, gradient
+from xuqlib.fast.engine import Engine
+from xuqlib.fast.vmapped import Vmapped
+from xuqlib.path import Path
+from xuqlib.posteriors.fixing import FixedNetwork, Fold
+
+PICTURES, TABLE = (3, 3, 16, 16), (4, 5)
+
+
+class Resnet(nn.Module):
+    """ResNet-18 with dropout in the middle; its ReLUs work in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = torchvision_resnet()
+        self.inside.layer3 = nn.Sequential(nn.Dropout(0.3), self.inside.layer3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x)
+
+
+class Skip(nn.Module):
+    """A dense network with a skip connection, a layer and a dropout that are called twice, and one in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.last = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.drop, self.in_place = nn.Dropout(0.4), nn.Dropout(0.2, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.in_place(self.first(x)).relu()
+        return self.last(h + self.drop(self.twice(self.drop(self.twice(h).relu()))).relu_())
+
+
+class Unet(nn.Module):
+    """Down and up again, with norms of two kinds and dropout of whole channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.inside = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.ReLU(inplace=True))
+        self.up, self.last, self.drop = nn.ConvTranspose2d(6, 4, 2, stride=2), nn.Conv2d(8, 3, 1), nn.Dropout2d(0.4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = F.relu(self.norm(self.down(x)))
+        deep = self.drop(self.inside(F.max_pool2d(wide, 2)))
+        return self.last(torch.cat([wide, self.up(deep)], 1)).mean((2, 3))
+
+
+class Paths(nn.Module):
+    """Blocks that are dropped as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.ops import StochasticDepth
+
+        self.blocks = nn.ModuleList(nn.Linear(5, 5) for _ in range(3))
+        self.drop, self.last = StochasticDepth(0.4, "row"), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + self.drop(block(x).relu())
+        return self.last(x)
+
+
+class Encoder(nn.Module):
+    """torch's transformer layer over time first, behind a weight that is dropped from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.last = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.3), nn.Linear(4, 3)
+        self.weight = nn.Parameter(torch.randn(4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.linear(x.T[:, :, None], F.dropout(self.weight, 0.2, self.training))  # (T, N, 4)
+        return self.last(self.inside(h).mean(0))
+
+
+def attentive_vit() -> nn.Module:
+    vit = torchvision_vit()
+    for module in vit.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.2
+    return vit
+
+
+CASES = {
+    "resnet": (lambda: MCDropout(seeded(Resnet)), (2, 3, 32, 32)),
+    "vision transformer": (lambda: MCDropout(seeded(torchvision_vit)), (3, 3, 8, 8)),
+    "vision transformer, attention too": (lambda: MCDropout(seeded(attentive_vit)), (3, 3, 8, 8)),
+    "skip": (lambda: MCDropout(seeded(Skip)), TABLE),
+    "u-net": (lambda: MCDropout(seeded(Unet)), PICTURES),
+    "paths": (lambda: MCDropout(seeded(Paths)), TABLE),
+    "transformer layer": (lambda: MCDropout(seeded(Encoder)), TABLE),
+    "skip, weights": (lambda: Flipout(seeded(Skip), placement="all"), TABLE),
+    "skip, some weights": (lambda: MCDropConnect(seeded(Skip), placement=["twice"], p=0.3), TABLE),
+    "skip, members": (lambda: DeepEnsemble(clones(Skip, 4)), TABLE),
+}
+
+
+@pytest.mark.filterwarnings("ignore:network called no ReLU")
+@pytest.mark.parametrize("name", CASES)
+def test_draws_under_vmap_equal_the_loop(name):
+    build, shape = CASES[name]
+    draws, x = build().sample(4, seed=1), randn(*shape)
+    for guided in (False, True):
+        assert Engine(draws, x, guided=guided).how == "vmap"
+    paths = [key for key in EXPLAINERS if "lime" not in key]
+    for key in paths if shape == TABLE else ("gradient", "guided_backprop"):
+        explainer, options = EXPLAINERS[key]
+        expected = looped(draws, explainer, x, 1, **options)
+        found = explain(draws, explainer, x, 1, progress=False, **options).values
+        assert error(found, expected) < PROMISE, key
+    assert error(Engine(draws, x).logits(x), torch.stack([draw(x) for draw in draws])) < PROMISE
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 12, 4096])
+def test_rows_cut_draws_examples_and_steps(monkeypatch, rows):
+    draws, x = MCDropout(seeded(Skip)).sample(5, seed=1), randn(*TABLE)
+    explainer, options = EXPLAINERS["integrated_gradients"]
+    expected = looped(draws, explainer, x, 1, **options)
+    met = []
+    whole = Vmapped.slopes
+    monkeypatch.setattr(
+        Vmapped, "slopes", lambda self, p, d, c, w: met.append(p.rows * len(d)) or whole(self, p, d, c, w)
+    )
+    engine = Engine(draws, x)
+    engine.rows = rows
+    met.clear()
+    found = torch.stack(list(engine.attributions(explainer.declared.path(x, **options), torch.ones(4).long())))
+    assert error(found, expected) < PROMISE
+    assert met and max(met) <= rows
+
+
+def test_memory_that_runs_out_halves_the_rows(monkeypatch):
+    draws, x = MCDropout(seeded(Skip)).sample(8, seed=1), randn(*TABLE)
+    engine, whole = Engine(draws, x), Vmapped.slopes
+
+    def limited(self, passed, some, *rest):
+        if passed.rows * len(some) > 16:
+            raise torch.OutOfMemoryError("too many rows")
+        return whole(self, passed, some, *rest)
+
+    monkeypatch.setattr(Vmapped, "slopes", limited)
+    with pytest.warns(UserWarning, match="out of memory; going on with 16 rows"):
+        found = torch.stack(list(engine.attributions(Path(x), torch.ones(4).long())))
+    assert error(found, looped(draws, gradient, x, 1)) < PROMISE
+
+
+class Seen(nn.Module):
+    """A draw as seen through a view: of a batch of x among other inputs, its answer's first part."""
+
+    def __init__(self, network: nn.Module, scale: Tensor) -> None:
+        super().__init__()
+        self.network, self.scale = network, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x, scale=self.scale.repeat(len(x) // len(self.scale), 1))["answer"]
+
+
+class Scaled(Skip):
+    def forward(self, x: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        return {"answer": super().forward(x) * scale}
+
+
+def test_draws_seen_through_a_view_are_evaluated_under_vmap():
+    x, scale = randn(*TABLE), randn(4, 1, seed=3)
+    fixed = MCDropout(seeded(Scaled)).sample(4, seed=1)
+    draws = Draws([Seen(draw, scale).eval() for draw in fixed])
+    engine = Engine(draws, x)
+    assert engine.how == "loop: a draw does not evaluate an example by itself"
+    draws = Draws([Seen(draw, scale[:1]).eval() for draw in fixed])
+    engine = Engine(draws, x)
+    assert engine.how == "vmap"
+    found = torch.stack(list(engine.attributions(Path(x), torch.ones(4).long())))
+    assert error(found, looped(draws, gradient, x, 1)) < PROMISE
+
+
+def test_what_draws_share_before_the_first_mask_is_evaluated_once(monkeypatch):
+    draws, x, rows = MCDropout(seeded(Resnet)).sample(4, seed=1), randn(1, 3, 32, 32), []
+    engine, whole = Engine(draws, x), torch.conv2d
+    Engine(draws, x)  # what was found is known
+    seen = torch.nn.Conv2d._conv_forward
+
+    def conv(self, input, weight, bias):
+        rows.append(torch._C._functorch.is_batchedtensor(torch._C._functorch.get_unwrapped(input)))
+        return seen(self, input, weight, bias)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", conv)
+    list(engine.attributions(Path(x), torch.ones(1).long()))
+    assert rows == [False] * 10 + [True] * 10
+    assert whole is torch.conv2d
+
+
+class Sometimes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5) * (2.0 if float(F.dropout(x, 0.5).sum()) > 0 else 1.0)
+
+
+REFUSED = {
+    "a recurrent layer": (
+        lambda: MCDropout(seeded(Recurrent)).sample(3),
+        "Batching rule not implemented for aten::lstm",
+    ),
+    "control by values": (lambda: MCDropout(Sometimes()).sample(3), r"vmap: It looks like you're calling .item\(\)"),
+    "one draw": (lambda: MCDropout(seeded(Skip)).sample(1), "one draw, or draws of several kinds"),
+    "no draws": (
+        lambda: Draws([each.eval() for each in clones(Skip, 2)]),
+        "not every draw is a network with fixed masks",
+    ),
+    "resampled": (lambda: MCDropout(seeded(Skip)).sample(3, masks="resampled"), "not every draw"),
+    "of two kinds": (
+        lambda: Draws([FixedNetwork(each) for each in (*clones(Skip, 1), *clones(Paths, 1))]),
+        "networks of several kinds",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_vmap_refuses_is_looped_over_and_says_why(name):
+    build, why = REFUSED[name]
+    draws, x = build(), randn(*TABLE)
+    for _ in range(2):
+        engine = Engine(draws, x)
+        assert engine.how.startswith("loop: ") and not engine.is_fast
+        with pytest.raises(AssertionError, match=why):
+            raise AssertionError(engine.how)
+    if name != "resampled":
+        assert error(explain(draws, gradient, x, 1, progress=False).values, looped(draws, gradient, x, 1)) < PROMISE
+
+
+def test_convolutions_of_each_draw_are_not_put_side_by_side():
+    draws = Flipout(seeded(Unet), placement="all").sample(3)
+    assert "convolutions of their own" in Engine(draws, randn(*PICTURES)).how
+
+
+def test_hooks_see_draws_one_after_another():
+    draws, x, seen = MCDropout(seeded(Skip)).sample(3), randn(*TABLE), []
+    draws[0].network.first.register_forward_hook(lambda *_: seen.append(1))
+    assert Engine(draws, x).how == "loop: hooks see what goes through the network"
+    explain(draws, gradient, x, 1, progress=False)
+    assert len(seen) >= 3
+
+
+def test_a_chain_in_folds_comes_first():
+    draws, x = MCDropout(seeded(table_mlp)).sample(3), randn(*TABLE)
+    assert Engine(draws, x).how == "chain"
+
+
+def test_many_rows_of_a_draw_are_looped_over(monkeypatch):
+    draws, x = MCDropout(seeded(Skip)).sample(4, seed=1), randn(1400, 5)
+    engine, target = Engine(draws, x), torch.ones(1400).long()
+    met, whole = [], Vmapped.slopes
+    monkeypatch.setattr(Vmapped, "slopes", lambda self, *rest: met.append(len(rest[1])) or whole(self, *rest))
+    for count, sides in ((1400, []), (1300, [3, 1])):
+        met.clear()
+        found = torch.stack(list(engine.attributions(Path(x[:count]), target[:count])))
+        assert met[-len(sides) :] == sides if sides else met == []
+        assert error(found, looped(draws, gradient, x[:count], 1)) < PROMISE
+
+
+@pytest.mark.parametrize("broken", ["masks", "slopes", "weights"])
+def test_what_is_broken_turns_the_comparison_red(monkeypatch, broken):
+    draws = (Flipout(seeded(Skip), placement="all") if broken == "weights" else MCDropout(seeded(Skip))).sample(
+        4, seed=1
+    )
+    x = randn(*TABLE)
+    engine, expected = Engine(draws, x), looped(draws, gradient, x, 1)
+    if broken == "masks":
+        whole = Fold.numbers
+        monkeypatch.setattr(Fold, "numbers", lambda *args: ~whole(*args))
+    elif broken == "slopes":
+        monkeypatch.setattr(vmapped_module, "grad", lambda f: lambda x: 1.01 * torch.func.grad(f)(x))
+    else:
+        engine.chain.own = {key: tensor.flip(0) for key, tensor in engine.chain.own.items()}
+    found = torch.stack(list(engine.attributions(Path(x), torch.ones(4).long())))
+    assert error(found, expected) > 1e-3
+
+
+def test_a_draw_that_vmap_answers_otherwise_is_looped_over(monkeypatch):
+    whole = Fold.numbers
+    monkeypatch.setattr(Fold, "numbers", lambda *args: ~whole(*args))
+    how = Engine(MCDropout(seeded(Skip)).sample(3), randn(*TABLE)).how
+    assert how == "loop: vmap gives another answer than the draw by itself"
+
+
+@pytest.mark.usefixtures("untouched_generators")
+def test_no_generator_is_moved_and_the_network_is_left_as_it_was():
+    draws, x = MCDropout(seeded(Skip)).sample(4, seed=1), randn(*TABLE)
+    before = {key: value.clone() for key, value in draws[0].state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explain(draws, gradient, x, 1, progress=False)
+    assert all(torch.equal(value, before[key]) for key, value in draws[0].state_dict().items())
+    with torch.inference_mode():
+        inside = explain(draws, gradient, x, 1, progress=False).values
+    assert error(inside, looped(draws, gradient, x, 1)) < PROMISE

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from types import FunctionType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from xuqlib.checks import check_count
-from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
+from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.kinds import unwrapped
 
 
@@ -44,6 +46,22 @@ class Posterior(ABC):
     @torch.inference_mode(False)  # in which these are made; else they could never be differentiated
     def _draws(self, networks: Iterable[nn.Module]) -> Draws:
         return Draws(list(networks), posterior=self.name, noise_variance=self.noise_variance, output=self.output)
+
+
+class WeightPosterior(Posterior):
+    """A posterior over some of the weights of a network, which are drawn on their own."""
+
+    @abstractmethod
+    def weights(self, network: nn.Module, *path: int) -> dict[str, Tensor]:
+        """Draw weights by name, for a copy of `self.network`; `path` is the seed and the number of the draw."""
+
+    def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
+        check_draws(num_draws, seed)
+        network = detached_copy(self.network)
+        # Random numbers come one after another, so several draws at a time are what keeps several cores busy.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            drawn = pool.map(lambda draw: self.weights(network, seed, draw), range(num_draws))
+            return self._draws(FixedNetwork(copy_with(network, weights)) for weights in drawn)
 
 
 def check_draws(num_draws: int, seed: int) -> None:

@@ -44,13 +44,11 @@ class Draws(Sequence[nn.Module]):
         output: str | None = None,
     ) -> None:
         # An nn.Sequential is a sequence too: of its layers.
-        if isinstance(networks, nn.Module) or not isinstance(networks, Sequence):
-            raise TypeError(f"got a {type(networks).__name__}; pass posterior.sample(num_draws), or a list of networks")
-        if not networks:
-            raise ValueError("no networks to draw from; pass at least one")
-        if not all(isinstance(network, nn.Module) for network in networks):
-            raise TypeError(f"got a list of {type(networks[0]).__name__}; each draw is a network (nn.Module)")
-        self.networks, self.posterior = list(networks), posterior
+        listed = [] if isinstance(networks, nn.Module) or not isinstance(networks, Sequence) else list(networks)
+        if not listed or not all(isinstance(network, nn.Module) for network in listed):
+            what = f"{type(networks).__name__} of {', '.join({type(one).__name__ for one in listed}) or 'no draws'}"
+            raise TypeError(f"got a {what}; pass posterior.sample(num_draws), or a list of networks (nn.Module)")
+        self.networks, self.posterior = listed, posterior
         self.noise_variance, self.output = noise_variance, output
 
     def __len__(self) -> int:
@@ -68,9 +66,6 @@ class Draws(Sequence[nn.Module]):
     def _with(self, networks: Sequence[nn.Module], **changed: Any) -> Draws:
         kept = {key: value for key, value in vars(self).items() if key != "networks"}
         return Draws(networks, **{**kept, **changed})
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self.networks)
 
     def __repr__(self) -> str:
         return f"Draws({len(self)} of {self.posterior or type(self.networks[0]).__name__})"

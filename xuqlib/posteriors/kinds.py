@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import CodeType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -41,8 +41,8 @@ class RandomLayer(nn.Module):
         return self.layer.bias
 
     @abstractmethod
-    def sampler(self) -> Callable[[torch.Generator], Tensor]:
-        """Return what draws a weight with the numbers of a generator; detached, shaped like `weight`."""
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw a weight with the numbers of a generator; detached, shaped like `weight`."""
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
@@ -124,10 +124,7 @@ def keeps_examples_first(network: nn.Module) -> bool:
 
 def have_same_tensors(layers: Sequence[nn.Module]) -> bool:
     """Whether layers of several draws share every parameter and buffer."""
-    if all(layer is layers[0] for layer in layers):
-        return True
-    tensors = [list(layer.parameters()) + list(layer.buffers()) for layer in layers]
-    return all(len(t) == len(tensors[0]) and all(a is b for a, b in zip(t, tensors[0], strict=True)) for t in tensors)
+    return len({tuple(map(id, (*layer.parameters(), *layer.buffers()))) for layer in set(layers)}) == 1
 
 
 def plain(layer: nn.Module) -> nn.Module:
@@ -189,41 +186,29 @@ def weighted_layers(network: nn.Module, placement: Placement = "last") -> list[s
         for name, module in network.named_modules()
         if isinstance(module, Weighted) and not isinstance(module, NonDynamicallyQuantizableLinear)
     }
-    names = list(layers)
-    if not names:
-        raise ValueError(f"{type(network).__name__} has no Linear or Conv layer whose weights could be drawn")
+    names, chosen = list(layers), list[str]()
     if placement == "last":
         last = layers[names[0]] if len(names) == 1 else _gives_output(network)
         chosen = [name for name in names if layers[name] is last]
-        if not chosen:
-            raise ValueError(
-                f"cannot see which layer alone gives the output of {type(network).__name__}; name it, as in "
-                f"placement=[{names[-1]!r}] (for Laplace, layer={names[-1]!r}): its layers are {names}"
-            )
     elif placement == "all":
         chosen = names
-    else:
-        wanted = placement if isinstance(placement, Sequence) and not isinstance(placement, str) else []
-        chosen = [name for name in names if name in wanted]
-        if not wanted or len(chosen) < len(set(wanted)):
-            raise ValueError(f"placement is {placement!r}; pass 'last', 'all', or a list of some of the layers {names}")
-    for name in chosen:
-        _check_weight(network, name)
-    return chosen
-
-
-def _check_weight(network: nn.Module, name: str) -> None:
-    layer = cast(Weighted, network.get_submodule(name))
-    if "weight" not in layer._parameters or "bias" not in layer._parameters or not layer.weight.numel():
+    elif isinstance(placement, list | tuple) and all(name in names for name in placement):
+        chosen = [name for name in names if name in placement]
+    if not chosen:
         raise ValueError(
-            f"the weights of layer {name!r} are empty, or computed by a parametrization, such as a weight norm or a "
-            "pruning, so they cannot be drawn; remove that first, or name other layers"
+            f"cannot see which layers of {type(network).__name__} placement {placement!r} means; pass 'last', 'all' or "
+            f"a list of some of its Linear and Conv layers {names} (to Laplace one of them, as layer)"
         )
-    others = {key: part for key, part in network.named_modules() if part is not layer}
-    tied = [key for key, part in others.items() if any(own is layer.weight for own in part._parameters.values())]
-    if tied:
-        other = f"layer {name!r} shares its weight with {tied[0]!r}, which must not be drawn along with it"
-        raise ValueError(f"{other}; give it a weight of its own (a clone), or name other layers")
+    for name in chosen:
+        weight, parameters = layers[name].weight, layers[name]._parameters
+        others = [part for part in network.modules() if part is not layers[name]]
+        is_shared = any(own is weight for part in others for own in part._parameters.values())
+        if is_shared or not weight.numel() or "weight" not in parameters or "bias" not in parameters:
+            raise ValueError(
+                f"the weights of layer {name!r} are empty, another layer's too, or computed by a parametrization, such "
+                "as a weight norm or a pruning, so they cannot be drawn; give it its own, or name other layers"
+            )
+    return chosen
 
 
 def _gives_output(module: nn.Module) -> nn.Module | None:

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader
 
 from xuqlib.checks import check_logits, check_target
 from xuqlib.outputs import are_probabilities
-from xuqlib.posteriors.base import Posterior, check_draws, check_network
-from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
+from xuqlib.posteriors.base import WeightPosterior, check_network
+from xuqlib.posteriors.draws import detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork, generator_of
 from xuqlib.posteriors.kinds import weighted_layers
 
 
-class Laplace(Posterior):
+class Laplace(WeightPosterior):
     """A Gaussian over the last layer of a trained network, from the curvature of its loss.
 
     The curvature is laplace-torch's Kronecker-factored generalised Gauss-Newton matrix; the prior precision maximises
@@ -69,20 +69,22 @@ class Laplace(Posterior):
             layer = network.network.get_submodule(self.last_layer)
             batches: Any = _Batches(loader, layer.get_parameter("weight"))
             answers, targets = self._answers(network, layer, batches)
-            batches.dataset, noise = range(len(answers)), torch.zeros(1)
+            batches.dataset, kind, noise = range(len(answers)), "classification", torch.zeros(1)
             if targets.is_floating_point():  # measured in its own noise, each output has a noise of 1
-                network.unit = batches.unit = noise = _noise(answers, targets)
+                kind, noise = "regression", _noise(answers, targets)
+                network.unit = batches.unit = noise
+            elif are_probabilities(answers):
+                raise ValueError("the network answers probabilities; Laplace wants logits: leave the softmax away")
             else:
-                _check_classes(answers, targets)
+                check_target(targets, len(answers), answers.shape[1])
             layer.requires_grad_(True)
-            kind = "regression" if targets.is_floating_point() else "classification"
             laplace = KronLLLaplace(network, kind, last_layer_name=f"network.{self.last_layer}".rstrip("."))
             try:
                 laplace.fit(batches)
                 laplace.optimize_prior_precision(pred_type="glm", method="marglik")
             except SystemExit as error:  # which laplace-torch raises where an eigendecomposition fails
-                what = "the curvature of the last layer has no eigendecomposition"
-                raise ValueError(f"{what}; its features may be too large: standardise the inputs") from error
+                what = f"the curvature of the last layer has no eigendecomposition in {answers.dtype}"
+                raise ValueError(f"{what}; standardise the inputs, drop NaN, or pass network.double()") from error
         variance = noise.double().square().cpu()
         self.noise_variance = variance if len(variance) > 1 else float(variance)
         self.output = "logits" if kind == "classification" else "regression"
@@ -100,10 +102,7 @@ class Laplace(Posterior):
         if len(calls) != len(pairs):
             times = f"{len(calls) // len(pairs)} times"
             raise ValueError(f"the network calls its layer {self.last_layer!r} {times}; Laplace wants one call")
-        answers, targets = map(torch.cat, zip(*pairs, strict=True))
-        if not answers.isfinite().all():
-            raise ValueError("the network answers NaN or infinite numbers; drop or fill those in x")
-        return answers, targets
+        return torch.cat([answers for answers, _ in pairs]), torch.cat([targets for _, targets in pairs])
 
     def _factors(self, precision: Any) -> dict[str, dict[str, Tensor]]:
         parts = (precision.eigenvectors, precision.eigenvalues, precision.deltas)
@@ -116,20 +115,15 @@ class Laplace(Posterior):
             factors[f"{self.last_layer}.{name}".lstrip(".")] = {"precision": product + delta.detach(), **dict(bases)}
         return factors
 
-    def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
+    def weights(self, network: nn.Module, *path: int) -> dict[str, Tensor]:
         if not self.factors:
             raise ValueError("this Laplace posterior has no curvature yet; call fit(loader) first")
-        check_draws(num_draws, seed)
-        network = detached_copy(self.network)
-        drawn = (self._draw(network, seed, draw) for draw in range(num_draws))
-        return self._draws(FixedNetwork(copy_with(network, weights)) for weights in drawn)
-
-    def _draw(self, network: nn.Module, seed: int, draw: int) -> dict[str, Tensor]:
         weights = {}
         for number, (name, factor) in enumerate(sorted(self.factors.items())):  # a checkpoint keeps no order
             mean, precision = network.get_parameter(name), factor["precision"]
-            generator = generator_of(seed, draw, number)
-            noise = torch.randn(precision.shape, generator=generator, dtype=torch.float32, device="cpu").to(precision)
+            noise = torch.randn(
+                precision.shape, generator=generator_of(*path, number), dtype=torch.float32, device="cpu"
+            ).to(precision)
             deviation = factor["rows"] @ (noise / precision.sqrt())
             if "columns" in factor:
                 deviation = deviation @ factor["columns"].T
@@ -157,8 +151,6 @@ class _Batches:
     unit: float | Tensor = 1.0
 
     def __init__(self, loader: Iterable[Any], like: Tensor) -> None:
-        if torch.finfo(like.dtype).bits < 32:
-            raise TypeError(f"the network is {like.dtype}; Laplace wants float32 or 64, as from network.float()")
         self.batches, self.like = loader if isinstance(loader, DataLoader) else list(loader), like
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -175,17 +167,6 @@ def _noise(answers: Tensor, targets: Tensor) -> Tensor:
     if targets.shape != answers.shape:
         raise ValueError(f"targets have shape {tuple(targets.shape)} but the network gives {tuple(answers.shape)}")
     noise = (answers - targets).square().mean(0).sqrt()
-    for output, residual in enumerate(noise.tolist()):
-        if not 0 < residual < torch.inf:
-            what = f"output {output} differs from its targets by {residual}"
-            raise ValueError(f"{what}; pass data that have noise, and no NaN or infinite targets")
+    if not ((noise > 0) & noise.isfinite()).all():
+        raise ValueError(f"residuals of the outputs are {noise.tolist()}; pass data that have noise, and no NaN")
     return noise
-
-
-def _check_classes(answers: Tensor, targets: Tensor) -> None:
-    if answers.shape[1] == 1:
-        what = "the targets are whole numbers, so classes, but the network has one output"
-        raise ValueError(f"{what}; pass y.float() for a regression, or train it with two logits")
-    check_target(targets, len(answers), answers.shape[1])
-    if are_probabilities(answers):
-        raise ValueError("the network answers probabilities; Laplace wants logits: leave the softmax away")

@@ -130,9 +130,7 @@ def test_the_layer_that_gives_the_output_is_found(name):
 @pytest.mark.parametrize("method", [MCDropConnect, Flipout, Laplace])
 def test_where_no_layer_alone_can_be_seen_to_give_the_output_its_name_is_asked_for(forward, method):
     network = pair(forward)
-    with pytest.raises(
-        ValueError, match=r"cannot see which layer alone gives the output of Net; name it, as in .*'aux'"
-    ):
+    with pytest.raises(ValueError, match="cannot see which layers of Net placement 'last' means; .* list of .*'aux'"):
         method(network)
     named = {"layer": "out"} if method is Laplace else {"placement": ["out"]}
     assert method(network, **named) is not None
@@ -158,7 +156,7 @@ def test_a_layer_of_two_names_is_random_under_both():
 def test_a_layer_whose_weight_is_another_layers_too_is_refused(method):
     network = Net(lambda n, x: n.out(n.emb(x.long()).mean(1)), emb=nn.Embedding(7, 4), out=nn.Linear(4, 7, bias=False))
     network.out.weight = network.emb.weight
-    with pytest.raises(ValueError, match="layer 'out' shares its weight with 'emb'"):
+    with pytest.raises(ValueError, match="weights of layer 'out' are .*another layer's too"):
         method(network)
 
 
@@ -265,7 +263,9 @@ def test_draws_of_a_parametrized_network_answer_as_it_does_and_leave_it_as_it_is
 @pytest.mark.parametrize("kind", PARAMETRIZED)
 def test_posteriors_over_a_layer_refuse_its_parametrization(kind, method):
     network = parametrized(kind)
-    with pytest.raises(ValueError, match=r"weights of layer '3' are .*computed by a parametrization.*; remove"):
+    with pytest.raises(
+        ValueError, match=r"weights of layer '3' are .*computed by a parametrization.*; give it its own"
+    ):
         method(network)
     if method is not Laplace:
         assert method(network, placement=["0"]).sample(2)(X).shape == (2, 4, 3), "another layer's is no obstacle"
@@ -444,8 +444,8 @@ def test_draws_that_answer_in_other_shapes_or_types_are_refused():
     with pytest.raises(ValueError, match=r"the draws answer \(4, 2\) torch.float64 on cpu and \(4, 3\) torch.float64"):
         DeepEnsemble([seeded(lambda size=size: nn.Linear(5, size)) for size in (3, 2)]).sample()(X)
     members = [nn.Linear(5, 3), nn.Linear(5, 3, dtype=torch.float64)]
-    with pytest.raises(ValueError, match="the members are torch.float32 on cpu and torch.float64 on cpu; bring all to"):
-        DeepEnsemble(members).sample()
+    with pytest.raises(ValueError, match="cannot evaluate .*dtype"):
+        DeepEnsemble(members).sample()(X)
 
 
 def test_draws_know_what_their_networks_answer():

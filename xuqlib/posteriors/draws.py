@@ -46,8 +46,8 @@ class Draws(Sequence[nn.Module]):
         # An nn.Sequential is a sequence too: of its layers.
         listed = [] if isinstance(networks, nn.Module) or not isinstance(networks, Sequence) else list(networks)
         if not listed or not all(isinstance(network, nn.Module) for network in listed):
-            what = f"{type(networks).__name__} of {', '.join({type(one).__name__ for one in listed}) or 'no draws'}"
-            raise TypeError(f"got a {what}; pass posterior.sample(num_draws), or a list of networks (nn.Module)")
+            what = f"a {type(networks).__name__}; pass posterior.sample(num_draws)"
+            raise TypeError(f"got {what}, or a list of at least one network (nn.Module)")
         self.networks, self.posterior = listed, posterior
         self.noise_variance, self.output = noise_variance, output
 
@@ -222,9 +222,9 @@ def trainable_copy(network: nn.Module) -> nn.Module:
             try:
                 memo[id(module)] = copy.deepcopy(unwrapped(module), memo)
             except TypeError as error:
-                what = f"{type(network).__name__} because of an attribute of its layer {name or '(itself)'} ({error})"
                 raise TypeError(
-                    f"cannot copy {what}; keep that outside of the network, or make it when needed"
+                    f"cannot copy {type(network).__name__} because of an attribute of its layer {name or '(itself)'} "
+                    f"({error}); keep that outside of the network, or make it when needed"
                 ) from error
     return cast(nn.Module, memo[id(network)])
 
@@ -244,11 +244,8 @@ def detached_copy(network: nn.Module) -> nn.Module:
 
 def copy_with(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """Copy the structure of a frozen network, sharing every tensor except those given in `weights`."""
-    fresh = {}
-    for name, value in weights.items():
-        original = network.get_parameter(name)
-        fresh[original] = nn.Parameter(value.to(original), requires_grad=False)
-    return rebuilt(network, fresh)
+    fresh = {network.get_parameter(name): value for name, value in weights.items()}
+    return rebuilt(network, {old: nn.Parameter(value.to(old), requires_grad=False) for old, value in fresh.items()})
 
 
 def rebuilt(network: nn.Module, parts: Mapping[Any, Any]) -> nn.Module:

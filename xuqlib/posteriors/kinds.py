@@ -117,9 +117,8 @@ def _may_move_examples(module: nn.Module) -> bool:
 
 def keeps_examples_first(network: nn.Module) -> bool:
     """Whether a network is made of torch's own layers alone, each of which takes and gives the examples first."""
-    if any(is_hooked(module) for module in network.modules()):
-        return False
-    return all(type(layer) in DROPOUTS or is_sure(layer) for layer in layers_of(network))
+    known = all(type(layer) in DROPOUTS or is_sure(layer) for layer in layers_of(network))
+    return known and not any(is_hooked(module) for module in network.modules())
 
 
 def have_same_tensors(layers: Sequence[nn.Module]) -> bool:
@@ -236,10 +235,8 @@ def _gives_output(module: nn.Module) -> nn.Module | None:
         weighs = (is_called or node.op == "get_attr") and any(m.startswith(f"{node.target}.") for m in matrices)
         if weighs or node.op == "placeholder":
             sources[node] = {node.target if is_called else None}
-        elif is_shape or node.target in _OF_SHAPE:
-            sources[node] = set()
-        else:
-            sources[node] = set().union(*(sources[given] for given in node.all_input_nodes))
+        elif not is_shape and node.target not in _OF_SHAPE:
+            sources[node] = set().union(*(sources.get(given, set()) for given in node.all_input_nodes))
     found = sources[node]  # the last is the output
     name = found.pop() if len(found) == 1 else None
     return None if name is None else _gives_output(module.get_submodule(name))

@@ -41,7 +41,7 @@ class MCDropout(Posterior):
         off = [f"{name} ({type(module).__name__})" for name, module in network.named_modules() if _stays_off(module)]
         if off:
             warnings.warn(
-                f"random while training, but no dropout, and so off in every draw: {', '.join(off)}", stacklevel=2
+                f"random while training, but no dropout, so off in every draw: {', '.join(off)}", stacklevel=2
             )
         self.network = network
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -26,7 +26,7 @@ class Passed:
     h: Tensor
     kept: list[Any]
     rows: int
-    examples: slice = slice(None)
+    examples: slice = field(default_factory=lambda: slice(None))
 
 
 @dataclass

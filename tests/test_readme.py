@@ -15,7 +15,10 @@ TEXT = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["tour", "uncertainty", "own_network"])
+OWN = ["images", "text", "signals", "tables", "segmentation"]  # networks of the reader's own
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["tour", "uncertainty", *OWN])
 def test_the_snippet_runs_after_the_tour_and_shows_something(snippet, capsys):
     names: dict[str, object] = {}
     if snippet != SNIPPETS[0]:
@@ -23,6 +26,12 @@ def test_the_snippet_runs_after_the_tour_and_shows_something(snippet, capsys):
         capsys.readouterr()
     exec(compile(snippet, "README.md", "exec"), names)
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS[2:], ids=OWN)
+def test_a_network_of_ones_own_is_explained_in_four_lines_after_the_imports(snippet):
+    lines = [line for line in snippet.splitlines() if line.strip() and not line.startswith(("import ", "from "))]
+    assert len(lines) == 4
 
 
 def test_the_tour_has_at_most_eight_lines():

@@ -38,7 +38,7 @@ from xuqlib.ua_backprop import (
     spread_shares,
     ua_backprop,
 )
-from xuqlib.uncertainty import KINDS, probability_shares
+from xuqlib.uncertainty import KINDS, number_shares, probability_shares
 
 LOG2 = math.log(2)
 
@@ -319,6 +319,12 @@ def test_networks_and_x_are_left_untouched(build):
     assert torch.equal(x, values) and x.grad is None
 
 
+def test_the_shares_of_a_regression_hold_its_noise_to_the_last_digit():
+    answers = torch.tensor([[[1.0]], [[2.0]]], dtype=torch.float64)
+    shares = number_shares(answers, "total", 0.1, "regression")  # in float32, 0.1 is off by 1.5e-9
+    assert_close(shares.sum(), torch.tensor(0.35, dtype=torch.float64), rtol=1e-15, atol=0)
+
+
 @pytest.mark.parametrize("attribute", [ua_backprop, ua_backprop_linear])
 def test_it_gives_the_same_inside_no_grad_and_inference_mode(attribute):
     draws, x = case("cnn")
@@ -344,6 +350,11 @@ BAD = {
         "explainer 'shap'; known: gradient, .*fullgrad",
     ),
     "no explainer": (lambda: ua_backprop(DRAWS, X, explainer=3), ValueError, "unknown explainer 3"),
+    "batch statistics": (
+        lambda: class_maps(nn.BatchNorm1d(5, track_running_stats=False).double().eval(), randn(4, 5)),
+        ValueError,
+        "a BatchNorm needs running statistics",
+    ),
     "option": (lambda: ua_backprop(DRAWS, X, num_steps=3), TypeError, "fullgrad takes no option 'num_steps'"),
     "map shape": (
         lambda: ua_backprop(DRAWS, X, explainer=lambda network, x, target: x[:, :2]),

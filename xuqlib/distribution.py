@@ -37,6 +37,7 @@ class ExplanationDistribution:
         target: class that was explained for each example, (N,); None for a regression.
         explainer, posterior: names, for tables and figures.
         feature_names: of the columns of a table.
+        how: the draws were evaluated: as a "chain" of layers, by "vmap", or each by itself in a "loop", and why.
     """
 
     values: Tensor | None
@@ -45,6 +46,7 @@ class ExplanationDistribution:
     explainer: str = ""
     posterior: str = ""
     feature_names: tuple[str, ...] | None = None
+    how: str = ""
 
     def __post_init__(self) -> None:
         if (self.values is None) == (self.running is None):
@@ -81,7 +83,8 @@ class ExplanationDistribution:
     def __repr__(self) -> str:
         what = " ".join(word for word in (self.posterior, self.explainer) if word)
         shape = tuple(self.mean().shape[1:])
-        return f"ExplanationDistribution({what}: {self.num_draws} draws x {self.num_examples} examples x {shape})"
+        how = f", {self.how}" if self.how.startswith("loop") else ""
+        return f"ExplanationDistribution({what}: {self.num_draws} draws x {self.num_examples} examples x {shape}{how})"
 
     def __getitem__(self, examples: int | slice | Tensor) -> ExplanationDistribution:
         """Pick examples, keeping every draw; a single one stays an axis of length one."""

@@ -116,6 +116,7 @@ def explain(
         target=target,
         explainer=getattr(explainer, "__name__", type(explainer).__name__),
         posterior=draws.posterior,
+        how="" if engine is None else engine.how,
     )
 
 

@@ -68,12 +68,13 @@ class GuidedMode(TorchFunctionMode):
     `num_met` counts the ReLU calls so far. Composes with other torch-function modes, outside or inside.
 
     Attributes:
+        num_inside: how many of them were inside torch's own layers, which autograd's graph alone shows.
         unguided: names of what was met that resembles a ReLU, or may hide one, and keeps its plain gradient.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.num_met = 0
+        self.num_met = self.num_inside = 0
         self.unguided: set[str] = set()
 
     def evaluate(self, network: Callable[[Tensor], Any], x: Tensor) -> Any:
@@ -90,6 +91,7 @@ class GuidedMode(TorchFunctionMode):
             if name == "Relu":
                 node.register_prehook(lambda slopes: (slopes[0].clamp(min=0),))
                 self.num_met += 1
+                self.num_inside += 1
             elif is_users_own or name in _UNGUIDED:
                 self.unguided.add(name)
         return output

@@ -76,18 +76,18 @@ def check_segments(segments: Tensor, x: Tensor) -> Tensor:
     if not isinstance(segments, Tensor) or segments.is_floating_point():
         given = segments.dtype if isinstance(segments, Tensor) else type(segments).__name__
         raise ValueError(f"segments are {given}; pass a whole-number tensor, one label per place of x {tuple(x.shape)}")
-    if segments.shape == (len(x), *x.shape[2:]) and x.dim() > 2:
+    labels, without_channels = segments, (len(x), *x.shape[2:])
+    if x.dim() > 2 and segments.shape == without_channels:
         labels = segments[:, None]
-    else:
-        labels = segments[None] if segments.dim() == x.dim() - 1 else segments
-    fits = labels.dim() == x.dim() and all(n in (1, of) for n, of in zip(labels.shape, x.shape, strict=True))
-    if not fits:
+    elif segments.dim() == x.dim() - 1:
+        labels = segments[None]
+    if labels.dim() != x.dim() or any(n not in (1, of) for n, of in zip(labels.shape, x.shape, strict=True)):
         raise ValueError(
             f"segments are {tuple(segments.shape)}; pass one label per place of x {tuple(x.shape)}, such as "
-            f"{(len(x), *x.shape[2:])} where channels share them"
+            f"{without_channels} where channels share them"
         )
     each = (np.unique(one, return_inverse=True)[1] for one in labels.expand(len(x), *labels.shape[1:]).cpu().numpy())
-    return torch.stack([torch.from_numpy(one).view(labels.shape[1:]) for one in each])
+    return torch.from_numpy(np.stack([one.reshape(labels.shape[1:]) for one in each]))
 
 
 def filled(x: Tensor, labels: Tensor, fill: str | float | Tensor) -> Tensor:
@@ -98,11 +98,10 @@ def filled(x: Tensor, labels: Tensor, fill: str | float | Tensor) -> Tensor:
         return torch.full_like(x, check_number(fill, float("-inf"), "fill"))
     if fill != "mean":
         raise ValueError(f"unknown fill {fill!r}; known: mean, a number (0 for black), or a tensor")
-    shared = [axis for axis in range(1, x.dim()) if labels.shape[axis] == 1]  # each index has a mean of its own
-    order = [0, *shared, *(axis for axis in range(1, x.dim()) if axis not in shared)]
-    moved, num_shared = x.permute(order), math.prod(x.shape[axis] for axis in shared)
-    flat = moved.reshape(len(x), num_shared, -1)  # (N, C, H * W)
-    where = labels.flatten(1)[:, None].expand_as(flat).to(x.device)
-    means = torch.zeros((*flat.shape[:2], int(labels.max()) + 1), dtype=x.dtype, device=x.device)
-    means.scatter_reduce_(2, where, flat, "mean", include_self=False)
-    return means.gather(2, where).view(moved.shape).permute(np.argsort(order).tolist())
+    # Along an axis that shares labels, such as the channels, each place has a mean of its own.
+    sizes = [of if n == 1 else 1 for n, of in zip(labels.shape, x.shape, strict=True)][1:]
+    shared = torch.arange(math.prod(sizes)).view(sizes)
+    where = (labels + shared * (int(labels.max()) + 1)).expand_as(x).flatten(1).to(x.device)
+    means = x.new_zeros((len(x), int(where.max()) + 1))
+    means.scatter_reduce_(1, where, x.flatten(1), "mean", include_self=False)
+    return means.gather(1, where).view_as(x)

@@ -21,6 +21,7 @@ from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, logit_graph, saliency
 from xuqlib.path import Network, blocks, rows_per_pass
 from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.trial import try_out
 from xuqlib.uncertainty import class_draws, logits_of, number_shares, probability_shares
 
 _AT_ONCE = 2**23  # numbers of coefficients, or of maps, that are held at once: 64 MB in float64
@@ -143,6 +144,7 @@ def class_maps(
     Returns:
         Maps, (example, class, H, W) or (example, class, F).
     """
+    try_out(network, x)
     return torch.cat([maps for _, maps in _class_maps(network, x, explainer, psi, sys.maxsize, options)], 1)
 
 

@@ -200,7 +200,8 @@ def number_shares(numbers: Tensor, kind: str, noise_variance: float | Tensor, ou
     if variances is None:
         if kind == "aleatoric":
             raise ValueError(_SAME_NOISE)
-        return epistemic + (torch.as_tensor(noise_variance).double() / len(means) if kind == "total" else 0)
+        noise = torch.as_tensor(noise_variance, dtype=torch.float64)
+        return epistemic + (noise / len(means) if kind == "total" else 0)
     aleatoric = variances / len(means)
     none = torch.zeros_like(means)
     return torch.cat([none if kind == "aleatoric" else epistemic, none if kind == "epistemic" else aleatoric], -1)

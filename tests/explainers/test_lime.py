@@ -14,10 +14,11 @@ import torch
 from core_networks import assert_fast, randn, seeded
 from torch import Tensor, nn
 
+from xuqlib.explain import explain
 from xuqlib.explainers import EXPLAINERS
 from xuqlib.explainers.lime import lime, lime_fit
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.superpixels import superpixels
+from xuqlib.superpixels import superpixels, windows
 
 TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}  # float64, one well-conditioned system of at most 40 unknowns
 
@@ -139,6 +140,17 @@ def test_the_mean_of_lime_over_networks_is_lime_of_the_mean_network(kind: str) -
     torch.testing.assert_close(each.mean(0), lime(mean, x, TARGET, num_samples=40, num_segments=9), **TIGHT)
 
 
+def test_over_draws_one_set_of_regions_serves_all_examples_however_they_are_cut() -> None:
+    series, table = randn(3, 2, 12), randn(5, 5)  # as many examples as features
+    recurrent = ready(lambda: nn.Sequential(nn.Flatten(), nn.Linear(24, 3)))
+    for network, x, segments in ((recurrent, series, windows(series, 4, axis=2)), (mlp(), table, torch.arange(5) // 2)):
+        options: dict[str, Any] = {"num_samples": 20, "segments": segments}
+        wanted = lime(network, x, 1, **options)
+        for chunk in (None, 2):
+            found = explain([network], lime, x, 1, chunk=chunk, **options).values[0]
+            torch.testing.assert_close(found, wanted, **TIGHT)
+
+
 def test_examples_one_by_one_equal_all_at_once_even_if_they_differ_in_superpixels() -> None:
     x = randn(3, 3, 8, 8).sigmoid()
     segments = torch.stack([quarters(1)[0], torch.arange(64).view(8, 8), torch.arange(8).expand(8, 8)])
@@ -147,6 +159,16 @@ def test_examples_one_by_one_equal_all_at_once_even_if_they_differ_in_superpixel
     rows = [slice(i, i + 1) for i in range(3)]
     parts = [lime(cnn(), x[row], TARGET[row], segments=segments[row], **options) for row in rows]
     torch.testing.assert_close(torch.cat(parts), whole, **TIGHT)
+
+
+def test_regions_that_all_examples_share_are_cut_with_the_examples() -> None:
+    """Windows of time (1, 1, T), and one label per column of a table (F,)."""
+    signals = nn.Sequential(nn.Flatten(), nn.Linear(24, 3)).double()
+    cases = [(signals, randn(3, 2, 12), windows(randn(3, 2, 12), 4, axis=2)), (mlp(), randn(3, 5), torch.arange(5) % 2)]
+    for network, x, segments in cases:
+        options: dict[str, Any] = {"num_samples": 40, "fill": 0.0, "segments": segments}
+        found = explain([network], "lime", x, TARGET, chunk=2, **options).values[0]
+        torch.testing.assert_close(found, lime(network, x, TARGET, **options), **TIGHT)
 
 
 @pytest.mark.parametrize("x", [randn(3, 5), randn(3, 3, 8, 8)], ids=["table", "pictures"])

@@ -603,7 +603,10 @@ USERS_CASES = [
     if posterior != "mc_dropout" or name not in WITHOUT_DROPOUT
 ]
 
-LOOPED: set[tuple[str, str]] = set()
+LOOPED = {  # each member has a function of its own, which vmap cannot put side by side
+    ("an output layer called with a number too", "deep_ensemble"),
+    ("an output layer called with a list", "deep_ensemble"),
+}
 
 
 @IGNORE_NO_RELU
@@ -1185,16 +1188,16 @@ class Squeeze(nn.Module):
         return x.squeeze()
 
 
-@pytest.mark.parametrize(("num_outputs", "fast"), [(3, True), (1, False)])
-def test_networks_for_which_one_example_has_another_shape_are_explained_as_by_the_loop(num_outputs, fast):
+@pytest.mark.parametrize("num_outputs", [3, 1])
+def test_networks_for_which_one_example_has_another_shape_are_explained_as_by_the_loop(num_outputs):
     def build() -> nn.Module:
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), Squeeze(), nn.Linear(3, num_outputs))
 
     draws = MCDropConnect(seeded(build), p=0.3).sample(2, seed=1)
     target = None if num_outputs == 1 else 1
-    assert_equals_the_loop(draws, randn(4, 3, 2, 2), target, names=["gradient"], fast=fast)
+    assert_equals_the_loop(draws, randn(4, 3, 2, 2), target, names=["gradient"])
     if num_outputs == 1:  # a single number is a regression's answer to one example
-        assert_equals_the_loop(draws, randn(1, 3, 2, 2), names=["gradient"], fast=False)
+        assert_equals_the_loop(draws, randn(1, 3, 2, 2), names=["gradient"])
     else:
         with pytest.raises(ValueError, match=r"network returned shape \(3,\) for 1 examples"):
             explain(draws, gradient, randn(1, 3, 2, 2), 1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import xuqlib.fast.vmapped as vmapped_module
-from xuqlib import DeepEnsemble, Draws, Flipout, MCDropConnect, MCDropout, explain, gradient
+from xuqlib import DeepEnsemble, Draws, Flipout, MCDropConnect, MCDropout, explain, gradient, guided_backprop
 from xuqlib.fast.engine import Engine
 from xuqlib.fast.vmapped import Vmapped
 from xuqlib.path import Path
@@ -161,17 +161,6 @@ def test_memory_that_runs_out_halves_the_rows(monkeypatch):
     assert error(found, looped(draws, gradient, x, 1)) < PROMISE
 
 
-class Seen(nn.Module):
-    """A draw as seen through a view: of a batch of x among other inputs, its answer's first part."""
-
-    def __init__(self, network: nn.Module, scale: Tensor) -> None:
-        super().__init__()
-        self.network, self.scale = network, scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x, scale=self.scale.repeat(len(x) // len(self.scale), 1))["answer"]
-
-
 class Scaled(Skip):
     def forward(self, x: Tensor, scale: Tensor) -> dict[str, Tensor]:
         return {"answer": super().forward(x) * scale}
@@ -179,15 +168,16 @@ class Scaled(Skip):
 
 def test_draws_seen_through_a_view_are_evaluated_under_vmap():
     x, scale = randn(*TABLE), randn(4, 1, seed=3)
-    fixed = MCDropout(seeded(Scaled)).sample(4, seed=1)
-    draws = Draws([Seen(draw, scale).eval() for draw in fixed])
-    engine = Engine(draws, x)
-    assert engine.how == "loop: a draw does not evaluate an example by itself"
-    draws = Draws([Seen(draw, scale[:1]).eval() for draw in fixed])
-    engine = Engine(draws, x)
+    drawn = MCDropout(seeded(Scaled)).sample(4, seed=1)
+    draws, _ = drawn.seen({"x": x, "scale": scale}, "answer")
+    explainer, options = EXPLAINERS["integrated_gradients"]
+    expected = looped(draws, explainer, x, 1, **options)
+    engine, target = Engine(draws.at(slice(1)), x).at(draws), torch.ones(4).long()
     assert engine.how == "vmap"
-    found = torch.stack(list(engine.attributions(Path(x), torch.ones(4).long())))
-    assert error(found, looped(draws, gradient, x, 1)) < PROMISE
+    for rows in (1, 16, 4096):
+        engine.rows = rows
+        found = torch.stack(list(engine.attributions(explainer.declared.path(x, **options), target)))
+        assert error(found, expected) < PROMISE
 
 
 def test_what_draws_share_before_the_first_mask_is_evaluated_once(monkeypatch):
@@ -208,7 +198,7 @@ def test_what_draws_share_before_the_first_mask_is_evaluated_once(monkeypatch):
 
 class Sometimes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, 0.5) * (2.0 if float(F.dropout(x, 0.5).sum()) > 0 else 1.0)
+        return F.dropout(x, 0.5) * (2.0 if float(F.dropout(x, 0.5).abs().max()) < 1e9 else 1.0)
 
 
 REFUSED = {
@@ -244,6 +234,24 @@ def test_what_vmap_refuses_is_looped_over_and_says_why(name):
         assert error(explain(draws, gradient, x, 1, progress=False).values, looped(draws, gradient, x, 1)) < PROMISE
 
 
+def test_relus_inside_torchs_own_layers_are_guided_whatever_one_example_shows():
+    """Pooling by a norm calls a ReLU that autograd's graph alone shows; nothing of class 0 would be stopped there."""
+
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(8, 3)
+            self.last.weight.data[0].abs_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.last(F.lp_pool1d(x, 2, 2).flatten(1))
+
+    draws, x, target = DeepEnsemble(clones(Pools, 3)).sample(), randn(4, 2, 8), torch.tensor([0, 1, 2, 0])
+    found = explain(draws, guided_backprop, x, target).values
+    assert error(found, looped(draws, guided_backprop, x, target)) <= PROMISE
+    assert "inside one of torch's own layers" in Engine(draws, x, guided=True).how and Engine(draws, x).is_fast
+
+
 def test_convolutions_of_each_draw_are_not_put_side_by_side():
     draws = Flipout(seeded(Unet), placement="all").sample(3)
     assert "convolutions of their own" in Engine(draws, randn(*PICTURES)).how
@@ -267,7 +275,7 @@ def test_many_rows_of_a_draw_are_looped_over(monkeypatch):
     engine, target = Engine(draws, x), torch.ones(1400).long()
     met, whole = [], Vmapped.slopes
     monkeypatch.setattr(Vmapped, "slopes", lambda self, *rest: met.append(len(rest[1])) or whole(self, *rest))
-    for count, sides in ((1400, []), (1300, [3, 1])):
+    for count, sides in ((1400, []), (1300, [4, 4])):
         met.clear()
         found = torch.stack(list(engine.attributions(Path(x[:count]), target[:count])))
         assert met[-len(sides) :] == sides if sides else met == []
@@ -310,3 +318,10 @@ def test_no_generator_is_moved_and_the_network_is_left_as_it_was():
     with torch.inference_mode():
         inside = explain(draws, gradient, x, 1, progress=False).values
     assert error(inside, looped(draws, gradient, x, 1)) < PROMISE
+
+
+def test_an_explanation_says_that_its_draws_were_looped_over_and_why():
+    looped_over = explain(MCDropout(Sometimes()).sample(3), gradient, randn(*TABLE), 1)
+    assert looped_over.how.startswith("loop: vmap:") and looped_over.how in repr(looped_over)
+    by_vmap = explain(MCDropout(seeded(Skip)).sample(3), gradient, randn(*TABLE), 1)
+    assert by_vmap.how == "vmap" and "loop" not in repr(by_vmap)

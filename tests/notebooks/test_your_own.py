@@ -7,13 +7,13 @@ import warnings
 import pytest
 import torch
 from core_networks import EXACT, assert_same, randn, seeded, snapshot
+from helpers import n15
 from notebook_cells import definitions
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, TensorDataset, default_collate
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import ToTensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from xuqlib import (
     Draws,
@@ -108,15 +108,61 @@ def test_laplace_finds_the_last_layer(name, layer):
     assert Laplace(notebook.other_networks(4)[name]).last_layer == layer
 
 
-def test_a_folder_gives_back_the_pictures_and_the_classes(tmp_path):
+def test_a_folder_gives_back_the_pictures_and_the_classes_in_the_order_of_the_outputs(tmp_path):
     examples = load("planted", num_examples=12)
     notebook.write_images(examples, tmp_path)
-    folder = ImageFolder(tmp_path, transform=ToTensor())
-    x, y = default_collate(list(folder))
+    found = n15.read_images(tmp_path, 12, classes=examples.class_names)
     order = examples.y.argsort(stable=True)
-    assert [name.split("_", 1)[1] for name in folder.classes] == list(examples.class_names)
-    assert torch.equal(y, examples.y[order])
-    assert torch.equal(x, examples.x[order])
+    assert found.names == list(examples.class_names)
+    assert torch.equal(found.y, examples.y[order])
+    assert torch.equal(found.x, examples.x[order])
+    assert n15.read_images(tmp_path, 12).names == sorted(examples.class_names), "alphabetical where nobody says"
+
+
+def write_pictures(folder, sizes, *, suffix=".jpg"):
+    folder.mkdir(parents=True)
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size, (10 * number, 0, 0)).save(folder / f"a picture {number}{suffix}")
+
+
+def test_folders_of_any_name_and_pictures_of_any_size_are_read_and_no_more_than_asked_for(tmp_path):
+    write_pictures(tmp_path / "Zürich 1", [(20, 30)] * 5)
+    write_pictures(tmp_path / "a_b_c", [(40, 16), (16, 16)], suffix=".PNG")
+    (tmp_path / "a_b_c" / "notes.txt").write_text("no picture")
+    found = n15.read_images(tmp_path, 100, size=8)
+    assert found.names == ["Zürich 1", "a_b_c"]
+    assert found.x.shape == (7, 3, 8, 8) and found.y.tolist() == [0] * 5 + [1] * 2
+    few = n15.read_images(tmp_path, 3, size=8, channels=1, seed=1)
+    assert few.x.shape == (3, 1, 8, 8) and len(few.y) == 3
+    assert torch.equal(few.x, n15.read_images(tmp_path, 3, size=8, channels=1, seed=1).x)
+
+
+def test_a_flat_folder_has_no_classes(tmp_path):
+    write_pictures(tmp_path / "all", [(8, 8)] * 3)
+    found = n15.read_images(tmp_path / "all", 10)
+    assert found.x.shape == (3, 3, 8, 8) and found.y is None and found.names is None
+
+
+def test_what_is_no_folder_of_pictures_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="holds no images; wanted files .png"):
+        n15.read_images(tmp_path, 3)
+    write_pictures(tmp_path / "one", [(8, 8), (9, 8)])
+    with pytest.raises(ValueError, match=r"images of 2 sizes, \(8, 8\) to \(8, 9\); set image_size"):
+        n15.read_images(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"has the folders \['one'\] but classes are \['two'\]"):
+        n15.read_images(tmp_path, 3, classes=["two"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "beside.png")
+    with pytest.raises(ValueError, match="images beside its folders"):
+        n15.read_images(tmp_path, 3)
+
+
+def test_a_network_is_found_by_its_name():
+    assert isinstance(n15.network_of("torch.nn:ReLU"), nn.ReLU)
+    assert not n15.network_of("torch.nn:ReLU").training
+    with pytest.raises(ValueError, match="network is 'mine.py'; pass 'module:factory'"):
+        n15.network_of("mine.py")
+    with pytest.raises(ValueError, match="os:getcwd gave a str; wanted an nn.Module"):
+        n15.network_of("os:getcwd")
 
 
 def test_scores_are_compared_on_the_same_examples():

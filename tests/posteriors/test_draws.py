@@ -31,8 +31,7 @@ from torch.testing import assert_close
 
 from xuqlib import DeepEnsemble, Draws, Flipout, Laplace, MCDropConnect, MCDropout, Posterior, explain, gradient
 from xuqlib.posteriors.draws import shared_trunk
-from xuqlib.posteriors.fixing import FixedNetwork, generator_of
-from xuqlib.posteriors.fixing import RandomNetworkError
+from xuqlib.posteriors.fixing import FixedNetwork, RandomNetworkError, generator_of
 
 
 def fitted_laplace(network: nn.Module, shape: tuple[int, ...]) -> Laplace:

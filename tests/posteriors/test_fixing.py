@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
-from core_networks import EXACT, TABLE, Attention, Recurrent, pickled, randn, seeded
+from core_networks import EXACT, TABLE, Attention, FunctionalDropout, FunctionalRelu, Recurrent, pickled, randn, seeded
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -16,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from xuqlib import DeepEnsemble, Flipout, MCDropout, explain, gradient
 from xuqlib.posteriors import unrolled
-from xuqlib.posteriors.fixing import FixedNetwork, unit_mask
+from xuqlib.posteriors.fixing import FixedNetwork, RandomNetworkError, unit_mask
 from xuqlib.posteriors.kinds import is_hooked
-from xuqlib.posteriors.fixing import RandomNetworkError
+from xuqlib.posteriors.shared import split
 
 SIGMAS = 5  # of a standard error
 
@@ -327,6 +328,16 @@ def test_a_path_that_is_dropped_is_one_coin_for_all_examples(name):
     assert torch.equal(draws[3].eval()(x), draws[3].train()(x))
 
 
+def test_draws_that_were_looked_at_together_still_drop_their_paths():
+    network, x = seeded(lambda: nn.Sequential(Branch(paths()["row"]), nn.ReLU(), nn.Linear(3, 2))), randn(4, 5)
+    draws = MCDropout(network).sample(8, seed=1)
+    alone = torch.stack([draw(x) for draw in draws])
+    assert len(alone.unique(dim=0)) > 1
+    for look in (draws, lambda x: explain(draws, gradient, x, 0), lambda x: split(draws.networks, x).head(0)):
+        look(x)
+        assert torch.equal(torch.stack([draw(x) for draw in draws]), alone)
+
+
 def test_dropped_blocks_are_the_same_for_every_example():
     from torchvision.ops import DropBlock2d
 
@@ -538,6 +549,40 @@ def test_a_draw_takes_several_inputs_by_place_and_by_name():
     assert_close(draw({"ids": ids}), network.last(h.mean(1)), **EXACT)
     with pytest.raises(TypeError, match="no tensor with an axis of examples; pass"):
         draw({"ids": [1]})
+
+
+def test_dropout_in_training_alone_is_drawn_beside_an_answer_that_is_a_new_object_each_time():
+    class Cached(FunctionalRelu):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout_rate = 0.4
+
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            rate = self.dropout_rate if self.training else 0.0
+            return {"logits": self.last(F.dropout(F.relu(self.first(x)), rate)), "cache": object()}
+
+    draws = MCDropout(seeded(Cached)).sample(3)
+    assert len(draws(randn(*TABLE), "logits").unique(dim=0)) == 3
+
+
+def test_a_hook_that_a_library_puts_on_its_own_layer_works_while_a_network_is_tried():
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+        kept[:] = [output]
+
+    class Library(FunctionalDropout):
+        def forward(self, x: Tensor) -> Tensor:
+            kept.clear()
+            super().forward(x)
+            return self.last(F.dropout(kept[0], 0.4, self.training))
+
+    Library.__module__, keep.__module__ = "library.networks", "library.hooks"
+    network, x = seeded(Library), randn(*TABLE)
+    network.first.__class__ = type("Layer", (nn.Linear,), {"__module__": "library.layers"})
+    network.first.register_forward_hook(keep)
+    draws = MCDropout(network).sample(3)
+    assert len(draws(x).unique(dim=0)) == 3
 
 
 def test_a_hook_on_every_module_is_seen():

@@ -25,6 +25,7 @@ from core_networks import (
     torchvision_resnet,
 )
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from xuqlib import DeepEnsemble, Flipout, MCDropConnect, MCDropout
@@ -110,6 +111,40 @@ def test_an_ensembles_draws_are_its_members_in_order():
 def test_a_network_without_dropout_is_refused_by_mc_dropout(build):
     with pytest.raises(ValueError, match="(ResNet|FunctionalRelu|Linear) has no dropout .*without randomness"):
         MCDropout(seeded(build))
+
+
+def test_dropout_inside_a_function_that_a_layer_was_given_is_dropout():
+    class Lambda(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def forward(self, x):
+            return self.function(x)
+
+    drops = nn.Sequential(nn.Linear(5, 3), Lambda(lambda x: F.dropout(x, 0.4)))
+    answers = MCDropout(drops).sample(6)(torch.ones(1, 5))
+    assert len(answers.unique(dim=0)) > 1
+    with pytest.raises(ValueError, match="no dropout"):
+        MCDropout(nn.Sequential(nn.Linear(5, 3), Lambda(lambda x: F.relu(x))))
+
+
+def test_random_numbers_that_start_the_weights_are_no_randomness_of_draws():
+    class Started(FunctionalDropout):
+        def _init_weights(self):
+            nn.init.normal_(self.first.weight)
+            self.first.weight.data.normal_()
+
+    MCDropout(seeded(Started))  # without a warning
+
+
+def test_a_rate_of_something_else_is_no_dropout_of_the_network():
+    class Reads(FunctionalRelu):
+        def kernel(self, config):
+            return config.attention_dropout
+
+    with pytest.raises(ValueError, match="Reads has no dropout"):
+        MCDropout(seeded(Reads))
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])

@@ -120,7 +120,7 @@ def test_a_published_checkpoint_is_whole_and_of_todays_recipe(name):
 
 def test_what_every_notebook_needs_is_published_and_nothing_else_and_it_is_small():
     files = [path for path in PUBLISHED.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 60e6
+    assert sum(path.stat().st_size for path in files) < 55e6
     assert {f"{dataset}-{kind}-seed0" for dataset, kinds in REQUIRED.items() for kind in kinds} <= set(NAMES)
     assert [name for name in NAMES if facts(name)[1] not in wanted(facts(name)[0], facts(name)[2])] == []
     assert {path.stem for path in files if path.suffix == ".safetensors"} == {*NAMES, *VAES}

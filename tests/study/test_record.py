@@ -177,6 +177,17 @@ def test_a_notebook_publishes_under_its_own_recipe_unless_told_otherwise(figures
     assert index["04_two"]["seconds"] >= 0
 
 
+def test_results_of_a_readers_own_data_go_to_their_own_folder_and_nothing_published_is_shown(figures, tmp_path):
+    study = Notebook("04", preset="quick", seed=0, dataset="mine", folder=tmp_path / "mine")
+    study.save(Figure(figsize=(1, 1)), FRAME, "line")
+    study.claim("it holds", True, value=1.0)
+    study.claims()
+    assert {path.name for path in (tmp_path / "mine").glob("04_*")} == {"04_line.csv", "04_line.png", "04_claims.csv"}
+    assert json.loads((tmp_path / "mine" / "index.json").read_text())["04_line"]["dataset"] == "mine"
+    assert not (figures / "quick").exists()
+    assert "nothing is published" in study.published("how_steady").data
+
+
 def test_claims_are_published_and_a_negative_verdict_reads_like_any_other(figures):
     running = notebook()
     running.claim(

@@ -352,6 +352,20 @@ def test_a_checkpoint_of_another_recipe_is_not_used_even_if_it_is_published(home
     diabetes()  # and found there, behind the stale one
 
 
+def test_a_recipe_of_ones_own_is_kept_under_its_networks_name_beside_the_data_sets(home, monkeypatch):
+    own = Recipe(epochs=1, options=(("hidden", (8,)),))
+    first = diabetes()
+    network = diabetes(recipe=own).network
+    assert [layer.out_features for layer in network if isinstance(layer, nn.Linear)] == [8, 1]
+    assert {path.stem for path in home.glob("*.json")} == {
+        "diabetes-mc_dropout-last-seed0",
+        "diabetes-mlp-mc_dropout-last-seed0",
+    }
+    forbid_training(monkeypatch)
+    assert same_networks(diabetes(recipe=own).network, network)
+    assert same_networks(diabetes().network, first.network)
+
+
 def test_a_damaged_checkpoint_is_refused_not_retrained(home):
     diabetes()
     (path,) = home.glob("*.safetensors")

@@ -1,13 +1,12 @@
-"""Explainers of other libraries, called like our own; and our own, as another library's metrics call them."""
+"""Explainers of another library, called like our own."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import random
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,7 +54,7 @@ def from_captum(method: Callable[..., Any] | str, **init_options: Any) -> Explai
         with torch.no_grad():
             output = network(x.clone())
         classes = check_target(target, len(x), check_logits(output, len(x)).shape[1]).to(x.device)
-        with torch.enable_grad(), _seeded(seed, x.device), warnings.catch_warnings():
+        with torch.enable_grad(), seeded(seed, x.device), warnings.catch_warnings():
             # Captum announces hooks that it removes again, a gradient of its input, and LIME of several examples.
             told = "Setting (forward, )?backward hooks|Input Tensor|You are providing multiple inputs"
             warnings.filterwarnings("ignore", message=told)
@@ -68,56 +67,8 @@ def from_captum(method: Callable[..., Any] | str, **init_options: Any) -> Explai
     return explainer
 
 
-def to_quantus(
-    metric: Any,
-    draws: Iterable[Network],
-    explainer: Explainer,
-    x: Tensor,
-    target: Any,
-    *,
-    seed: int = 0,
-    **options: Any,
-) -> list[Any]:
-    """Score each draw's own explanation by a metric of Quantus, one draw after another.
-
-    What the metric draws at random, as its perturbations, is the same for every draw.
-
-    Args:
-        metric: one of Quantus, such as `quantus.MaxSensitivity()`; any function of its keywords will do.
-        draws: fixed networks, from `posterior.sample`.
-        explainer: a function (network, x, target, **options) giving an attribution shaped like x.
-        x, target: examples (N, ...), float32 as Quantus makes them, and the class of each, (N,).
-        seed: of the metric's randomness.
-        **options: passed on to the explainer.
-
-    Returns:
-        What the metric returned for each draw; mostly one number per example, so numpy.array of it is
-        (draw, example).
-
-    Raises:
-        TypeError, ValueError: bad examples or target.
-
-    Source: Hedstroem et al. 2023. arXiv 2202.06861.
-    """
-    check_examples(x)
-
-    def explain_func(model: Network, inputs: Any, targets: Any, **_: Any) -> Any:
-        some = torch.as_tensor(inputs).to(x)
-        attribution = explainer(model, some, torch.as_tensor(targets).to(x.device), **options)
-        return check_attribution(attribution, some).detach().cpu().numpy()
-
-    classes = check_target(target, len(x), sys.maxsize).cpu().numpy()
-    given: dict[str, Any] = {"x_batch": x.detach().cpu().numpy(), "y_batch": classes, "a_batch": None}
-    given |= {"explain_func": explain_func, "device": str(x.device), "channel_first": True}
-    scores = []
-    for network in draws:
-        with _seeded(seed, x.device):
-            scores.append(metric(model=network, **given))
-    return scores
-
-
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed every generator that other libraries read, and leave each as it was."""
     cards = [] if device.type == "cpu" else [device]
     state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - theirs, not ours

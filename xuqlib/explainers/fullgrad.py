@@ -38,65 +38,39 @@ NOT_COMPLETE = (
 
 
 def _layer_bias(input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> Tensor | None:
-    return bias
+    return None if bias is None else bias.view(-1, *[1] * (weight.dim() - 2))
 
 
 def _batch_norm_bias(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    input: Tensor, mean: Tensor, var: Tensor, *, weight: Any, bias: Any, eps: float, **_: Any
 ) -> Tensor:
     """Return what BatchNorm adds to its rescaled input: beta - mean * gamma / sqrt(var + eps)."""
-    if training or running_mean is None or running_var is None:
-        raise ValueError(
-            "a BatchNorm of the network uses the statistics of the batch, so an example's answer depends on the "
-            "others; explain a network in eval mode with running statistics"
-        )
-    shift = -running_mean * torch.rsqrt(running_var + eps) * (1 if weight is None else weight)
-    return shift if bias is None else shift + bias
+    shift = -mean * torch.rsqrt(var + eps) * (1 if weight is None else weight)
+    return (shift if bias is None else shift + bias).view(-1, *[1] * (input.dim() - 2))
 
 
-# Each call with a bias: how to read the bias off its arguments, and the axis of the channels in its output.
-_CALLS: dict[Any, tuple[Callable[..., Tensor | None], int]] = {
-    F.linear: (_layer_bias, -1),
-    **dict.fromkeys((F.conv1d, F.conv_transpose1d), (_layer_bias, -2)),
-    **dict.fromkeys((F.conv2d, F.conv_transpose2d), (_layer_bias, -3)),
-    **dict.fromkeys((F.conv3d, F.conv_transpose3d), (_layer_bias, -4)),
-    F.batch_norm: (_batch_norm_bias, 1),
+# Each call of a layer: how to read off its arguments the bias that it adds, from the axis of the channels on.
+_LAYERS: dict[Any, Callable[..., Tensor | None]] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _layer_bias),
+    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _layer_bias),
+    **{F.linear: _layer_bias, F.batch_norm: _batch_norm_bias},
 }
-
-
 # Other calls that are affine in what depends on x: with zeros in its place they return the constant that they add.
 _AFFINE = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "lerp", "addcmul", "addcdiv", "addmm", "addmv"}
 _AFFINE |= {"addr", "addbmm", "baddbmm", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "pad"}
 _AFFINE |= {"column_stack", "where", "masked_fill", "masked_scatter", "index_fill", "index_put", "index_copy", "copy"}
-_AFFINE |= {
-    "index_add",
-    "scatter",
-    "scatter_add",
-    "slice_scatter",
-    "select_scatter",
-    "setitem",
-    "fill",
-    "constant_pad_nd",
-}
-# Calls that are piecewise linear in each number by itself.
-_BY_NUMBER = {"clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6", "threshold", "maximum", "minimum", "fmax"}
-_BY_NUMBER |= {"fmin", "hardsigmoid", "softshrink", "round", "floor", "ceil"}
+_AFFINE |= {"index_add", "scatter", "scatter_add", "slice_scatter", "select_scatter", "setitem", "fill"}
+# Calls that are piecewise linear: their constant is what they return less their slope times their input.
+_PIECEWISE = {"clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6", "threshold", "maximum", "minimum", "fmax"}
+_PIECEWISE |= {"fmin", "hardsigmoid", "softshrink", "round", "floor", "ceil"}
 
 
 class _Biased(NamedTuple):
-    """One call with a constant: where its output enters the graph, and the constant, broadcastable to that output."""
+    """What a term is of, x or a call with a constant: where it enters, and that, broadcastable to its slope."""
 
     edge: GradientEdge
     bias: Tensor
     is_map: bool
-    is_per_channel: bool
 
 
 class _BiasMode(TorchFunctionMode):
@@ -106,35 +80,35 @@ class _BiasMode(TorchFunctionMode):
         super().__init__()
         self.num_examples = len(x)
         self.sizes = {x.shape[2:]} if x.dim() == 4 else set()  # of images, and of what convolutions make of them
-        self.known = {get_gradient_edge(x).node: True}  # whether what comes out of a node depends on x
-        self.met: list[_Biased] = []
+        self.met = [_Biased(get_gradient_edge(x), x.detach(), is_map=False)]
+        self.known = {self.met[0].edge.node: True}  # whether what comes out of a node depends on x
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _CALLS:
-            return self._with_constant(func, args, kwargs)
+        name = getattr(func, "__name__", "").split(".")[0].strip("_")
+        if func not in _LAYERS and name in _AFFINE | _PIECEWISE and "out" not in kwargs:
+            return self._with_constant(func, name in _AFFINE, args, kwargs)
         output = func(*args, **kwargs)
-        read, axis = _CALLS[func]
-        bias = read(*args, **kwargs) if self._depends_on_x(output) else None
-        is_map = func is not F.linear and output.dim() == 4 and len(output) == self.num_examples
-        if is_map:
-            self.sizes.add(output.shape[2:])
-        if bias is None or self._depends_on_x(bias):
-            return output
-        if output._is_view():  # the edge of a view leaves the graph once the next layer works in place
-            output = output.clone()
-        shape = [1] * output.dim()
-        shape[axis] = -1
-        # The edge, not the tensor: an in-place ReLU makes the tensor its own, the edge stays where the bias came in.
-        self.met.append(_Biased(get_gradient_edge(output), bias.detach().view(shape), is_map, True))
+        if func in _LAYERS and self._depends_on_x(output):
+            bias = _LAYERS[func](*args, **kwargs)
+            if func is not F.linear and output.dim() == 4 and len(output) == self.num_examples:
+                self.sizes.add(output.shape[2:])
+            if bias is not None and not self._depends_on_x(bias):
+                if output._is_view():  # the edge of a view leaves the graph once the next layer works in place
+                    output = output.clone()
+                self._note(output, bias.detach()[(None,) * (output.dim() - bias.dim())], func is not F.linear)
         return output
 
-    def _with_constant(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        name = getattr(func, "__name__", "").split(".")[0].strip("_")
-        values, structure = tree_flatten((args, kwargs) if name in _AFFINE | _BY_NUMBER else ())
+    def _note(self, output: Tensor, constant: Tensor, has_places: bool = True) -> None:
+        # The edge, not the tensor: an in-place ReLU makes the tensor its own, the edge stays where the bias came in.
+        is_map = output.dim() == 4 and len(output) == self.num_examples and output.shape[2:] in self.sizes
+        self.met.append(_Biased(get_gradient_edge(output), constant, is_map and has_places))
+
+    def _with_constant(self, func: Any, is_affine: bool, args: Any, kwargs: dict[str, Any]) -> Any:
+        values, structure = tree_flatten((args, kwargs))
         inputs = [number for number, value in enumerate(values) if self._depends_on_x(value)]
         others = [value for value in values if isinstance(value, Tensor | Real) and not self._depends_on_x(value)]
-        if not inputs or "out" in kwargs or (name in _AFFINE and not others):
+        if not inputs or (is_affine and not others):
             return func(*args, **kwargs)
 
         def call(*given: Tensor) -> Tensor:
@@ -146,7 +120,12 @@ class _BiasMode(TorchFunctionMode):
             return own[0] if output is None else output
 
         # Before the call itself, which may work in place.
-        constant = _constant(call, [values[number].detach() for number in inputs], name in _AFFINE)
+        given = tuple(values[number].detach() for number in inputs)
+        if is_affine:
+            constant = call(*map(torch.zeros_like, given))
+        else:
+            whole, linear, *_ = torch.func.jvp(call, given, given)
+            constant = whole - linear
         output = func(*args, **kwargs)
         made = args[0] if output is None else output
         if made is args[0] and made._is_view():  # what is used later may be what it is a view of
@@ -155,25 +134,13 @@ class _BiasMode(TorchFunctionMode):
             whole.as_strided(view.shape, view.stride(), view.storage_offset() - made.storage_offset()).copy_(constant)
             constant = whole
         if made.requires_grad and constant.any():
-            is_map = made.dim() == 4 and len(made) == self.num_examples and made.shape[2:] in self.sizes
             # A constant that is infinite, as where attention is masked, has no slope behind it.
-            constant = torch.nan_to_num(constant, nan=0.0, posinf=0.0, neginf=0.0)
-            self.met.append(_Biased(get_gradient_edge(made), constant, is_map, False))
+            self._note(made, torch.nan_to_num(constant, nan=0.0, posinf=0.0, neginf=0.0))
         return output
 
     def _depends_on_x(self, value: Any) -> bool:
         """Whether autograd's graph leads from a tensor to x; that of a weight does not."""
         return isinstance(value, Tensor) and value.requires_grad and depends(get_gradient_edge(value).node, self.known)
-
-
-def _constant(call: Callable[..., Tensor], given: list[Tensor], is_affine: bool) -> Tensor:
-    """What a call returns less what is linear in its inputs: its answer to zeros, or by its slope number by number."""
-    if is_affine:
-        return call(*(torch.zeros_like(each) for each in given))
-    given = list(torch.broadcast_tensors(*given, torch.empty_like(call(*given))))[:-1]
-    output, *rest = torch.func.vjp(call, *given)
-    slopes = rest[0](torch.ones_like(output))
-    return output - sum(each * slope for each, slope in zip(given, slopes, strict=True))
 
 
 class FullGradTerms(NamedTuple):
@@ -220,10 +187,10 @@ class LogitGraph:
 
     def __init__(self, network: Network, x: Tensor) -> None:
         with torch.inference_mode(False), torch.enable_grad():
-            self.x = x.detach().clone().requires_grad_()
-            mode = _BiasMode(self.x)
+            x = x.detach().clone().requires_grad_()
+            mode = _BiasMode(x)
             with mode:
-                output = network(self.x.clone())  # an in-place first layer may not write into a leaf
+                output = network(x.clone())  # an in-place first layer may not write into a leaf
         self.logits, self.biased = check_logits(output, len(x)), mode.met
 
     def one_hot(self, target: Any) -> Tensor:
@@ -232,12 +199,13 @@ class LogitGraph:
 
     def terms(self, weights: Tensor) -> FullGradTerms:
         """Return the terms of sum_c weights[n, c] * logits[n, c] of each example n."""
-        slope, reached = self._slopes(weights)
-        missing, _ = self._missing(weights, slope, reached)
+        reached = self._slopes(weights)
+        (own, _), *others = [(wide(call.bias) * slope, call.is_map) for call, slope in reached]
+        missing, _ = self._missing(weights, reached)
         return FullGradTerms(
-            input=wide(self.x.detach()) * slope,
-            maps=tuple(wide(call.bias) * slope for call, slope in reached if call.is_map),
-            dense=tuple(wide(call.bias) * slope for call, slope in reached if not call.is_map),
+            input=own,
+            maps=tuple(term for term, is_map in others if is_map),
+            dense=tuple(term for term, is_map in others if not is_map),
             remainder=missing if missing.dim() else None,
         )
 
@@ -245,48 +213,47 @@ class LogitGraph:
         """Return `saliency` of the terms of sum_c weights[k, n, c] * logits[n, c], for each question k: (K, N, ...)."""
         maps, misses = [], []
         for question in weights:
-            slope, reached = self._slopes(question)
-            parts = [
-                over_channels(slope, call.bias.flatten()[None], psi)
-                if call.is_per_channel
-                else PSI[psi](wide(call.bias) * slope).sum(1)
-                for call, slope in reached
-                if call.is_map
-            ]
-            maps.append(as_map(wide(self.x.detach()) * slope, parts, psi))
-            missing, tolerated = self._missing(question, slope, reached)
+            reached = self._slopes(question)
+            parts = [_summed(slope, call.bias, psi) for call, slope in reached if call.is_map]
+            maps.append(as_map(wide(reached[0][0].bias) * reached[0][1], parts, psi))
+            missing, tolerated = self._missing(question, reached)
             misses.append(~(missing.abs() <= tolerated).all())
         if torch.stack(misses).any():
             warnings.warn(NOT_COMPLETE, stacklevel=2)
         return torch.stack(maps)
 
-    def _missing(self, weights: Tensor, slope: Tensor, reached: list[tuple[_Biased, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _missing(self, weights: Tensor, reached: list[tuple[_Biased, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return the logit less the sum of its terms, and what rounding explains of it: (N,).
 
         Both are of the whole batch, (), if a term cannot be told apart by the examples.
         """
-        sums = [wide(self.logits.detach() * weights).sum(1), -(wide(self.x.detach()) * slope).flatten(1).sum(1)]
-        for call, at_call in reached:
-            few = at_call.sum_to_size(len(at_call), *call.bias.shape[1:])  # where the constant is one for many
+        sums = [wide(self.logits.detach() * weights).sum(1)]
+        for call, slope in reached:
+            few = slope.sum_to_size(len(slope), *call.bias.shape[1:])  # where the constant is one for many
             sums.append(-(wide(call.bias) * few).flatten(1).sum(1))
-        if any(len(each) != len(slope) for each in sums):
+        if any(len(each) != len(weights) for each in sums):
             sums = [each.sum() for each in sums]
-        coarsest = max(torch.finfo(each.dtype).eps for each in (self.logits, slope, *(other for _, other in reached)))
-        coarsest = max(coarsest, 0 if slope.device.type == "cpu" else 2**-10)  # that of TF32
+        coarsest = max(torch.finfo(each.dtype).eps for each in (self.logits, *(slope for _, slope in reached)))
+        coarsest = max(coarsest, 0 if weights.device.type == "cpu" else 2**-10)  # that of TF32
         return torch.stack(sums).sum(0), math.sqrt(coarsest) * torch.stack(sums).abs().sum(0)
 
-    def _slopes(self, weights: Tensor) -> tuple[Tensor, list[tuple[_Biased, Tensor]]]:
-        inputs: list[Any] = [self.x, *(call.edge for call in self.biased)]
-        slopes: tuple[Tensor | None, ...] = (None,)
+    def _slopes(self, weights: Tensor) -> list[tuple[_Biased, Tensor]]:
+        """Return the slope at x, which comes first, and at every call that the logits depend on."""
+        slopes: tuple[Tensor | None, ...] = (None,) * len(self.biased)
         if self.logits.requires_grad:
             with torch.inference_mode(False), torch.enable_grad():
                 # A sum, not weights as grad_outputs: to check their shape, torch would import sympy for two seconds.
                 wanted = (self.logits * weights.detach().clone()).sum()
-                slopes = torch.autograd.grad(wanted, inputs, retain_graph=True, allow_unused=True)
+                edges = [call.edge for call in self.biased]
+                slopes = torch.autograd.grad(wanted, edges, retain_graph=True, allow_unused=True)
         if slopes[0] is None:
             raise ValueError(NO_GRADIENT)
-        calls = zip(self.biased, slopes[1:], strict=True)
-        return slopes[0], [(call, slope) for call, slope in calls if slope is not None]
+        return [(call, slope) for call, slope in zip(self.biased, slopes, strict=True) if slope is not None]
+
+
+def _summed(slope: Tensor, bias: Tensor, psi: str) -> Tensor:
+    is_per_channel = bias.shape == (1, bias.shape[1], 1, 1)
+    return over_channels(slope, bias.flatten()[None], psi) if is_per_channel else PSI[psi](wide(bias) * slope).sum(1)
 
 
 def logit_graph(network: Network, x: Tensor) -> ChainGraph | LogitGraph:

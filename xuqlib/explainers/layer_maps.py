@@ -103,16 +103,15 @@ class ChainGraph:
 
     @without_graph
     def __init__(self, network: Network, x: Tensor) -> None:
-        fixed = network if isinstance(network, FixedNetwork) else None
-        inner = network if fixed is None else fixed.network
-        hooked = fixed is not None and (is_hooked(fixed) or fixed.resampling is not None)
-        layers = layers_of(inner) if isinstance(inner, nn.Sequential) and not hooked else []
+        inner, seed = network, None
+        if isinstance(network, FixedNetwork) and network.resampling is None and not is_hooked(network):
+            inner, seed = network.network, network.seed
+        layers = layers_of(inner) if isinstance(inner, nn.Sequential) else []
         execution = Execution(x.dtype, x.device)
-        self.layers = fast_layers([layers], [None if fixed is None else fixed.seed], execution)
-        if not layers or any(isinstance(layer, Other) for layer in self.layers):
-            raise NotAChain("a layer that is not known by hand")
-        if torch.is_autocast_enabled(x.device.type):
-            raise NotAChain("autocast, which chooses a dtype for each call of torch")
+        self.layers = fast_layers([layers], [seed], execution)
+        is_known = layers and not any(isinstance(layer, Other) for layer in self.layers)
+        if not is_known or torch.is_autocast_enabled(x.device.type):
+            raise NotAChain("a layer that is not known by hand, or autocast, which chooses a dtype for each call")
         self.x, self.kept = x.detach(), list[Any]()
         h = execution.convert(x)
         for layer in self.layers:

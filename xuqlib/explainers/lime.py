@@ -6,16 +6,16 @@ Since the design is then the same too, one factorisation serves all examples: co
 
 from __future__ import annotations
 
-import inspect
+import functools
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, ParamSpec
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_count, check_examples, check_fixed, check_number, check_target
+from xuqlib.checks import check_count, check_examples, check_number, check_target
 from xuqlib.explainers.baselines import expand
 from xuqlib.explainers.declaring import explainer
 from xuqlib.fast.engine import Engine
@@ -24,9 +24,6 @@ from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.trial import try_out
 from xuqlib.superpixels import check_segments, filled, superpixels
 from xuqlib.views import View
-
-_Perturb = Callable[[Tensor, Tensor], Tensor]
-_Parameters = ParamSpec("_Parameters")
 
 
 class LimeFit(NamedTuple):
@@ -40,17 +37,21 @@ class LimeFit(NamedTuple):
     r2: Tensor
 
 
-class _Options(NamedTuple):
-    """The options of `lime_fit`, which holds their defaults."""
+class _Copies(NamedTuple):
+    """How examples are perturbed, and what a coefficient of the surrogate is of.
 
-    num_samples: int
-    seed: int
-    alpha: float
-    kernel_width: float | None
-    scale: float | Tensor
-    num_segments: int
-    segments: Tensor | None
-    fill: str | float | Tensor
+    labels: number of the coefficient that each place of x belongs to, (N, ...), broadcastable to x.
+    design: what each copy is made of, (M, K); the first is the example itself.
+    weigh: from a design to the weights of its copies, (M,).
+    perturb: from numbers of examples and of copies, (R,), to rows (R, ...).
+    unit: what a coefficient is divided by, to be in logits per unit of x, or the share of one of several places.
+    """
+
+    labels: Tensor
+    design: Tensor
+    weigh: Callable[[Tensor], Tensor]
+    perturb: Callable[[Tensor, Tensor], Tensor]
+    unit: Tensor | int
 
 
 class _Surrogate:
@@ -94,7 +95,7 @@ class _Surrogate:
 
 
 def lime_fit(
-    network: Network,
+    network: Network | Draws,
     x: Tensor,
     target: Any = None,
     *,
@@ -118,7 +119,8 @@ def lime_fit(
     Token ids: each token is a region, hidden as no token (see `Inputs`).
 
     Args:
-        network, x, target: as for `gradient`. No gradient is taken.
+        network, x, target: as for `gradient`. No gradient is taken. Of draws, each is fitted, and comes out along a
+            first axis; what they share meets each perturbed copy once.
         num_samples: perturbed copies of each example, the example itself among them.
         seed: of the perturbations, which all examples and draws share.
         alpha: ridge penalty on the coefficients, not on the intercept.
@@ -138,86 +140,77 @@ def lime_fit(
 
     Source: Ribeiro, Singh & Guestrin 2016, eq. 2 and section 3.4. arXiv 1602.04938.
     """
-    options = _Options(num_samples, seed, alpha, kernel_width, scale, num_segments, segments, fill)
-    return _fits([network], x, target, options)[0]
-
-
-def _over_draws(draws: Sequence[Network], x: Tensor, target: Any = None, **options: Any) -> list[Tensor]:
-    """Return `lime` of every draw at once: what draws share of the network meets each perturbed copy once."""
-    given = inspect.signature(lime_fit).bind(draws, x, target, **options)
-    given.apply_defaults()
-    return [fit.attribution for fit in _fits(list(draws), x, target, _Options(**given.kwargs))]
-
-
-def _fits(networks: list[Network], x: Tensor, target: Any, options: _Options) -> list[LimeFit]:
     check_examples(x)
-    for network in networks:
-        check_fixed(network)
-    try_out(networks[0], x)
-    check_count(options.num_samples, 2, "num_samples")
-    check_number(options.alpha, 0, "alpha")
-    if options.kernel_width is not None:
-        check_number(options.kernel_width, 0, "kernel_width", above=True)
-    rng = np.random.default_rng(check_count(options.seed, 0, "seed"))
-    if isinstance(networks[0], View) and networks[0].inputs.are_tokens:
-        options = options._replace(
-            segments=torch.arange(x.shape[1])[None] if options.segments is None else options.segments,
-            fill=0.0 if options.fill == "mean" else options.fill,
-        )
-    if x.dim() == 3 and options.segments is None:
+    first = network[0] if isinstance(network, Draws) else network
+    try_out(first, x)
+    check_count(num_samples, 2, "num_samples")
+    check_number(alpha, 0, "alpha")
+    check_number(1 if kernel_width is None else kernel_width, 0, "kernel_width", above=True)
+    rng, x = np.random.default_rng(check_count(seed, 0, "seed")), x.detach()
+    if isinstance(first, View) and first.inputs.are_tokens:
+        segments = torch.arange(x.shape[1])[None] if segments is None else segments
+        fill = 0.0 if fill == "mean" else fill
+    if x.dim() == 3 and segments is None:
         raise ValueError(
             f"x is {tuple(x.shape)}, and which of its axes is time is not known; pass segments=windows(x, axis=2), or 1"
         )
-    is_table = x.dim() == 2 and options.segments is None
-    return (_fit_table if is_table else _fit_regions)(networks, x.detach(), target, rng, options)
+    if x.dim() == 2 and segments is None:
+        copies = _of_table(x, scale, rng, num_samples, kernel_width or 0.75 * x.shape[1] ** 0.5)
+    else:
+        labels = superpixels(x, num_segments)[:, None] if segments is None else check_segments(segments, x)
+        copies = _of_regions(x, labels, filled(x, labels, fill), rng, num_samples, kernel_width or 0.25)
+    if not isinstance(network, Draws):
+        draws = Draws([network if isinstance(network, nn.Module) else _Function(network)])
+        return LimeFit(*(each[0] for each in _fitted(draws, copies, x, target, alpha)))
+    return _fitted(network, copies, x, target, alpha)
 
 
-def _attribution_of(fit: Callable[_Parameters, LimeFit]) -> Callable[_Parameters, Tensor]:
-    """Turn a function that also returns the quality of the fit into an explainer with the same parameters."""
+@explainer(
+    "lime",
+    over_draws=lambda draws, x, target, **options: lime_fit(draws, x, target, **options).attribution,
+    per_example={
+        "segments": lambda segments, x: None if segments is None else check_segments(segments, x),
+        "fill": lambda fill, x: expand(fill, x, "fill") if isinstance(fill, Tensor) else fill,
+    },
+)
+@functools.wraps(lime_fit, assigned=())
+def lime(*args: Any, **options: Any) -> Tensor:
+    """Attribute each target logit by the coefficients of a local linear surrogate.
 
-    def lime(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> Tensor:
-        return fit(*args, **kwargs).attribution
+    Args, Warns, Raises, Source: as for `lime_fit`, which also says how well the surrogate fits.
 
-    signature = inspect.signature(fit).replace(return_annotation="Tensor")
-    lime.__qualname__, lime.__doc__ = "lime", f"{fit.__doc__}".replace(", and say how well it fits", "", 1)
-    setattr(lime, "__signature__", signature)  # noqa: B010 - as an assignment it does not type-check
-    return lime
-
-
-_PER_EXAMPLE: dict[str, Callable[[Any, Tensor], Any]] = {
-    "segments": lambda segments, x: segments,
-    "fill": lambda fill, x: expand(fill, x, "fill") if isinstance(fill, Tensor) else fill,
-}
-lime = explainer("lime", over_draws=_over_draws, per_example=_PER_EXAMPLE)(_attribution_of(lime_fit))
+    Returns:
+        Attribution, shaped like x.
+    """
+    return lime_fit(*args, **options).attribution
 
 
-def _fit_table(
-    networks: list[Network], x: Tensor, target: Any, rng: np.random.Generator, options: _Options
-) -> list[LimeFit]:
-    num_samples, alpha, scale = options.num_samples, options.alpha, options.scale
+def _of_table(
+    x: Tensor, scale: float | Tensor, rng: np.random.Generator, num_samples: int, kernel_width: float
+) -> _Copies:
     spread = torch.as_tensor(scale, dtype=torch.float64).detach().cpu()
     if spread.shape not in ((), (1,), x.shape[1:]) or not bool((torch.isfinite(spread) & (spread > 0)).all()):
         raise ValueError(f"scale is {scale}; pass a positive number, or one for each of the {x.shape[1]} features")
     design = torch.from_numpy(rng.standard_normal((num_samples, x.shape[1])))
     design[0] = 0
-    width = 0.75 * x.shape[1] ** 0.5 if options.kernel_width is None else options.kernel_width
-    surrogate = _Surrogate(design, torch.exp(-((design / width) ** 2).sum(1)), alpha)
     offsets = (spread * design).to(x)
-    logits = _perturbed_logits(networks, lambda example, copy: x[example] + offsets[copy], x, target, num_samples)
-    fits = [surrogate.fit(y, torch.finfo(x.dtype).eps) for y in logits]
-    return [LimeFit((coefficients / spread).to(x), r2.to(x)) for coefficients, r2 in fits]
+
+    def weigh(design: Tensor) -> Tensor:
+        return torch.exp(-((design / kernel_width) ** 2).sum(1))
+
+    def perturb(example: Tensor, copy: Tensor) -> Tensor:
+        return x[example] + offsets[copy]
+
+    return _Copies(torch.arange(x.shape[1]).expand(x.shape), design, weigh, perturb, unit=spread)
 
 
-def _fit_regions(
-    networks: list[Network], x: Tensor, target: Any, rng: np.random.Generator, options: _Options
-) -> list[LimeFit]:
-    given, num_samples = options.segments, options.num_samples
-    labels = superpixels(x, options.num_segments)[:, None] if given is None else check_segments(given, x)
-    sizes = labels.flatten(1).amax(1) + 1  # (N,)
+def _of_regions(
+    x: Tensor, labels: Tensor, hidden: Tensor, rng: np.random.Generator, num_samples: int, kernel_width: float
+) -> _Copies:
     # One row of numbers per superpixel: those of the first do not depend on how many there are in other images.
-    shown = torch.from_numpy(rng.random((int(sizes.max()), num_samples)) < 0.5).T.contiguous()  # (M, K)
+    shown = torch.from_numpy(rng.random((int(labels.max()) + 1, num_samples)) < 0.5).T.contiguous()  # (M, K)
     shown[0] = True
-    hidden, keep, where = filled(x, labels, options.fill), shown.to(x.device), labels.flatten(1).to(x.device)
+    keep, where = shown.to(x.device), labels.flatten(1).to(x.device)
     unhidden = int(((hidden - x).abs() <= torch.finfo(x.dtype).eps * x.abs()).flatten(1).all(1).sum())
     if unhidden:
         warnings.warn(
@@ -226,41 +219,44 @@ def _fit_regions(
             stacklevel=4,
         )
 
+    def weigh(design: Tensor) -> Tensor:
+        # Cosine similarity of a 0/1 row with the row of ones; an image with everything hidden gets 0.
+        distance = 1 - design.mean(1).sqrt()
+        return torch.exp(-0.5 * (distance / kernel_width) ** 2)
+
     def perturb(example: Tensor, copy: Tensor) -> Tensor:
         visible = keep[copy].gather(1, where[example]).view(-1, *labels.shape[1:])
         return torch.where(visible, x[example], hidden[example])
 
-    logits = _perturbed_logits(networks, perturb, x, target, num_samples)  # (S, N, M)
-    width = 0.25 if options.kernel_width is None else options.kernel_width
-    maps = torch.zeros((len(networks), *labels.shape), dtype=torch.float64)
-    r2 = torch.zeros((len(networks), len(x)), dtype=torch.float64)
+    return _Copies(labels, shown.double(), weigh, perturb, unit=x[0].numel() // labels[0].numel())
+
+
+def _fitted(draws: Draws, copies: _Copies, x: Tensor, target: Any, alpha: float) -> LimeFit:
+    """Fit a surrogate to every draw around every example; both results have the draws on their first axis."""
+    labels, logits = copies.labels, _perturbed_logits(draws, copies, x, target)  # (S, N, M)
+    maps = torch.zeros((len(draws), *labels.shape), dtype=torch.float64)
+    r2 = torch.zeros((len(draws), len(x)), dtype=torch.float64)
+    sizes = labels.flatten(1).amax(1) + 1  # (N,)
     for size in sizes.unique().tolist():
-        same = sizes == size
-        design = shown[:, :size].double()
-        # Cosine similarity of a 0/1 row with the row of ones; an image with everything hidden gets 0.
-        distance = 1 - design.mean(1).sqrt()
-        surrogate = _Surrogate(design, torch.exp(-0.5 * (distance / width) ** 2), options.alpha)
+        same, design = sizes == size, copies.design[:, :size]
+        surrogate = _Surrogate(design, copies.weigh(design), alpha)
         for draw, y in enumerate(logits):
             coefficients, r2[draw, same] = surrogate.fit(y[same], torch.finfo(x.dtype).eps)
             maps[draw, same] = coefficients.gather(1, labels[same].flatten(1)).view(-1, *labels.shape[1:])
-    attributions = (maps / (x[0].numel() // labels[0].numel())).expand(-1, -1, *x.shape[1:]).to(x)
-    return [LimeFit(attribution.contiguous(), fit.to(x)) for attribution, fit in zip(attributions, r2, strict=True)]
+    return LimeFit((maps / copies.unit).expand(-1, *x.shape).to(x).contiguous(), r2.to(x))
 
 
-def _perturbed_logits(networks: list[Network], perturb: _Perturb, x: Tensor, target: Any, num_samples: int) -> Tensor:
+def _perturbed_logits(draws: Draws, copies: _Copies, x: Tensor, target: Any) -> Tensor:
     """Return the target logit of every copy of every example by every network, (S, N, M), float64 on the CPU."""
-    rows, num_examples = rows_per_pass(x, None), len(x)
-    modules = [network if isinstance(network, nn.Module) else _Function(network) for network in networks]
-    draws, first = Draws(modules), slice(rows)
-    engine = Engine(draws.at(slice(1)), x[:1])
-    if not engine.is_fast:  # what is wrong with an output is said of the examples, not of their copies
-        engine.at(draws.at(first)).logits(x[first])
-    classes, selected = None, torch.empty((len(networks), num_examples, num_samples), dtype=torch.float64)
-    for seen, example, copy in draws.in_rows(num_examples, num_samples, rows):
-        logits = engine.at(seen).logits(perturb(example.to(x.device), copy.to(x.device)))  # (S, R, C)
-        if classes is None:
-            classes = check_target(target, num_examples, logits.shape[2]).to(logits.device)
-        wanted = classes[example.to(classes.device)].expand(len(networks), -1)
+    rows, num_examples, num_copies = rows_per_pass(x, None), len(x), len(copies.design)
+    engine, first = Engine(draws.at(slice(1)), x[:1]), slice(rows)
+    # What is wrong with an output is said of the examples, not of their copies.
+    logits = engine.at(draws.at(first)).logits(x[first])
+    classes = check_target(target, num_examples, logits.shape[2]).to(logits.device)
+    selected = torch.empty((len(draws), num_examples, num_copies), dtype=torch.float64)
+    for seen, example, copy in draws.in_rows(num_examples, num_copies, rows):
+        logits = engine.at(seen).logits(copies.perturb(example.to(x.device), copy.to(x.device)))  # (S, R, C)
+        wanted = classes[example.to(classes.device)].expand(len(draws), -1)
         selected[:, example, copy] = logits.gather(2, wanted[..., None]).squeeze(2).cpu().double()
     return selected
 

@@ -38,8 +38,7 @@ class Vmapped:
     once for all of them. A draw may be seen through a view, a module that holds it as `network`.
     """
 
-    is_masked_dense = False
-    num_classes = None
+    is_masked_dense, num_classes = False, None
 
     def __init__(self, networks: Sequence[nn.Module], execution: Execution) -> None:
         self.networks, self.execution = networks, execution
@@ -105,16 +104,15 @@ class Vmapped:
         return found
 
     def _refusal(self, points: Tensor) -> str:
-        passed, classes, count = (
-            self.forward(points),
-            points.new_zeros(len(points), dtype=torch.long),
-            len(self.networks),
-        )
+        passed, count = self.forward(points), len(self.networks)
+        classes = points.new_zeros(len(points), dtype=torch.long)
         last, draws = range(count - 1, count), range(count - 2, count)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 wanted = self.logits(passed, last)[0], self.slopes(passed, last, classes, None)[0]
+                if self.mode and self.mode.num_inside:
+                    return "a ReLU inside one of torch's own layers is guided in the graph of a draw by itself"
                 given = self.logits(passed, draws)[1], self.slopes(passed, draws, classes, None)[1]
             except (RuntimeError, ValueError) as error:  # by which vmap refuses, and a draw in whose forward it does
                 return str(error.__cause__ or error).partition("\n")[0]

@@ -328,10 +328,15 @@ def _answer(network: nn.Module, given: Any, count: int) -> tuple[Any, list[_Seen
 
 @contextmanager
 def _without_hooks(network: nn.Module) -> Iterator[None]:
-    """Keep what only tries a network from the user's hooks, which may count what they see."""
+    """Keep what only tries a network from the user's hooks, which may count what they see; those of the library that a
+    layer is from are part of what it does."""
     hooked = [(module, module._forward_pre_hooks, module._forward_hooks) for module in network.modules()]
-    for module, *_ in hooked:
-        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    for module, *both in hooked:
+        library = f"{type(module).__module__.partition('.')[0]}."
+        module._forward_pre_hooks, module._forward_hooks = (
+            OrderedDict((key, hook) for key, hook in hooks.items() if f"{hook.__module__}".startswith(library))
+            for hooks in both
+        )
     try:
         yield
     finally:
@@ -381,19 +386,22 @@ def _switch_on(network: nn.Module, given: Any) -> None:
 
 def _form(network: nn.Module, given: Any) -> Any:
     answer = _answer(network, given, 2)[0]
-    return type(answer), mapped(lambda tensor: tensor.shape, answer)
+    return type(answer), mapped(lambda tensor: tensor.shape, answer, of_others=type)
 
 
-def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """Return `value`, a tensor or tuples, lists and dicts of them, with `function` of each tensor in its place."""
+def mapped(function: Callable[[Tensor], Any], value: Any, of_others: Callable[[Any], Any] | None = None) -> Any:
+    """Return `value`, a tensor or tuples, lists and dicts of them, with `function` of each tensor in its place.
+
+    What is none of these stays as it is, or becomes `of_others` of it.
+    """
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: mapped(function, part) for key, part in value.items()}
+        return {key: mapped(function, part, of_others) for key, part in value.items()}
     if isinstance(value, tuple | list):
-        parts = [mapped(function, part) for part in value]
+        parts = [mapped(function, part, of_others) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
+    return value if of_others is None else of_others(value)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -431,8 +439,9 @@ class FixedNetwork(nn.Module):
         self.network, self.seed, self.plans = network, seed, plans or Plans()
         self.resampling = torch.Generator().manual_seed(seed).get_state() if resampled and seed is not None else None
         self.training = False
-        if network.training:
-            network.eval()
+        for module in network.modules():  # not eval(): the layers of other draws may be in a new container
+            if cast(Any, module.training) is not WHILE_DRAWN:
+                module.training = False
 
     def train(self, mode: bool = True) -> FixedNetwork:
         """Stay as it is: a draw has one mode."""

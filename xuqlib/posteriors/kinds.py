@@ -90,8 +90,10 @@ def drops_by_itself(module: nn.Module) -> bool:
 
 
 def names_in(module: nn.Module) -> set[str]:
-    """Names that the methods of a user's module use; none of torch's own."""
-    methods = [method for name, method in inspect.getmembers(type(module), inspect.isfunction) if name != "__init__"]
+    """Names that the methods of a user's module use, and the functions that it was given; none of torch's own."""
+    found = inspect.getmembers(type(module), inspect.isfunction)
+    methods = [method for name, method in found if "init" not in name]  # what starts its weights may be random
+    methods += filter(inspect.isfunction, vars(module).values())
     own = [inspect.unwrap(method) for method in methods if not method.__module__.startswith("torch.nn.modules")]
     codes: list[CodeType] = [] if is_of_torch(module) else [method.__code__ for method in own]
     for code in codes:  # which grows by the lambdas and comprehensions inside

@@ -60,8 +60,6 @@ class Laplace(WeightPosterior):
             ValueError: no batches, NaN or infinite numbers, targets that do not fit the output, probabilities instead
                 of logits, a last layer that is not called just once, or a curvature that cannot be decomposed.
         """
-        from laplace import KronLLLaplace
-
         # A DataLoader takes a seed from the global generator; the warning is about predictions, not asked for here.
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="By default `link_approx`")
@@ -77,6 +75,8 @@ class Laplace(WeightPosterior):
                 raise ValueError("the network answers probabilities; Laplace wants logits: leave the softmax away")
             else:
                 check_target(targets, len(answers), answers.shape[1])
+            from laplace import KronLLLaplace  # which takes seconds: what is refused, is refused before
+
             layer.requires_grad_(True)
             laplace = KronLLLaplace(network, kind, last_layer_name=f"network.{self.last_layer}".rstrip("."))
             try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
+import torch
 from torch import nn
+from torch.nn import functional as F
 
 from xuqlib.checks import check_choice
 from xuqlib.posteriors.base import Posterior, check_draws, check_network
@@ -66,9 +69,14 @@ def _can_drop(module: nn.Module) -> bool:
     if drops(module):
         is_one = isinstance(module, nn.RNNBase) and module.num_layers == 1  # and drops between layers
         return 0 < getattr(module, "p", getattr(module, "dropout", 0)) < 1 and not is_one
-    # F.dropout inside a user's forward leaves its name in the code, which may also be a rate that is switched off.
-    named = [getattr(module, name, None) for name in names_in(module) if "dropout" in name and name.islower()]
-    return drops_by_itself(module) or any(not isinstance(value, nn.Module) and value != 0 for value in named)
+    # F.dropout inside a user's forward leaves its name in the code, which may also be that of a layer, counted as such,
+    # of a rate that is switched off, or an attribute of something else.
+    names = {name for name in names_in(module) if "dropout" in name and name.islower()}
+    own = [getattr(module, name) for name in names if hasattr(module, name)]
+    around = [F, torch, *(sys.modules.get(kind.__module__) for kind in type(module).__mro__)]
+    functions = [name for name in names if not hasattr(module, name) and any(hasattr(each, name) for each in around)]
+    is_on = any(not isinstance(value, nn.Module) and value not in (0, None) for value in own)
+    return drops_by_itself(module) or bool(functions) or is_on
 
 
 def _stays_off(module: nn.Module) -> bool:

@@ -38,8 +38,8 @@ def split(networks: Sequence[nn.Module], x: Tensor) -> Split | None:
     if len(fixed) < len(networks) or any(is_hooked(network) for network in fixed):
         return None
     inner, seeds = [network.network for network in fixed], [network.seed for network in fixed]
-    layers = [layers_of(network) for network in distinct(inner)]
-    if not layers[0] or not look_alike(distinct(inner)):
+    layers = [layers_of(network) for network in _distinct(inner)]
+    if not layers[0] or not look_alike(_distinct(inner)):
         return None
     if not isinstance(inner[0], nn.Sequential):
         return _before_output(fixed, x)
@@ -51,7 +51,7 @@ def split(networks: Sequence[nn.Module], x: Tensor) -> Split | None:
         parts = _before_output(fixed, x)
         if parts is not None:
             return parts
-    by_network = {id(network): each[depth:] for network, each in zip(distinct(inner), layers, strict=True)}
+    by_network = {id(network): each[depth:] for network, each in zip(_distinct(inner), layers, strict=True)}
     return Split(layers[0][:depth], [by_network[id(network)] for network in inner], seeds, Plans())
 
 
@@ -112,7 +112,7 @@ def _gives_the_same(parts: Split, network: nn.Module, x: Tensor) -> bool:
     return alike and torch.allclose(given, wanted, rtol=1e-3)
 
 
-def distinct(networks: Sequence[nn.Module]) -> list[nn.Module]:
+def _distinct(networks: Sequence[nn.Module]) -> list[nn.Module]:
     return list({id(network): network for network in networks}.values())
 
 
@@ -196,7 +196,7 @@ class _Calls:
 
 
 def _random_names(networks: Sequence[nn.Module], seeds: Sequence[int | None]) -> list[str]:
-    tensors = [dict(network.state_dict(keep_vars=True)) for network in distinct(networks)]
+    tensors = [dict(network.state_dict(keep_vars=True)) for network in _distinct(networks)]
     differing = {key.rpartition(".")[0] for key in tensors[0] if any(t[key] is not tensors[0][key] for t in tensors)}
     dropping = {name for name, module in networks[0].named_modules() if drops(module)}
     return sorted(differing | dropping if any(seed is not None for seed in seeds) else differing)

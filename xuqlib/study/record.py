@@ -95,6 +95,7 @@ def save(
     posterior: str,
     device: str | None = None,
     seconds: float | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Publish a figure with its numbers and its recipe: `NN_name.png`, `NN_name.csv` and an entry in `index.json`.
 
@@ -112,6 +113,7 @@ def save(
         posterior: name of the posterior, or of several.
         device: where it was computed; `device()` by default.
         seconds: time it took, in seconds.
+        folder: where to write; that of the preset by default.
 
     Raises:
         ValueError: name, notebook or preset is malformed, or the frame has no row.
@@ -122,7 +124,7 @@ def save(
         raise ValueError(f"notebook {notebook!r} should be its two-digit number, such as '04'")
     if frame.empty:
         raise ValueError(f"the frame of figure {name!r} has no row; pass the frame that was plotted")
-    folder, stem = figures_folder(preset), f"{notebook}_{name}"
+    folder, stem = figures_folder(preset) if folder is None else folder, f"{notebook}_{name}"
     folder.mkdir(parents=True, exist_ok=True)
     files = {f"{stem}.csv": csv_bytes(frame)}
     if figure is not None:
@@ -161,16 +163,25 @@ class Notebook:
 
     Every notebook begins with `study = Notebook("04", preset=preset, seed=seed)`, shows and publishes with
     `study.save(...)`, and ends with `study.claims()`. Pandas then shows words whole, and up to a hundred rows.
+    Results of data of a reader's own go to a `folder` of their own, and nothing published is shown beside them.
     """
 
     def __init__(
-        self, number: str, *, preset: str, seed: int, dataset: str = "", dataset_digest: str = "", posterior: str = ""
+        self,
+        number: str,
+        *,
+        preset: str,
+        seed: int,
+        dataset: str = "",
+        dataset_digest: str = "",
+        posterior: str = "",
+        folder: Path | None = None,
     ) -> None:
         import pandas as pd
 
         figures_folder(preset)  # an unknown preset stops here, before the work
         pd.set_option("display.max_colwidth", None, "display.max_rows", 100)
-        self.number, self.preset, self.seed = number, preset, seed
+        self.number, self.preset, self.seed, self.folder = number, preset, seed, folder
         self.dataset, self.dataset_digest, self.posterior = dataset, dataset_digest, posterior
         self._start = time.monotonic()
         self._claims: list[dict[str, object]] = []
@@ -319,6 +330,8 @@ class Notebook:
         import PIL.ImageOps
         from IPython.display import Image, Markdown
 
+        if self.folder is not None:
+            return Markdown("*These are results of data of your own: nothing is published to compare them with.*")
         if not path.exists():
             return Markdown(f"*Not published yet: `figures/full/{path.name}`; `run_all.py --preset full` makes it.*")
 
@@ -335,4 +348,5 @@ class Notebook:
         own: dict[str, Any] = {name: getattr(self, name) for name in ("dataset", "dataset_digest", "posterior")}
         own.update({name: value for name, value in recipe.items() if value is not None})
         seconds = time.monotonic() - self._start
-        save(figure, frame, slug, notebook=self.number, preset=self.preset, seed=self.seed, seconds=seconds, **own)
+        own |= {"notebook": self.number, "preset": self.preset, "seed": self.seed, "folder": self.folder}
+        save(figure, frame, slug, seconds=seconds, **own)

@@ -43,6 +43,7 @@ def train_or_load(
     seed: int = 0,
     placement: str | None = None,
     num_members: int = 5,
+    recipe: Recipe | None = None,
     retrain: bool = False,
     progress: bool = True,
 ) -> Posterior:
@@ -61,6 +62,7 @@ def train_or_load(
         placement: "last" or "all": which layers are random. Ensembles and Laplace know only "last"; for the others it
             is the default, but MC-Dropout of transformers, one-dimensional networks and U-Nets has "all".
         num_members: of the ensemble.
+        recipe: another than the data set's own, as it stands at every preset; its checkpoints bear its network's name.
         retrain: train anew even where there is a checkpoint. `XUQ_RETRAIN=1` does so for a whole run.
 
     Raises:
@@ -72,7 +74,7 @@ def train_or_load(
         if placement == "last":
             raise ValueError(f"{method} has placement 'all', but placement is 'last'; leave one of the two out")
         method, placement = method.removesuffix("_all"), "all"
-    job = _Job(dataset, preset, seed, retrain, progress)
+    job = _Job(dataset, preset, seed, retrain, progress, recipe)
     if placement is None:
         everywhere = method == "mc_dropout" and job.recipe.network in DROPOUT_EVERYWHERE
         placement = "all" if everywhere else "last"
@@ -103,10 +105,11 @@ class _Job:
     seed: int
     retrain: bool
     progress: bool
+    given: Recipe | None = None
 
     @property
     def recipe(self) -> Recipe:
-        return recipe_for(self.dataset, self.preset)
+        return self.given or recipe_for(self.dataset, self.preset)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -120,7 +123,8 @@ class _Job:
         return "regression" if load(self.dataset, split="test", num_examples=1).task == "regression" else None
 
     def name(self, kind: str) -> str:
-        short = "-quick" if self.recipe != recipe_for(self.dataset) else ""
+        own = "-quick" if self.recipe != recipe_for(self.dataset) else ""
+        short = f"-{self.given.network}" if self.given else own
         return f"{self.dataset}{short}-{kind}-seed{self.seed}"
 
     def part(self, split: str) -> Examples:

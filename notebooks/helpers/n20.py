@@ -34,7 +34,7 @@ def along_time(
         title: the claim of the figure.
     """
     maps = list(lines.groupby("map", sort=False))
-    figure = Picture(figsize=(10, 2.2 + 1.7 * len(maps)))
+    figure = Picture(figsize=(9, 2.0 + 1.4 * len(maps)))
     grid = figure.subplots(1 + len(maps), 1, sharex=True)
     grid[0].plot(signal, color="black", linewidth=1.8)
     grid[0].set_ylabel("signal")

@@ -42,6 +42,7 @@ def test_maps_in_blocks_are_those_of_all_at_once():
         assert_close(maps["single"][example], e.values[example % 2, example].abs().sum(0).double())
 
 
+@pytest.mark.filterwarnings("ignore:LIME hides nothing")  # whose superpixels are single pixels of 8 x 8
 def test_every_order_of_the_notebook_ranks_each_pixel_once():
     x, draws = images(), two_networks()
     found = cells.contest(

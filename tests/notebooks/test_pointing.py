@@ -64,6 +64,7 @@ CASE = lesson.Case("toy", 0, DRAWS, X, Y, MEAN, MAKERS)
 NAMES = list(MAKERS)
 
 
+@pytest.mark.filterwarnings("ignore:LIME hides nothing")  # whose superpixels are single pixels of 8 x 8
 def test_every_map_makes_one_number_per_pixel():
     for name, make in MAKERS.items():
         if name in FAMILIES["generative"]:  # torch takes seconds to import their optimiser; see below

@@ -30,7 +30,7 @@ from xuqlib.study.judging.scores import scores_of
 from xuqlib.study.training.resnet18 import plain_resnet18
 from xuqlib.ua_backprop import SETTINGS
 
-notebook = definitions("15")
+notebook = definitions("15", yours=False)
 
 
 class Readers(nn.Module):

@@ -123,9 +123,14 @@ class _BiasMode(TorchFunctionMode):
         given = tuple(values[number].detach() for number in inputs)
         if is_affine:
             constant = call(*map(torch.zeros_like, given))
-        else:
-            whole, linear, *_ = torch.func.jvp(call, given, given)
-            constant = whole - linear
+        else:  # number by number, so that the slope of the sum is that of each
+            shape = torch.broadcast_shapes(*(value.shape for value in values if isinstance(value, Tensor)))
+            with torch.enable_grad():
+                given = tuple(tensor.expand(shape).clone().requires_grad_() for tensor in given)
+                whole = call(*given)
+                slopes = torch.autograd.grad(whole.sum(), given)
+            linear = sum(tensor.detach() * slope for tensor, slope in zip(given, slopes, strict=True))
+            constant = whole.detach() - linear
         output = func(*args, **kwargs)
         made = args[0] if output is None else output
         if made is args[0] and made._is_view():  # what is used later may be what it is a view of

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from xuqlib.checks import check_count
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.metrics.deletion import importance
-from xuqlib.posteriors.draws import copy_with
+from xuqlib.posteriors.draws import copy_with, inner
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.posteriors.kinds import weighted_layers
 
@@ -54,7 +54,8 @@ def permuted_last_layer(network: nn.Module, *, seed: int = 0) -> nn.Module:
     Raises:
         ValueError: fewer than two outputs, or a network without such a layer.
     """
-    name = weighted_layers(network)[0]
+    name = weighted_layers(inner(network))[0]
+    name = name if inner(network) is network else f"network.{name}".rstrip(".")
     layer = network.get_submodule(name)
     weights = {f"{name}.{key}" if name else key: value.detach() for key, value in layer.named_parameters()}
     num_classes = len(next(iter(weights.values())))

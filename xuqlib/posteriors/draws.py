@@ -237,7 +237,7 @@ def detached_copy(network: nn.Module) -> nn.Module:
         ValueError: a weight is NaN or infinite.
     """
     for name, weight in network.named_parameters():
-        if not weight.isfinite().all():
+        if not weight.detach().isfinite().all():
             raise ValueError(f"{type(network).__name__} holds NaN or infinite weights in {name!r}; train it again")
     return trainable_copy(network).eval().requires_grad_(False)
 

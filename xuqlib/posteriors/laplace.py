@@ -71,6 +71,8 @@ class Laplace(WeightPosterior):
             if targets.is_floating_point():  # measured in its own noise, each output has a noise of 1
                 kind, noise = "regression", _noise(answers, targets)
                 network.unit = batches.unit = noise
+            elif answers.shape[1] == 1:
+                raise ValueError("one output for classes; pass y.float() for a regression, or train it with two logits")
             elif are_probabilities(answers):
                 raise ValueError("the network answers probabilities; Laplace wants logits: leave the softmax away")
             else:

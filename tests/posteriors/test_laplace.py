@@ -284,7 +284,7 @@ class Twice(nn.Module):
             ValueError,
             r"residuals of the outputs are \[0.0, 0.0\]; pass data that have noise",
         ),
-        (lambda: nn.Linear(4, 1), lambda: [(X, Y)], ValueError, "classes are 0 to 0"),
+        (lambda: nn.Linear(4, 1), lambda: [(X, Y)], ValueError, "train it with two logits"),
         (lambda: nn.Sequential(nn.Linear(4, 2), nn.Softmax(-1)), lambda: [(X, Y)], ValueError, "answers probabilities"),
         (Twice, lambda: [(X, Y)], ValueError, "calls its layer 'line' 2 times"),
     ],

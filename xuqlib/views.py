@@ -8,7 +8,6 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from xuqlib.checks import check_logits
 from xuqlib.inputs import Inputs
 from xuqlib.outputs import Output
 
@@ -72,8 +71,3 @@ class OfClasses(OfExamples):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.view.output.of_classes(self.view.read(x))
-
-
-def read(network: Any, x: Tensor) -> Tensor:
-    """Return the numbers of a network's answer, (N, K), or (N, K, ...) for a view of a segmentation."""
-    return network.read(x) if isinstance(network, View) else check_logits(network(x), len(x))

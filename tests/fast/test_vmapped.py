@@ -252,6 +252,28 @@ def test_relus_inside_torchs_own_layers_are_guided_whatever_one_example_shows():
     assert "inside one of torch's own layers" in Engine(draws, x, guided=True).how and Engine(draws, x).is_fast
 
 
+class ReadAgain(nn.Module):
+    """Adds to what dropout left in a tensor, in place, the tensor itself; nothing behind sees how large that is."""
+
+    def __init__(self, is_read_again: bool) -> None:
+        super().__init__()
+        self.line, self.drop, self.is_read_again = nn.Linear(5, 3), nn.Dropout(0.2, inplace=True), is_read_again
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = self.drop(x)
+        return self.line(F.normalize(dropped + x if self.is_read_again else dropped))
+
+
+@pytest.mark.parametrize("is_read_again", [True, False])
+def test_what_draws_wrote_over_is_not_read_side_by_side(is_read_again):
+    """A draw that drops none of five features has nothing to tell whoever compares it with itself."""
+    network, x = seeded(lambda: ReadAgain(is_read_again)), randn(4, 5)
+    for seed in range(8):
+        draws = MCDropout(network).sample(3, seed=seed)
+        assert error(explain(draws, gradient, x, 1).values, looped(draws, gradient, x, 1)) <= PROMISE
+        assert Engine(draws, x).how.startswith("loop: vmap gives another answer" if is_read_again else "vmap")
+
+
 def test_convolutions_of_each_draw_are_not_put_side_by_side():
     draws = Flipout(seeded(Unet), placement="all").sample(3)
     assert "convolutions of their own" in Engine(draws, randn(*PICTURES)).how

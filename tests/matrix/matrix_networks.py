@@ -607,7 +607,7 @@ TORCHVISION: dict[str, Case] = {
     "torchvision deeplab": Case(deeplab, IMAGES[:, :, ::2, ::2], **PLACES),
     "torchvision lraspp": Case(lraspp, IMAGES[:, :, ::2, ::2], **PLACES, layer="classifier.high_classifier"),
     "torchvision r3d": Case(
-        r3d, randn(3, 3, 4, 16, 16), lime={"segments": torch.arange(4)[:, None, None], "fill": 0.0}
+        r3d, randn(3, 3, 4, 16, 16), lime={"segments": torch.arange(4)[None, None, :, None, None], "fill": 0.0}
     ),
 }
 TIMM: dict[str, Case] = {

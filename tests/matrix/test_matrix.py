@@ -48,9 +48,9 @@ REFUSALS: dict[tuple[str, str, str], str] = {
     ("own binary", "laplace", "*"): "pass y.float() for a regression, or train it with two logits",
     ("own probabilities", "laplace", "*"): "the network answers probabilities; Laplace wants logits",
     # Weights that are computed from others cannot be drawn.
-    ("own TCN", "mc_dropconnect", "*"): "is computed by a parametrization",
-    ("transformers wav2vec2", "mc_dropconnect", "*"): "is computed by a parametrization",
-    ("transformers hubert", "mc_dropconnect", "*"): "is computed by a parametrization",
+    ("own TCN", "mc_dropconnect", "*"): "computed by a parametrization",
+    ("transformers wav2vec2", "mc_dropconnect", "*"): "computed by a parametrization",
+    ("transformers hubert", "mc_dropconnect", "*"): "computed by a parametrization",
     # The uncertainty of several labels is no entropy of classes.
     ("own multilabel", "*", "ua_backprop*"): "pick one label",
 }

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from core_networks import EXACT, assert_same, clones, loop, pickled, randn, seeded, snapshot, table_mlp
+from core_networks import EXACT, assert_same, clones, loop, randn, seeded, snapshot, table_mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
 
-from xuqlib import DeepEnsemble, Draws, Flipout, Laplace, MCDropConnect, MCDropout
-from xuqlib.posteriors.draws import detached_copy
+from xuqlib import DeepEnsemble, Draws, Flipout, Laplace, MCDropConnect, MCDropout, explain
 from xuqlib.posteriors.kinds import weighted_layers
 
 X = randn(4, 5)
@@ -131,9 +130,7 @@ def test_the_layer_that_gives_the_output_is_found(name):
 @pytest.mark.parametrize("method", [MCDropConnect, Flipout, Laplace])
 def test_where_no_layer_alone_can_be_seen_to_give_the_output_its_name_is_asked_for(forward, method):
     network = pair(forward)
-    with pytest.raises(
-        ValueError, match=r"cannot see which layer alone gives the output of Net; name it, as in .*'aux'"
-    ):
+    with pytest.raises(ValueError, match="cannot see which layers of Net placement 'last' means; .* list of .*'aux'"):
         method(network)
     named = {"layer": "out"} if method is Laplace else {"placement": ["out"]}
     assert method(network, **named) is not None
@@ -159,7 +156,7 @@ def test_a_layer_of_two_names_is_random_under_both():
 def test_a_layer_whose_weight_is_another_layers_too_is_refused(method):
     network = Net(lambda n, x: n.out(n.emb(x.long()).mean(1)), emb=nn.Embedding(7, 4), out=nn.Linear(4, 7, bias=False))
     network.out.weight = network.emb.weight
-    with pytest.raises(ValueError, match="layer 'out' shares its weight with 'emb'"):
+    with pytest.raises(ValueError, match="weights of layer 'out' are .*another layer's too"):
         method(network)
 
 
@@ -167,7 +164,7 @@ def test_an_empty_weight_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about such a layer
         network = nn.Sequential(nn.Linear(5, 0), nn.Linear(0, 3))
-    with pytest.raises(ValueError, match="weight of layer '1' is empty"):
+    with pytest.raises(ValueError, match="weights of layer '1' are empty"):
         MCDropConnect(network)
 
 
@@ -249,38 +246,29 @@ PARAMETRIZED = [
 
 
 @pytest.mark.parametrize("kind", PARAMETRIZED)
-def test_draws_of_a_parametrized_network_hold_plain_weights_of_the_same_value(kind):
+def test_draws_of_a_parametrized_network_answer_as_it_does_and_leave_it_as_it_is(kind):
     network = parametrized(kind)
     before, wanted = snapshot(network), network(X)
     draws = DeepEnsemble([network]).sample()
     assert_close(draws(X)[0], wanted, **EXACT)
-    assert type(draws[0].network[3]) is nn.Linear
-    assert list(dict(draws[0].network[3].named_parameters())) == ["weight", "bias"]
-    assert torch.equal(pickled(draws)(X), draws(X))
+    explain(draws, "gradient", X, 1), draws.to(torch.float64)
+    assert_close(draws(X)[0], wanted, **EXACT)
     assert_same(before, snapshot(network))
     assert torch.equal(network(X), wanted), "the network itself is as parametrized as before"
     draws = MCDropout(network).sample(2, seed=1)
     assert_close(draws(X), loop(draws, X), **EXACT)
 
 
+@pytest.mark.parametrize("method", [MCDropConnect, Flipout, Laplace])
 @pytest.mark.parametrize("kind", PARAMETRIZED)
-def test_laplace_stands_on_the_weight_that_a_parametrization_gives(kind):
-    network = parametrized(kind)
-    plain = detached_copy(network)
-    assert_close(
-        Laplace(network).fit(loader(*classes())).sample(2)(X), Laplace(plain).fit(loader(*classes())).sample(2)(X)
-    )
-
-
-@pytest.mark.parametrize("method", [MCDropConnect, Flipout])
-@pytest.mark.parametrize("kind", PARAMETRIZED)
-def test_posteriors_that_train_a_layer_refuse_its_parametrization_by_name(kind, method):
+def test_posteriors_over_a_layer_refuse_its_parametrization(kind, method):
     network = parametrized(kind)
     with pytest.raises(
-        ValueError, match=r"weight of layer '3' is computed by a parametrization \(.*\w+.*\), .*; remove"
+        ValueError, match=r"weights of layer '3' are .*computed by a parametrization.*; give it its own"
     ):
         method(network)
-    assert method(network, placement=["0"]).sample(2)(X).shape == (2, 4, 3), "another layer's is no obstacle"
+    if method is not Laplace:
+        assert method(network, placement=["0"]).sample(2)(X).shape == (2, 4, 3), "another layer's is no obstacle"
 
 
 def test_dropout_in_a_users_parametrization_is_drawn():
@@ -288,7 +276,7 @@ def test_dropout_in_a_users_parametrization_is_drawn():
     parametrize.register_parametrization(network, "weight", nn.Dropout(0.5))
     draws = MCDropout(network).sample(2, seed=1)
     assert parametrize.is_parametrized(draws[0].network)
-    with pytest.raises(ValueError, match=r"layer '' is computed by a parametrization \(Dropout\)"):
+    with pytest.raises(ValueError, match="weights of layer '' are .*computed by a parametrization"):
         Laplace(network)
 
 
@@ -341,24 +329,24 @@ def quantized() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "error", "what"),
     [
-        (quantized, TypeError, "this quantized network hides its operations; pass .* that it was quantized from"),
+        (quantized, TypeError, "layer 0 hides its operations: .*quantized"),
         (
             lambda: torch.export.export(table_mlp().eval(), (torch.zeros(4, 5),)).module(),
             TypeError,
-            "this exported network hides",
+            r"layer \(itself\) hides its operations: .*exported",
         ),
         (
             lambda: nn.Sequential(nn.Dropout(0.5), nn.LazyLinear(3)),
             ValueError,
-            "tensor '1.weight' is not initialised yet",
+            "tensor '1.weight' holds no dense numbers: .*not initialised",
         ),
         (
             lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 3, device="meta")),
             ValueError,
-            "'1.weight' is on the meta",
+            "'1.weight' holds no dense numbers: .*meta",
         ),
-        (lambda: sparse(), ValueError, "tensor '1.weight' is sparse"),
-        (lambda: replaced(), TypeError, "the forward of layer '0' was replaced by a function"),
+        (lambda: sparse(), ValueError, "tensor '1.weight' holds no dense numbers: .*sparse"),
+        (lambda: replaced(), TypeError, "layer 0 hides its operations: .*replaced its forward"),
         (lambda: {"a": table_mlp()}, TypeError, "got a dict; pass a network"),
     ],
     ids=["quantized", "exported", "lazy", "meta", "sparse", "forward replaced", "no network"],
@@ -433,11 +421,11 @@ def test_what_a_network_keeps_of_its_last_forward_pass_is_no_obstacle():
         (lambda: [{"file": open(__file__)}], "TextIOWrapper"),  # noqa: SIM115
     ],
 )
-def test_what_cannot_be_copied_is_refused_by_the_name_of_its_attribute(value, what):
+def test_what_cannot_be_copied_is_refused_by_the_name_of_its_layer(value, what):
     network = nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5))
     network[0].thing = held = value()
     for build in (lambda n: MCDropout(n).sample(2), lambda n: DeepEnsemble([n]).sample(), Flipout, Laplace):
-        with pytest.raises(TypeError, match=rf"cannot copy Sequential because of its attribute '0\.thing' \(.*{what}"):
+        with pytest.raises(TypeError, match=rf"cannot copy Sequential because of .*its layer 0 \(.*{what}"):
             build(network)
     if isinstance(held, list):
         held[0]["file"].close()
@@ -456,8 +444,8 @@ def test_draws_that_answer_in_other_shapes_or_types_are_refused():
     with pytest.raises(ValueError, match=r"the draws answer \(4, 2\) torch.float64 on cpu and \(4, 3\) torch.float64"):
         DeepEnsemble([seeded(lambda size=size: nn.Linear(5, size)) for size in (3, 2)]).sample()(X)
     members = [nn.Linear(5, 3), nn.Linear(5, 3, dtype=torch.float64)]
-    with pytest.raises(ValueError, match="the members are torch.float32 on cpu and torch.float64 on cpu; bring all to"):
-        DeepEnsemble(members).sample()
+    with pytest.raises(ValueError, match="cannot evaluate .*dtype"):
+        DeepEnsemble(members).sample()(X)
 
 
 def test_draws_know_what_their_networks_answer():

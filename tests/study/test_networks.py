@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from xuqlib import lenet, mini_vgg, mlp, resnet18
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.posteriors.kinds import replace_layers, weighted_layers
+from xuqlib.posteriors.kinds import weighted_layers
 from xuqlib.posteriors.random_weights import DropConnectLayer, FlipoutLayer
 
 SIGMAS = 5  # of a standard error, allowed in tests of moments: a fair estimate is beyond it once in 1.7 million
@@ -62,11 +62,6 @@ def test_projections_inside_attention_are_no_weighted_layers():
     assert weighted_layers(Attention(0.0), "all") == ["head"]
 
 
-def test_a_network_that_is_the_layer_is_replaced_as_a_whole():
-    new = nn.Linear(2, 2)
-    assert replace_layers(nn.Linear(2, 2), [("", new)]) is new
-
-
 @pytest.mark.parametrize("kind", ["linear", "convolution", "grouped"])
 @pytest.mark.parametrize("random", [DropConnectLayer, FlipoutLayer])
 def test_a_random_layer_is_the_layer_itself_in_eval_mode(kind, random):
@@ -85,7 +80,7 @@ def layer_of(kind: str) -> tuple[nn.Module, torch.Tensor]:
 
 def test_dropconnect_keeps_weights_at_its_rate_and_divides_by_it():
     layer = DropConnectLayer(seeded(lambda: nn.Linear(200, 300)), p=0.3)
-    drawn = layer.sampler()(generator_of(0))
+    drawn = layer.sample(generator_of(0))
     kept = drawn != 0
     error = (0.3 * 0.7 / kept.numel()) ** 0.5  # of a mean of Bernoullis
     assert abs(kept.double().mean() - 0.7) < SIGMAS * error
@@ -109,7 +104,7 @@ def test_flipout_draws_gaussian_weights_with_the_mean_and_the_std_of_the_layer()
     layer = FlipoutLayer(seeded(lambda: nn.Linear(3, 2)), initial_std=0.2).double()
     layer.rho.data += randn(2, 3)  # each weight its own spread
     count = 4000
-    drawn = torch.stack([layer.sampler()(generator_of(0, i)) for i in range(count)])
+    drawn = torch.stack([layer.sample(generator_of(0, i)) for i in range(count)])
     std = layer.std.detach()
     assert ((drawn.mean(0) - layer.weight.detach()).abs() < SIGMAS * std / count**0.5).all()
     assert ((drawn.std(0) / std - 1).abs() < SIGMAS / (2 * count) ** 0.5).all()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from types import FunctionType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from xuqlib.checks import check_count
-from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
+from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.kinds import unwrapped
 
 
@@ -41,8 +43,25 @@ class Posterior(ABC):
             ValueError: fewer than one draw, or a negative seed.
         """
 
-    def _draws(self, networks: Sequence[nn.Module]) -> Draws:
-        return Draws(networks, posterior=self.name, noise_variance=self.noise_variance, output=self.output)
+    @torch.inference_mode(False)  # in which these are made; else they could never be differentiated
+    def _draws(self, networks: Iterable[nn.Module]) -> Draws:
+        return Draws(list(networks), posterior=self.name, noise_variance=self.noise_variance, output=self.output)
+
+
+class WeightPosterior(Posterior):
+    """A posterior over some of the weights of a network, which are drawn on their own."""
+
+    @abstractmethod
+    def weights(self, network: nn.Module, *path: int) -> dict[str, Tensor]:
+        """Draw weights by name, for a copy of `self.network`; `path` is the seed and the number of the draw."""
+
+    def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
+        check_draws(num_draws, seed)
+        network = detached_copy(self.network)
+        # Random numbers come one after another, so several draws at a time are what keeps several cores busy.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            drawn = pool.map(lambda draw: self.weights(network, seed, draw), range(num_draws))
+            return self._draws(FixedNetwork(copy_with(network, weights)) for weights in drawn)
 
 
 def check_draws(num_draws: int, seed: int) -> None:
@@ -61,19 +80,17 @@ def check_network(network: Any) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise TypeError(f"got a {type(network).__name__}; pass a network (nn.Module)")
     for name, module in network.named_modules():
-        is_quantized = type(module).__module__.startswith("torch.") and ".quantized" in type(module).__module__
-        is_exported = isinstance(module, fx.GraphModule) and "eval" in vars(module)
-        kind = "quantized" if is_quantized else "exported" if is_exported else "scripted"
-        if is_quantized or is_exported or isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(f"this {kind} network hides its operations; pass the nn.Module that it was {kind} from")
-        if isinstance(vars(module).get("forward"), FunctionType) and unwrapped(module) is module:
-            where = f"layer {name!r}" if name else "the network"
-            what = f"the forward of {where} was replaced by a function, which a copy would share"
-            raise TypeError(f"{what}; pass the network with the forward of its class")
+        kind, own = type(module).__module__, vars(module)
+        is_other = isinstance(module, torch.jit.ScriptModule) or (kind.startswith("torch.") and ".quantized" in kind)
+        if is_other or "eval" in own or (isinstance(own.get("forward"), FunctionType) and unwrapped(module) is module):
+            raise TypeError(
+                f"layer {name or '(itself)'} hides its operations: it is scripted, quantized, exported, or a function "
+                "replaced its forward; pass the nn.Module that it was made from"
+            )
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(f"tensor {name!r} is not initialised yet; run the network on a batch of examples first")
-        if tensor.is_meta or (tensor.layout is not torch.strided and isinstance(tensor, nn.Parameter)):
-            kind = "on the meta device" if tensor.is_meta else f"sparse ({tensor.layout})"
-            raise ValueError(f"tensor {name!r} is {kind}; pass a network with dense weights that hold numbers")
+        if is_lazy(tensor) or tensor.is_meta or (tensor.layout != torch.strided and isinstance(tensor, nn.Parameter)):
+            raise ValueError(
+                f"tensor {name!r} holds no dense numbers: it is not initialised yet, on the meta device, or sparse; "
+                "run the network on a batch of examples first, or pass one with dense weights"
+            )
     return unwrapped(network)

@@ -17,10 +17,9 @@ class DeepEnsemble(Posterior):
     name = "deep_ensemble"
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
-        if isinstance(members, nn.Module) or not isinstance(members, Sequence):
-            raise TypeError(f"DeepEnsemble got a {type(members).__name__}; pass a list of networks, one per member")
-        if not members:
-            raise ValueError("DeepEnsemble got an empty list; pass at least one network")
+        if isinstance(members, nn.Module) or not isinstance(members, Sequence) or not members:
+            given = "an empty list" if members == [] else f"a {type(members).__name__}"
+            raise TypeError(f"DeepEnsemble got {given}; pass a list of networks, one per member")
         self.members = [check_network(member) for member in members]
         self.network = self.members[0]
 
@@ -30,8 +29,4 @@ class DeepEnsemble(Posterior):
         check_draws(num_draws, seed)
         if num_draws > len(self.members):
             raise ValueError(f"asked for {num_draws} draws but the ensemble has {len(self.members)} members")
-        weights = (weight for member in self.members for weight in list(member.parameters())[:1])
-        kinds = sorted({f"{weight.dtype} on {weight.device}" for weight in weights})
-        if len(kinds) > 1:
-            raise ValueError(f"the members are {' and '.join(kinds)}; bring all to one dtype and device by member.to()")
-        return self._draws([FixedNetwork(detached_copy(member)) for member in self.members[:num_draws]])
+        return self._draws(FixedNetwork(detached_copy(member)) for member in self.members[:num_draws])

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from xuqlib.checks import check_examples, check_logits
 from xuqlib.inputs import as_inputs
 from xuqlib.outputs import as_output
 from xuqlib.posteriors.fixing import FixedNetwork
-from xuqlib.posteriors.kinds import is_of_torch, unwrapped
+from xuqlib.posteriors.kinds import unwrapped
 from xuqlib.posteriors.shared import split
 from xuqlib.posteriors.trial import try_out
-from xuqlib.views import OfClasses, OfExamples, View, at, read
+from xuqlib.views import OfClasses, OfExamples, View, at
 
 
 class Draws(Sequence[nn.Module]):
@@ -49,13 +44,11 @@ class Draws(Sequence[nn.Module]):
         output: str | None = None,
     ) -> None:
         # An nn.Sequential is a sequence too: of its layers.
-        if isinstance(networks, nn.Module) or not isinstance(networks, Sequence):
-            raise TypeError(f"got a {type(networks).__name__}; pass posterior.sample(num_draws), or a list of networks")
-        if not networks:
-            raise ValueError("no networks to draw from; pass at least one")
-        if not all(isinstance(network, nn.Module) for network in networks):
-            raise TypeError(f"got a list of {type(networks[0]).__name__}; each draw is a network (nn.Module)")
-        self.networks, self.posterior = list(networks), posterior
+        listed = [] if isinstance(networks, nn.Module) or not isinstance(networks, Sequence) else list(networks)
+        if not listed or not all(isinstance(network, nn.Module) for network in listed):
+            what = f"a {type(networks).__name__}; pass posterior.sample(num_draws)"
+            raise TypeError(f"got {what}, or a list of at least one network (nn.Module)")
+        self.networks, self.posterior = listed, posterior
         self.noise_variance, self.output = noise_variance, output
 
     def __len__(self) -> int:
@@ -70,11 +63,9 @@ class Draws(Sequence[nn.Module]):
             return self._with(self.networks[index])
         return self.networks[index]
 
-    def _with(self, networks: Sequence[nn.Module]) -> Draws:
-        return Draws(networks, **{key: value for key, value in vars(self).items() if key != "networks"})
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self.networks)
+    def _with(self, networks: Sequence[nn.Module], **changed: Any) -> Draws:
+        kept = {key: value for key, value in vars(self).items() if key != "networks"}
+        return Draws(networks, **{**kept, **changed})
 
     def __repr__(self) -> str:
         return f"Draws({len(self)} of {self.posterior or type(self.networks[0]).__name__})"
@@ -97,8 +88,9 @@ class Draws(Sequence[nn.Module]):
 
     def read(self, x: Tensor) -> Tensor:
         """Return the numbers of every draw, (draw, example, class, ...), with the places of a segmentation."""
-        views = all(isinstance(network, View) for network in self.networks)
-        return stacked([read(network, x) for network in self.networks]) if views else self(x)
+        if not isinstance(self.networks[0], View):
+            return self(x)
+        return stacked([view.read(x) for view in cast(list[View], self.networks)])
 
     def seen(self, given: Any, output: Any = None, *, explained: bool = True) -> tuple[Draws, Tensor]:
         """Return these draws as maps from one floating tensor x, (N, ...), to numbers (N, K), and that x.
@@ -123,21 +115,21 @@ class Draws(Sequence[nn.Module]):
 
             answers = [try_out(network, inputs.x, check) for network in first]
             if all(answer is None or isinstance(answer, Tensor) for answer in answers):
-                plain = self if read_as.kind == self.output else self._with(self.networks)
-                plain.output = read_as.kind
-                return plain, inputs.x
+                return self._with(self.networks, output=read_as.kind), inputs.x
         where = next((parameter.device for parameter in self.networks[0].parameters()), inputs.x.device)
         inputs = inputs.changed(lambda value: value.to(where))
         inputs = inputs.with_layer(self.networks[0]) if explained else inputs
         for network in first:
             try_out(View(network, inputs, read_as), inputs.x)
-        view = View(self.networks[0], inputs.at(slice(1)), read_as)
+        one = View(self.networks[0], inputs.at(slice(1)), read_as)
         with torch.no_grad():
-            read_as = read_as.settled(view.read(view.inputs.x), inputs.num_examples)
-        seen = self._with([View(network, inputs, read_as) for network in self.networks])
-        seen.output = read_as.kind
+            read_as = read_as.settled(one.read(one.inputs.x), inputs.num_examples)
+        views = [View(network, inputs, read_as) for network in self.networks]
+        seen = self._with(views, output=read_as.kind)
         if explained and read_as.kind == "segmentation" and read_as.where is None:
-            seen = seen._with_areas(inputs.x)
+            areas = seen._areas(inputs.x)
+            for view in views:
+                view.output = replace(read_as, where=areas)
         return seen, inputs.x
 
     def at(self, examples: slice) -> Draws:
@@ -161,36 +153,25 @@ class Draws(Sequence[nn.Module]):
         Raises:
             ValueError: their output is no classes.
         """
-        for view in self.networks:
-            (view.output if isinstance(view, View) else as_output(self.output)).check_classes()
-        classes = self._with([OfClasses(cast(View, view)) for view in self.networks])
-        classes.output = "logits"
-        return classes
+        views = cast(list[View], self.networks)
+        views[0].output.check_classes()
+        return self._with([OfClasses(view) for view in views], output="logits")
 
     @torch.no_grad()
-    def _with_areas(self, x: Tensor) -> Draws:
-        """Sum each class of a segmentation over the places where it is the most probable in the mean over draws."""
+    def _areas(self, x: Tensor) -> Tensor:
+        """Where each class of a segmentation is the most probable in the mean over draws, (N, K, ...)."""
         masks = []
         for example in range(len(x)):
             some = slice(example, example + 1)
             logits = self.at(some).read(x[some])  # (S, 1, K, ...)
-            if logits.shape[2] == 1:
-                masks.append(logits.sigmoid().mean(0) > 0.5)
-            else:
-                best = logits.softmax(2).mean(0).argmax(1, keepdim=True)
-                masks.append(torch.zeros_like(logits[0], dtype=torch.bool).scatter_(1, best, True))
-        where = torch.cat(masks)
-        views = cast(list[View], self.networks)
-        return self._with([View(v.network, v.inputs, replace(v.output, where=where)) for v in views])
+            probs = (logits.softmax(2) if logits.shape[2] > 1 else logits.sigmoid()).mean(0)
+            masks.append(probs > 0.5 if logits.shape[2] == 1 else probs == probs.amax(1, keepdim=True))
+        return torch.cat(masks)
 
     def to(self, *args: Any, **kwargs: Any) -> Draws:
         """Move every draw to a device or dtype, as `nn.Module.to` does; return these draws."""
-        moved: dict[Tensor, Tensor] = {}  # by identity
-        for network in {id(inner(network)): network for network in self.networks}.values():
-            buffers = [(m, key, b) for m in network.modules() for key, b in m._buffers.items() if b is not None]
+        for network in self.networks:
             network.to(*args, **kwargs)
-            for module, key, buffer in buffers:  # torch gives every module its own copy: share it again
-                module._buffers[key] = moved.setdefault(buffer, module._buffers[key])  # type: ignore[arg-type]
         return self
 
 
@@ -236,99 +217,50 @@ def trainable_copy(network: nn.Module) -> nn.Module:
         TypeError: it holds what cannot be copied.
     """
     memo: dict[int, Any] = {}
-    try:
-        with _Detaching():
-            for module in reversed(list(network.modules())):  # what is inside comes first
-                if unwrapped(module) is not module:
-                    memo[id(module)] = copy.deepcopy(unwrapped(module), memo)
-            return copy.deepcopy(network, memo)
-    except (TypeError, RuntimeError) as error:
-        attribute = next(_uncopyable(network), None)
-        if attribute is None:
-            raise
-        what = f"{type(network).__name__} because of its attribute {attribute!r} ({error})"
-        raise TypeError(f"cannot copy {what}; keep that outside of the network, or make it when needed") from error
-
-
-def _uncopyable(network: nn.Module) -> Iterator[str]:
-    copied: dict[int, Any] = {id(module): module for module in network.modules()}
-    for name, module in network.named_modules():
-        for key in sorted(vars(module).keys() - {"_parameters", "_buffers", "_modules"}):
+    with _Detaching():
+        for name, module in reversed(list(network.named_modules())):  # what is inside comes first
             try:
-                with _Detaching():
-                    copy.deepcopy(vars(module)[key], copied.copy())
-            except (TypeError, RuntimeError):
-                yield f"{name}.{key}".lstrip(".")
+                memo[id(module)] = copy.deepcopy(unwrapped(module), memo)
+            except TypeError as error:
+                raise TypeError(
+                    f"cannot copy {type(network).__name__} because of an attribute of its layer {name or '(itself)'} "
+                    f"({error}); keep that outside of the network, or make it when needed"
+                ) from error
+    return cast(nn.Module, memo[id(network)])
 
 
 def detached_copy(network: nn.Module) -> nn.Module:
-    """Copy a network with its own, frozen tensors, in eval mode; weights that torch computes are plain in the copy.
+    """Copy a network with its own, frozen tensors, in eval mode.
 
     Raises:
         TypeError: it holds what cannot be copied.
         ValueError: a weight is NaN or infinite.
     """
     for name, weight in network.named_parameters():
-        if not weight.isfinite().all():
+        if not weight.detach().isfinite().all():
             raise ValueError(f"{type(network).__name__} holds NaN or infinite weights in {name!r}; train it again")
-    copied = trainable_copy(network).eval()
-    for module in list(copied.modules()):
-        _make_plain(module)
-    return copied.requires_grad_(False)
+    return trainable_copy(network).eval().requires_grad_(False)
 
 
-@torch.inference_mode(False)
-def _make_plain(module: nn.Module) -> None:
-    """Keep the values of weights that torch computes from others, as weight normalisation does."""
-    names = list(module._parameters)
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
-            hook.remove(module)
-            del module._forward_pre_hooks[key]
-    own: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
-    parts = {type(part).__module__ for computing in own.values() for part in computing}
-    if parts == {"torch.nn.utils.parametrizations"}:  # what a user wrote may have dropout in it
-        values = {name: getattr(module, name) for name in own}
-        # torch's own function would also change the class, which the network that was copied still has.
-        module.__class__ = parametrize.type_before_parametrizations(module)
-        del module.parametrizations
-        module._load_state_dict_pre_hooks.clear()  # for its old names; not to be pickled
-        for name, value in values.items():
-            setattr(module, name, nn.Parameter(value.detach().clone(memory_format=torch.contiguous_format)))
-    if list(module._parameters) != names:  # registered anew, a weight comes behind its bias
-        module._parameters = dict(sorted(module._parameters.items(), key=lambda item: item[0] != "weight"))
-
-
-@torch.inference_mode(False)
 def copy_with(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """Copy the structure of a frozen network, sharing every tensor except those given in `weights`."""
-    fresh = {
-        id(original): nn.Parameter(_normal(value.to(original)), requires_grad=False)
-        for original, value in ((network.get_parameter(name), value) for name, value in weights.items())
-    }
-    if all(_is_plain(module) for module in network.modules()):
-        return _rebuilt(network, fresh)
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(network, memo | fresh)
+    fresh = {network.get_parameter(name): value for name, value in weights.items()}
+    return rebuilt(network, {old: nn.Parameter(value.to(old), requires_grad=False) for old, value in fresh.items()})
 
 
-def _normal(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor.is_inference() else tensor
+def rebuilt(network: nn.Module, parts: Mapping[Any, Any]) -> nn.Module:
+    """Copy the modules that lead to some tensors or layers, with others in their place; all else is shared.
 
-
-def _is_plain(module: nn.Module) -> bool:
+    Args:
+        parts: what takes the place of a tensor or layer, by that.
+    """
+    replaced: dict[int, Any] = {id(old): new for old, new in parts.items()}
     # A user's module may hold others in a list or a closure, where only a deep copy finds them.
-    return is_of_torch(module) or type(module).__module__.startswith("xuqlib.")
-
-
-def _rebuilt(module: nn.Module, fresh: Mapping[int, nn.Parameter]) -> nn.Module:
-    """Copy the modules that lead to the tensors in `fresh`; all others are shared."""
-    children = {name: child and _rebuilt(child, fresh) for name, child in module._modules.items()}
-    tensors = {name: fresh.get(id(tensor), tensor) for name, tensor in module._parameters.items()}
-    kept = all(children[name] is child for name, child in module._modules.items())
-    if kept and all(tensors[name] is tensor for name, tensor in module._parameters.items()):
-        return module
-    rebuilt = copy.copy(module)
-    rebuilt.__dict__ |= {key: value.copy() for key, value in vars(module).items() if isinstance(value, OrderedDict)}
-    rebuilt.__dict__ |= {"_modules": children, "_parameters": tensors, "_buffers": dict(module._buffers)}
-    return rebuilt
+    kept = [
+        module
+        for module in network.modules()
+        if all(type(inside).__module__.startswith(("torch.nn.modules", "xuqlib.")) for inside in module.modules())
+        and replaced.keys().isdisjoint(map(id, (*module.parameters(), *module.modules())))
+    ]
+    memo = {id(part): part for part in (*network.parameters(), *network.buffers(), *kept)}
+    return copy.deepcopy(network, memo | replaced)

@@ -109,7 +109,7 @@ class FixedMasks(TorchFunctionMode):
         elif self.seed is not None and func is Tensor.bernoulli_ and len(args) == 2 and isinstance(args[1], float):
             keep = self._chance(args[0], 1 - args[1])
             full = torch.ones_like(args[0]) if keep is None else torch.zeros_like(args[0]) + keep
-            return full if self.fold is not None else args[0].copy_(full)
+            return self._written(args[0], full)
         else:
             is_off = kwargs.get("training") is False or kwargs.get("_random_samples") is not None
             is_random = _is_random(func) and not is_off
@@ -132,9 +132,20 @@ class FixedMasks(TorchFunctionMode):
             return input
         by_channel = func.__name__.startswith(("feature", "dropout1", "dropout2", "dropout3"))
         dropped = self._dropped(input, p, by_channel, "alpha" in func.__name__)
-        # A tensor that draws share before their first mask cannot hold what each makes of it.
-        in_place = (inplace or func.__name__.endswith("_")) and p > 0 and self.fold is None
-        return input.copy_(dropped) if in_place else dropped
+        in_place = (inplace or func.__name__.endswith("_")) and p > 0
+        return self._written(input, dropped) if in_place else dropped
+
+    def _written(self, tensor: Tensor, values: Tensor) -> Tensor:
+        """Write into a tensor; side by side, draws share it before their first mask, and it cannot hold what each does.
+
+        Who reads it again there gets NaN, by which the comparison of a draw with itself knows. With a graph it stays:
+        what was saved for a backward pass is not harmed.
+        """
+        if self.fold is None:
+            return tensor.copy_(values)
+        if not torch.is_grad_enabled():
+            tensor.fill_(torch.nan)
+        return values
 
     def _dropped(self, input: Tensor, p: float, by_channel: bool = False, is_alpha: bool = False) -> Tensor:
         keep = self._chance(input, p, by_channel)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from types import CodeType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-from xuqlib.checks import check_choice
 
 PLACEMENTS = ("last", "all")
 Placement = str | Sequence[str]
@@ -42,8 +41,8 @@ class RandomLayer(nn.Module):
         return self.layer.bias
 
     @abstractmethod
-    def sampler(self) -> Callable[[torch.Generator], Tensor]:
-        """Return what draws a weight with the numbers of a generator; detached, shaped like `weight`."""
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw a weight with the numbers of a generator; detached, shaped like `weight`."""
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
@@ -82,7 +81,7 @@ def has_dropout(layer: nn.Module) -> bool:
 
 def drops_by_itself(module: nn.Module) -> bool:
     """Whether a user's module has a dropout rate, or dropout, that its own code uses only while it trains."""
-    if is_of_torch(module) or "training" not in names_in(module):
+    if "training" not in names_in(module):
         return False
     of_dropping = any(word in type(module).__name__.lower() for word in ("drop", "stochasticdepth"))
     parts = {**vars(module), **module._modules}.items()
@@ -91,17 +90,15 @@ def drops_by_itself(module: nn.Module) -> bool:
 
 
 def names_in(module: nn.Module) -> set[str]:
-    """Names that the methods of a user's module use, and the functions that it was given, such as a lambda."""
+    """Names that the methods of a user's module use, and the functions that it was given; none of torch's own."""
     found = inspect.getmembers(type(module), inspect.isfunction)
     methods = [method for name, method in found if "init" not in name]  # what starts its weights may be random
     methods += filter(inspect.isfunction, vars(module).values())
     own = [inspect.unwrap(method) for method in methods if not method.__module__.startswith("torch.nn.modules")]
-    return {name for method in own for name in _names_of(method.__code__)}
-
-
-def _names_of(code: CodeType) -> set[str]:
-    inside = [constant for constant in code.co_consts if isinstance(constant, CodeType)]  # a lambda, a comprehension
-    return set(code.co_names).union(*map(_names_of, inside))
+    codes: list[CodeType] = [] if is_of_torch(module) else [method.__code__ for method in own]
+    for code in codes:  # which grows by the lambdas and comprehensions inside
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return {name for code in codes for name in code.co_names}
 
 
 def is_sure(layer: nn.Module, dropout_is_off: bool = False) -> bool:
@@ -122,17 +119,13 @@ def _may_move_examples(module: nn.Module) -> bool:
 
 def keeps_examples_first(network: nn.Module) -> bool:
     """Whether a network is made of torch's own layers alone, each of which takes and gives the examples first."""
-    if any(is_hooked(module) for module in network.modules()):
-        return False
-    return all(type(layer) in DROPOUTS or is_sure(layer) for layer in layers_of(network))
+    known = all(type(layer) in DROPOUTS or is_sure(layer) for layer in layers_of(network))
+    return known and not any(is_hooked(module) for module in network.modules())
 
 
 def have_same_tensors(layers: Sequence[nn.Module]) -> bool:
     """Whether layers of several draws share every parameter and buffer."""
-    if all(layer is layers[0] for layer in layers):
-        return True
-    tensors = [list(layer.parameters()) + list(layer.buffers()) for layer in layers]
-    return all(len(t) == len(tensors[0]) and all(a is b for a, b in zip(t, tensors[0], strict=True)) for t in tensors)
+    return len({tuple(map(id, (*layer.parameters(), *layer.buffers()))) for layer in set(layers)}) == 1
 
 
 def plain(layer: nn.Module) -> nn.Module:
@@ -189,105 +182,63 @@ def weighted_layers(network: nn.Module, placement: Placement = "last") -> list[s
         ValueError: unknown placement or names, or a network without such layers; it cannot be seen which one gives
             the output; the weights of one are empty, computed from others, or another layer's too.
     """
-    attention = [name for name, module in network.named_modules() if isinstance(module, nn.MultiheadAttention)]
-    names = [
-        name
+    layers = {
+        name: module
         for name, module in network.named_modules()
-        if isinstance(module, Weighted) and not any(name.startswith(f"{outer}.") for outer in attention)
-    ]
-    if not names:
-        raise ValueError(f"{type(network).__name__} has no Linear or Conv layer whose weights could be drawn")
-    if isinstance(placement, str):
-        check_choice(placement, PLACEMENTS, "placement")
-        chosen = [_output_layer(network, names)] if placement == "last" else names
-    elif not isinstance(placement, Sequence) or not all(isinstance(name, str) for name in placement):
-        raise TypeError(f"placement is {placement!r}; pass 'last', 'all', or a list of names of layers")
-    else:
-        unknown = sorted(set(placement) - set(names))
-        if unknown or not placement:
-            raise ValueError(f"placement names {unknown or 'no layer'}; the layers of this network are {names}")
-        chosen = [name for name in names if name in set(placement)]
+        if isinstance(module, Weighted) and not isinstance(module, NonDynamicallyQuantizableLinear)
+    }
+    names, chosen = list(layers), list[str]()
+    if placement == "last":
+        last = layers[names[0]] if len(names) == 1 else _gives_output(network)
+        chosen = [name for name in names if layers[name] is last]
+    elif placement == "all":
+        chosen = names
+    elif isinstance(placement, list | tuple) and all(name in names for name in placement):
+        chosen = [name for name in names if name in placement]
+    if not chosen:
+        raise ValueError(
+            f"cannot see which layers of {type(network).__name__} placement {placement!r} means; pass 'last', 'all' or "
+            f"a list of some of its Linear and Conv layers {names} (to Laplace one of them, as layer)"
+        )
     for name in chosen:
-        _check_weight(network, name)
+        weight, parameters = layers[name].weight, layers[name]._parameters
+        others = [part for part in network.modules() if part is not layers[name]]
+        is_shared = any(own is weight for part in others for own in part._parameters.values())
+        if is_shared or not weight.numel() or "weight" not in parameters or "bias" not in parameters:
+            raise ValueError(
+                f"the weights of layer {name!r} are empty, another layer's too, or computed by a parametrization, such "
+                "as a weight norm or a pruning, so they cannot be drawn; give it its own, or name other layers"
+            )
     return chosen
 
 
-def _check_weight(network: nn.Module, name: str) -> None:
-    layer = cast(Weighted, network.get_submodule(name))
-    computed = [key for key in ("weight", "bias") if key not in layer._parameters]
-    if computed:
-        parametrizations = getattr(layer, "parametrizations", {}).values()
-        parts = (*layer._forward_pre_hooks.values(), *(part for parts in parametrizations for part in parts))
-        raise ValueError(
-            f"the {computed[0]} of layer {name!r} is computed by a parametrization "
-            f"({', '.join(type(part).__name__ for part in parts)}), so it cannot be drawn; remove that first, as with "
-            "torch.nn.utils.parametrize.remove_parametrizations, or name other layers"
-        )
-    if not layer.weight.numel():
-        raise ValueError(f"the weight of layer {name!r} is empty; name other layers")
-    owners = {key: part for key, part in network.named_modules() if part is not layer}
-    tied = [key for key, part in owners.items() if any(own is layer.weight for own in part._parameters.values())]
-    if tied:
-        other = f"layer {name!r} shares its weight with {tied[0]!r}, which must not be drawn along with it"
-        raise ValueError(f"{other}; give it a weight of its own (a clone), or name other layers")
-
-
-def _output_layer(network: nn.Module, names: Sequence[str]) -> str:
-    found = _gives_output(network)
-    if found is not None:  # it may have several names
-        return next(name for name in names if network.get_submodule(name) is network.get_submodule(found))
-    if len(names) == 1:
-        return names[0]
-    raise ValueError(
-        f"cannot see which layer alone gives the output of {type(network).__name__}; name it, as in "
-        f"placement=[{names[-1]!r}] (for Laplace, layer={names[-1]!r}): its layers are {names}"
-    )
-
-
-def _gives_output(module: nn.Module) -> str | None:
-    """Name the layer that alone gives a module's output, as its code shows; None where that cannot be seen.
+def _gives_output(module: nn.Module) -> nn.Module | None:
+    """Find the layer that alone gives a module's output, as its code shows; None where that cannot be seen.
 
     Behind it there may be whatever has no matrix of weights: a softmax, a squeeze, a temperature.
     """
     if isinstance(module, Weighted):
-        return ""
+        return module
     tracer = fx.Tracer()
     tracer.is_leaf_module = lambda *_: True  # type: ignore[method-assign]  # what it calls may not be traceable
     parameters = inspect.signature(module.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    traced = copy.copy(module)  # since code may keep what it is given
+    traced.training = False
     try:
-        traced = copy.copy(module)  # since code may keep what it is given
-        traced.training = False
         with torch.random.fork_rng(devices=[]):
             graph = tracer.trace(traced, concrete_args=defaults)
     except Exception:  # given no numbers, a network raises what it likes, and its layer is asked for
         return None
     matrices = [f"{name}." for name, tensor in module.named_parameters(remove_duplicate=False) if tensor.ndim > 1]
-    waiting = [node for node in graph.nodes if node.op == "output"]
-    seen, sources = set(waiting), set[str | None]()
-    while waiting:
-        node = waiting.pop()
+    sources: dict[fx.Node, set[str | None]] = {}  # of what each node gives: a layer's name, or None for anything else
+    for node in graph.nodes:
         is_called, is_shape = node.op == "call_module", node.target is getattr and node.args[1] in _OF_SHAPE
-        weighs = node.op in ("call_module", "get_attr") and any(m.startswith(f"{node.target}.") for m in matrices)
+        weighs = (is_called or node.op == "get_attr") and any(m.startswith(f"{node.target}.") for m in matrices)
         if weighs or node.op == "placeholder":
-            sources.add(str(node.target) if is_called else None)
+            sources[node] = {node.target if is_called else None}
         elif not is_shape and node.target not in _OF_SHAPE:
-            waiting += set(node.all_input_nodes) - seen
-            seen.update(node.all_input_nodes)
-    name = sources.pop() if len(sources) == 1 else None
-    inside = None if name is None else _gives_output(module.get_submodule(name))
-    return None if inside is None else f"{name}.{inside}".rstrip(".")
-
-
-def replace_layers(network: nn.Module, replacements: Iterable[tuple[str, nn.Module]]) -> nn.Module:
-    """Put each named layer's replacement in its place, in `network` itself; return the network.
-
-    A network that is itself the layer (its name is "") is replaced as a whole.
-    """
-    for name, layer in replacements:
-        if not name:
-            return layer
-        replaced = network.get_submodule(name)
-        for other in [key for key, child in network.named_modules(remove_duplicate=False) if child is replaced]:
-            network.set_submodule(other, layer)
-    return network
+            sources[node] = set().union(*(sources.get(given, set()) for given in node.all_input_nodes))
+    found = sources[node]  # the last is the output
+    name = found.pop() if len(found) == 1 else None
+    return None if name is None else _gives_output(module.get_submodule(name))

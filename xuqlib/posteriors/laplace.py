@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from xuqlib.checks import check_logits, check_target
-from xuqlib.posteriors.base import Posterior, check_draws, check_network
-from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
+from xuqlib.outputs import are_probabilities
+from xuqlib.posteriors.base import WeightPosterior, check_network
+from xuqlib.posteriors.draws import detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork, generator_of
 from xuqlib.posteriors.kinds import weighted_layers
 
 
-class Laplace(Posterior):
+class Laplace(WeightPosterior):
     """A Gaussian over the last layer of a trained network, from the curvature of its loss.
 
     The curvature is laplace-torch's Kronecker-factored generalised Gauss-Newton matrix; the prior precision maximises
@@ -63,59 +64,68 @@ class Laplace(Posterior):
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="By default `link_approx`")
             network = _Answers(detached_copy(self.network))
-            batches: Any = _Batches(loader, network, self.last_layer)
-            noise = [] if batches.classification else _residuals(network, batches)
-            if len(noise) > 1:  # measured in its own noise, each output has a noise of 1
-                network.unit = batches.unit = batches.like.new_tensor(noise)
+            layer = network.network.get_submodule(self.last_layer)
+            batches: Any = _Batches(loader, layer.get_parameter("weight"))
+            answers, targets = self._answers(network, layer, batches)
+            batches.dataset, kind, noise = range(len(answers)), "classification", torch.zeros(1)
+            if targets.is_floating_point():  # measured in its own noise, each output has a noise of 1
+                kind, noise = "regression", _noise(answers, targets)
+                network.unit = batches.unit = noise
+            elif answers.shape[1] == 1:
+                raise ValueError("one output for classes; pass y.float() for a regression, or train it with two logits")
+            elif are_probabilities(answers):
+                raise ValueError("the network answers probabilities; Laplace wants logits: leave the softmax away")
+            else:
+                check_target(targets, len(answers), answers.shape[1])
             from laplace import KronLLLaplace  # which takes seconds: what is refused, is refused before
 
-            network.network.get_submodule(self.last_layer).requires_grad_(True)
-            kind = "classification" if batches.classification else "regression"
-            last = f"network.{self.last_layer}".rstrip(".")
-            sigma_noise = noise[0] if len(noise) == 1 else 1.0
-            laplace = KronLLLaplace(network, kind, sigma_noise=sigma_noise, last_layer_name=last)
+            layer.requires_grad_(True)
+            laplace = KronLLLaplace(network, kind, last_layer_name=f"network.{self.last_layer}".rstrip("."))
             try:
                 laplace.fit(batches)
                 laplace.optimize_prior_precision(pred_type="glm", method="marglik")
             except SystemExit as error:  # which laplace-torch raises where an eigendecomposition fails
-                what = "the curvature of the last layer has no eigendecomposition"
-                raise ValueError(f"{what}; its features may be too large: standardise the inputs") from error
-        variances = [each**2 for each in noise]
-        self.noise_variance = (
-            torch.tensor(variances, dtype=torch.float64) if len(variances) > 1 else sum(variances, 0.0)
-        )
-        self.output = "logits" if batches.classification else "regression"
+                what = f"the curvature of the last layer has no eigendecomposition in {answers.dtype}"
+                raise ValueError(f"{what}; standardise the inputs, drop NaN, or pass network.double()") from error
+        variance = noise.double().square().cpu()
+        self.noise_variance = variance if len(variance) > 1 else float(variance)
+        self.output = "logits" if kind == "classification" else "regression"
         self.factors = self._factors(laplace.posterior_precision)
         return self
 
+    def _answers(self, network: nn.Module, layer: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
+        """What the network answers to all batches, (N, K), and their targets."""
+        calls: list[None] = []
+        fixed, counting = FixedNetwork(network), layer.register_forward_hook(lambda *_: calls.append(None))
+        with torch.no_grad(), counting:
+            pairs = [(fixed(x), y) for x, y in batches]
+        if not pairs:
+            raise ValueError("Laplace.fit got a loader without examples; pass the training data")
+        if len(calls) != len(pairs):
+            times = f"{len(calls) // len(pairs)} times"
+            raise ValueError(f"the network calls its layer {self.last_layer!r} {times}; Laplace wants one call")
+        return torch.cat([answers for answers, _ in pairs]), torch.cat([targets for _, targets in pairs])
+
     def _factors(self, precision: Any) -> dict[str, dict[str, Tensor]]:
-        prefix = f"{self.last_layer}." if self.last_layer else ""
-        names = ["weight", "bias"][: len(precision.deltas)]
-        blocks = zip(names, precision.eigenvectors, precision.eigenvalues, precision.deltas, strict=True)
+        parts = (precision.eigenvectors, precision.eigenvalues, precision.deltas)
         factors = {}
-        for name, vectors, values, delta in blocks:
+        for name, vectors, values, delta in zip(("weight", "bias"), *parts, strict=False):  # there may be no bias
             values = [value.detach().clamp(min=0) for value in values]  # round-off below zero
-            product = values[0] if len(values) == 1 else torch.outer(values[0], values[1])
+            product = values[0] if len(values) == 1 else torch.outer(*values)
             # Laid out as in a checkpoint, so that its draws are the same to the last bit.
-            factors[prefix + name] = {"precision": product + delta.detach(), "rows": vectors[0].detach().contiguous()}
-            if len(vectors) == 2:
-                factors[prefix + name]["columns"] = vectors[1].detach().contiguous()
+            bases = zip(("rows", "columns"), (own.detach().contiguous() for own in vectors), strict=False)
+            factors[f"{self.last_layer}.{name}".lstrip(".")] = {"precision": product + delta.detach(), **dict(bases)}
         return factors
 
-    def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
+    def weights(self, network: nn.Module, *path: int) -> dict[str, Tensor]:
         if not self.factors:
             raise ValueError("this Laplace posterior has no curvature yet; call fit(loader) first")
-        check_draws(num_draws, seed)
-        network = detached_copy(self.network)
-        drawn = (self._draw(network, seed, draw) for draw in range(num_draws))
-        return self._draws([FixedNetwork(copy_with(network, weights)) for weights in drawn])
-
-    def _draw(self, network: nn.Module, seed: int, draw: int) -> dict[str, Tensor]:
         weights = {}
         for number, (name, factor) in enumerate(sorted(self.factors.items())):  # a checkpoint keeps no order
             mean, precision = network.get_parameter(name), factor["precision"]
-            generator = generator_of(seed, draw, number)
-            noise = torch.randn(precision.shape, generator=generator, dtype=torch.float32, device="cpu").to(precision)
+            noise = torch.randn(
+                precision.shape, generator=generator_of(*path, number), dtype=torch.float32, device="cpu"
+            ).to(precision)
             deviation = factor["rows"] @ (noise / precision.sqrt())
             if "columns" in factor:
                 deviation = deviation @ factor["columns"].T
@@ -137,69 +147,28 @@ class _Answers(nn.Module):
 
 
 class _Batches:
-    """What laplace-torch asks of a loader, checked: batches that fit the network, and in `dataset` their examples."""
+    """What laplace-torch asks of a loader: batches where the network is, and in `dataset` their examples."""
 
+    dataset = range(0)
     unit: float | Tensor = 1.0
 
-    def __init__(self, loader: Iterable[Any], network: _Answers, layer: str) -> None:
-        if isinstance(loader, Tensor) or not isinstance(loader, Iterable):
-            raise TypeError(f"Laplace.fit got a {type(loader).__name__}; pass a torch DataLoader over (x, y)")
-        self.batches = loader if isinstance(loader, DataLoader) else list(loader)
-        self.like = network.network.get_submodule(layer).get_parameter("weight")
-        if torch.finfo(self.like.dtype).bits < 32:
-            raise TypeError(f"the network is {self.like.dtype}; Laplace wants float32 or 64, as from network.float()")
-        num_examples, num_outputs = 0, 0
-        for number, batch in enumerate(self.batches):
-            parts = batch if isinstance(batch, Sequence) else ()
-            if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
-                kind = type(batch).__name__
-                raise TypeError(f"Laplace.fit wants batches (x, y) of tensors; the loader gave a {kind}")
-            for name, part in zip("xy", parts, strict=True):
-                if part.is_floating_point() and not part.isfinite().all():
-                    raise ValueError(f"{name} of batch {number} holds NaN or infinite numbers; drop or fill them")
-            x, y = parts
-            if not number:
-                self.classification = not y.is_floating_point()
-                num_outputs = self._try(network, layer, x)
-            if self.classification:
-                check_target(y.flatten() if y.shape == (len(x), 1) else y, len(x), num_outputs)
-            elif y.shape != (len(x), num_outputs) and (y.shape != (len(x),) or num_outputs > 1):
-                raise ValueError(f"targets have shape {tuple(y.shape)} but the network gives {(len(x), num_outputs)}")
-            num_examples += len(x)
-        if not num_examples:
-            raise ValueError("Laplace.fit got a loader without examples; pass the training data")
-        self.dataset = range(num_examples)
-
-    def _try(self, network: _Answers, layer: str, x: Tensor) -> int:
-        """Return the number of outputs."""
-        calls: list[Any] = []
-        hooked = network.network.get_submodule(layer).register_forward_hook(lambda *call: calls.append(call))
-        with torch.no_grad(), hooked:
-            answers = FixedNetwork(network)(x.to(self.like.device))
-        if len(calls) != 1:
-            raise ValueError(f"the network calls its layer {layer!r} {len(calls)} times; Laplace wants one call")
-        if self.classification and answers.shape[1] == 1:
-            what = "the targets are whole numbers, so classes, but the network has one output"
-            raise ValueError(f"{what}; pass y.float() for a regression, or train it with two logits")
-        sums = answers.sum(1)
-        if self.classification and answers.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), rtol=1e-4):
-            raise ValueError("the network answers probabilities; Laplace wants logits: leave the softmax away")
-        return answers.shape[1]
+    def __init__(self, loader: Iterable[Any], like: Tensor) -> None:
+        self.batches, self.like = loader if isinstance(loader, DataLoader) else list(loader), like
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y in self.batches:
-            x, y = x.to(self.like.device), y.to(self.like.device)
-            yield (
-                x,
-                y.flatten().long() if self.classification else y.reshape(len(x), -1).to(self.like.dtype) / self.unit,
-            )
+        for batch in self.batches:
+            if not isinstance(batch, Sequence) or [isinstance(part, Tensor) for part in batch] != [True, True]:
+                kind = type(batch).__name__
+                raise TypeError(f"Laplace.fit wants batches (x, y) of tensors; the loader gave a {kind}")
+            x, y = (part.to(self.like.device) for part in batch)
+            yield x, y[:, None].flatten(1).to(self.like) / self.unit if y.is_floating_point() else y.flatten().long()
 
 
-def _residuals(network: _Answers, batches: _Batches) -> list[float]:
-    """The root mean squared residual of each output."""
-    with torch.no_grad():
-        squares = torch.cat([(network(x) - y).square() for x, y in batches])
-    noise = [float(column.mean().sqrt()) for column in squares.T]
-    if 0.0 in noise:
-        raise ValueError(f"output {noise.index(0.0)} fits its targets without a residual; pass data that have noise")
+def _noise(answers: Tensor, targets: Tensor) -> Tensor:
+    """The root mean squared residual of each output, (K,)."""
+    if targets.shape != answers.shape:
+        raise ValueError(f"targets have shape {tuple(targets.shape)} but the network gives {tuple(answers.shape)}")
+    noise = (answers - targets).square().mean(0).sqrt()
+    if not ((noise > 0) & noise.isfinite()).all():
+        raise ValueError(f"residuals of the outputs are {noise.tolist()}; pass data that have noise, and no NaN")
     return noise

@@ -13,7 +13,7 @@ from xuqlib.checks import check_choice
 from xuqlib.posteriors.base import Posterior, check_draws, check_network
 from xuqlib.posteriors.draws import Draws, detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork, Plans, seed_of
-from xuqlib.posteriors.kinds import drops, drops_by_itself, is_of_torch, names_in
+from xuqlib.posteriors.kinds import drops, drops_by_itself, names_in
 
 
 class MCDropout(Posterior):
@@ -36,7 +36,16 @@ class MCDropout(Posterior):
 
     def __init__(self, network: nn.Module) -> None:
         check_network(network)
-        check_dropout(network)
+        if not any(_can_drop(module) for module in network.modules()):
+            raise ValueError(
+                f"{type(network).__name__} has no dropout with 0 < p < 1, so this posterior is without randomness; "
+                "add nn.Dropout layers (build with dropout=0.25), or choose another posterior"
+            )
+        off = [f"{name} ({type(module).__name__})" for name, module in network.named_modules() if _stays_off(module)]
+        if off:
+            warnings.warn(
+                f"random while training, but no dropout, so off in every draw: {', '.join(off)}", stacklevel=2
+            )
         self.network = network
 
     def sample(self, num_draws: int, *, seed: int = 0, masks: str = "fixed") -> Draws:
@@ -50,48 +59,27 @@ class MCDropout(Posterior):
         check_choice(masks, ("fixed", "resampled"), "masks")
         network, plans, resampled = detached_copy(self.network), Plans(), masks == "resampled"
         seeds = [seed_of(seed, draw) for draw in range(num_draws)]
-        return self._draws([FixedNetwork(network, own, resampled=resampled, plans=plans) for own in seeds])
-
-
-def check_dropout(network: nn.Module) -> None:
-    """Refuse a network without dropout that is on; warn of other randomness that stays off.
-
-    Raises:
-        ValueError: no dropout with 0 < p < 1.
-    """
-    if not any(_can_drop(module) for module in network.modules()):
-        raise ValueError(
-            f"{type(network).__name__} has no dropout with 0 < p < 1, so this posterior is without randomness; "
-            "add nn.Dropout layers (build with dropout=0.25), or choose another posterior"
-        )
-    off = [f"{name} ({type(module).__name__})" for name, module in network.named_modules() if _stays_off(module)]
-    if off:
-        warnings.warn(
-            f"random while training, but no dropout, and so off in every draw: {', '.join(off)}", stacklevel=3
-        )
-
-
-def _can_drop(module: nn.Module) -> bool:
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return 0 < module.p < 1
-    if isinstance(module, nn.RNNBase):
-        return drops(module) and module.num_layers > 1
-    return drops(module) or drops_by_itself(module) or _calls_dropout(module)
-
-
-def _calls_dropout(module: nn.Module) -> bool:
-    # F.dropout inside a user's forward leaves its name in the compiled code; torch's own layers are known above.
-    names = {name for name in names_in(module) if "dropout" in name and name.islower()}
-    around = [F, torch, *(sys.modules.get(kind.__module__) for kind in type(module).__mro__)]
-    functions = {name for name in names if not hasattr(module, name) and any(hasattr(each, name) for each in around)}
-    # The same name may be a layer, counted as such, or a rate that is switched off; or an attribute of something else.
-    own = (getattr(module, name) for name in names if hasattr(module, name))
-    return bool(functions) or any(not isinstance(value, nn.Module) and value not in (0, None) for value in own)
-
-
-def _stays_off(module: nn.Module) -> bool:
-    used = set() if is_of_torch(module) or drops_by_itself(module) else names_in(module)
-    return isinstance(module, nn.RReLU) or ("training" in used and bool(used & _RANDOM))
+        return self._draws(FixedNetwork(network, own, resampled=resampled, plans=plans) for own in seeds)
 
 
 _RANDOM = {"rand", "rand_like", "randn", "randn_like", "bernoulli", "bernoulli_", "normal", "normal_", "uniform_"}
+
+
+def _can_drop(module: nn.Module) -> bool:
+    if drops(module):
+        is_one = isinstance(module, nn.RNNBase) and module.num_layers == 1  # and drops between layers
+        return 0 < getattr(module, "p", getattr(module, "dropout", 0)) < 1 and not is_one
+    # F.dropout inside a user's forward leaves its name in the code, which may also be that of a layer, counted as such,
+    # of a rate that is switched off, or an attribute of something else.
+    names = {name for name in names_in(module) if "dropout" in name and name.islower()}
+    own = [getattr(module, name) for name in names if hasattr(module, name)]
+    around = [F, torch, *(sys.modules.get(kind.__module__) for kind in type(module).__mro__)]
+    functions = [name for name in names if not hasattr(module, name) and any(hasattr(each, name) for each in around)]
+    is_on = any(not isinstance(value, nn.Module) and value not in (0, None) for value in own)
+    return drops_by_itself(module) or bool(functions) or is_on
+
+
+def _stays_off(module: nn.Module) -> bool:
+    names = names_in(module)
+    is_noisy = "training" in names and not names.isdisjoint(_RANDOM) and not drops_by_itself(module)
+    return is_noisy or isinstance(module, nn.RReLU)

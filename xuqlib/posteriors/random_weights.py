@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import torch
@@ -13,10 +11,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from xuqlib.checks import check_number
-from xuqlib.posteriors.base import Posterior, check_draws, check_network
-from xuqlib.posteriors.draws import Draws, copy_with, detached_copy, trainable_copy
-from xuqlib.posteriors.fixing import FixedNetwork, generator_of
-from xuqlib.posteriors.kinds import Placement, RandomLayer, Weighted, replace_layers, weighted_layers
+from xuqlib.posteriors.base import WeightPosterior, check_network
+from xuqlib.posteriors.draws import rebuilt, trainable_copy
+from xuqlib.posteriors.fixing import generator_of
+from xuqlib.posteriors.kinds import Placement, RandomLayer, Weighted, weighted_layers
 
 
 class DropConnectLayer(RandomLayer):
@@ -38,14 +36,10 @@ class DropConnectLayer(RandomLayer):
         weight = F.dropout(self.layer.weight, self.p)
         return functional_call(self.layer, {"weight": weight}, (x, *size), options)
 
-    def sampler(self) -> Callable[[torch.Generator], Tensor]:
-        kept, p = self.layer.weight.detach() / (1 - self.p), self.p
-
-        def sample(generator: torch.Generator) -> Tensor:
-            noise = torch.rand(kept.shape, generator=generator, dtype=torch.float32, device="cpu")
-            return torch.where((noise >= p).to(kept.device), kept, kept.new_zeros(()))
-
-        return sample
+    def sample(self, generator: torch.Generator) -> Tensor:
+        weight = self.layer.weight.detach()
+        noise = torch.rand(weight.shape, generator=generator, dtype=torch.float32, device="cpu")
+        return torch.where((noise >= self.p).to(weight.device), weight / (1 - self.p), weight.new_zeros(()))
 
 
 class FlipoutLayer(RandomLayer):
@@ -53,7 +47,7 @@ class FlipoutLayer(RandomLayer):
 
     Weight w ~ N(layer.weight, softplus(rho)^2); the bias stays a point. While training, each example sees the same
     weight noise under its own random signs, so gradients of different examples are decorrelated. The signs are a
-    training-time trick: in eval mode the layer is its mean, and `sampler` gives plain samples of the Gaussian.
+    training-time trick: in eval mode the layer is its mean, and `sample` gives plain samples of the Gaussian.
 
     Args:
         layer: holds the means; trained on.
@@ -95,45 +89,32 @@ class FlipoutLayer(RandomLayer):
         ratio = (self.std / self.prior_std) ** 2
         return 0.5 * (ratio + (self.layer.weight / self.prior_std) ** 2 - 1 - ratio.log()).sum()
 
-    def sampler(self) -> Callable[[torch.Generator], Tensor]:
-        mean, std = self.layer.weight.detach().clone(), self.std.detach()
-
-        def sample(generator: torch.Generator) -> Tensor:
-            noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32, device="cpu")
-            return (noise.to(mean) * std).add_(mean)
-
-        return sample
+    def sample(self, generator: torch.Generator) -> Tensor:
+        mean = self.layer.weight.detach()
+        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32, device="cpu")
+        return (noise.to(mean) * self.std.detach()).add_(mean)
 
 
-class _WeightPosterior(Posterior):
+class _RandomLayers(WeightPosterior):
     """A posterior over the weights of some layers: the network's layers are replaced by random ones."""
 
     _layer_type: type[RandomLayer]
 
     def _replace(self, network: nn.Module, placement: Placement, **options: Any) -> None:
-        self.network = trainable_copy(check_network(network))
-        self.layers = weighted_layers(self.network, placement)
-        layers = [cast(Weighted, self.network.get_submodule(name)) for name in self.layers]
-        replacements = [self._layer_type(layer, **options) for layer in layers]
-        self.network = replace_layers(self.network, zip(self.layers, replacements, strict=True))
+        network = trainable_copy(check_network(network))
+        self.layers = weighted_layers(network, placement)
+        layers = [cast(Weighted, network.get_submodule(name)) for name in self.layers]
+        self.network = rebuilt(network, {layer: self._layer_type(layer, **options) for layer in layers})
 
-    def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
-        check_draws(num_draws, seed)
-        network = detached_copy(self.network)
-        layers = [cast(RandomLayer, self.network.get_submodule(name)) for name in self.layers]
-        names = [f"{name}.layer.weight" if name else "layer.weight" for name in self.layers]
-        samplers = [layer.sampler() for layer in layers]
-
-        def weights(draw: int) -> dict[str, Tensor]:
-            drawn = (sampler(generator_of(seed, draw, number)) for number, sampler in enumerate(samplers))
-            return dict(zip(names, drawn, strict=True))
-
-        # Random numbers come one after another, so several draws at a time are what keeps several cores busy.
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            return self._draws([FixedNetwork(copy_with(network, own)) for own in pool.map(weights, range(num_draws))])
+    def weights(self, network: nn.Module, *path: int) -> dict[str, Tensor]:
+        layers = {name: cast(RandomLayer, network.get_submodule(name)) for name in self.layers}
+        return {
+            f"{name}.layer.weight".lstrip("."): layer.sample(generator_of(*path, number))
+            for number, (name, layer) in enumerate(layers.items())
+        }
 
 
-class MCDropConnect(_WeightPosterior):
+class MCDropConnect(_RandomLayers):
     """DropConnect kept on after training: a draw is one mask per weight.
 
     The random layers are in `self.network`, a copy of the network that was given; train that one.
@@ -155,7 +136,7 @@ class MCDropConnect(_WeightPosterior):
         self._replace(network, placement, p=p)
 
 
-class Flipout(_WeightPosterior):
+class Flipout(_RandomLayers):
     """An independent Gaussian over every weight of some layers, trained with Flipout.
 
     Train `self.network` on the negative log likelihood plus `kl_weight * self.kl() / num_train_examples`, which is

@@ -333,7 +333,7 @@ def test_draws_that_were_looked_at_together_still_drop_their_paths():
     draws = MCDropout(network).sample(8, seed=1)
     alone = torch.stack([draw(x) for draw in draws])
     assert len(alone.unique(dim=0)) > 1
-    for look in (draws, lambda x: explain(draws, gradient, x, 0), lambda x: split(draws.networks, x).head(0)):
+    for look in (draws, lambda x: explain(draws, gradient, x, 0), lambda x: split(draws.networks).head(0)):
         look(x)
         assert torch.equal(torch.stack([draw(x) for draw in draws]), alone)
 

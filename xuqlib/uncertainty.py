@@ -6,7 +6,7 @@ import inspect
 import math
 import warnings
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -19,10 +19,11 @@ from xuqlib.checks import check_attribution, check_choice, check_count, check_fi
 from xuqlib.explainers import EXPLAINERS, Explainer
 from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import fullgrad
+from xuqlib.fast.engine import Engine
 from xuqlib.moments import folded
 from xuqlib.outputs import Output
 from xuqlib.path import blocks, rows_per_pass
-from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.draws import Draws, inner
 from xuqlib.views import OfExamples, View
 
 
@@ -57,9 +58,15 @@ def logits_of(draws: Draws, x: Any, *, batch_size: int = 256, output: Any = None
     check_count(batch_size, 1, "batch_size")
     draws, x = draws.seen(x, output, explained=False)
     where = next((p.device for p in draws[0].parameters()), torch.device("cpu"))
+    evaluate: Callable[[Draws, Tensor], Tensor] = Draws.read
+    if draws.output != "segmentation" and not isinstance(inner(draws[0]), nn.Sequential):
+        engine = Engine(draws.at(slice(1)), x[:1].to(where))
+        if engine.how == "vmap":  # what draws share, such as all before a last layer, is evaluated once
+            batch_size = min(batch_size, max(1, engine.rows // len(draws)))
+            evaluate = lambda some, x: engine.at(some).logits(x)  # noqa: E731
     with torch.no_grad():
         parts = blocks(len(x), batch_size)
-        return torch.cat([draws.at(part).read(x[part].to(where)).cpu() for part in parts], dim=1)
+        return torch.cat([evaluate(draws.at(part), x[part].to(where)).cpu() for part in parts], dim=1)
 
 
 def uncertainties(draws: Draws, x: Any, *, noise_variance: float | None = None, output: Any = None) -> Uncertainties:

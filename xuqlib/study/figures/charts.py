@@ -18,6 +18,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from xuqlib.checks import check_choice
+from xuqlib.study.checked import Column, Table, check_columns, checked
+
 # Okabe and Ito's colours without black, in an order whose neighbours also differ in lightness.
 HUES = ("#0072B2", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#56B4E9", "#CC79A7")
 LINES = ("-", "--", ":", "-.")
@@ -68,7 +71,8 @@ def styled(draw: Callable[Options, Figure]) -> Callable[Options, Figure]:
 
 
 @styled
-def feature_bars(frame: pd.DataFrame, *, hue: str | None = None, title: str = "", unit: str = "") -> Figure:
+@checked
+def feature_bars(frame: Table, *, hue: Column | None = None, title: str = "", unit: str = "") -> Figure:
     """Signed bars, one per feature: mean attribution, and how far it spreads over draws (one standard deviation).
 
     Args:
@@ -77,6 +81,7 @@ def feature_bars(frame: pd.DataFrame, *, hue: str | None = None, title: str = ""
         title: the claim of the figure.
         unit: unit of the attribution.
     """
+    check_columns(frame, "feature", "mean", "std")
     panels = [("", frame)] if hue is None else [(str(name), part) for name, part in frame.groupby(hue, sort=False)]
     width = 4.0 if len(panels) < 3 else 2.7
     figure = Picture(figsize=(2.5 + width * len(panels), 1.8 + 0.5 * frame["feature"].nunique()))
@@ -130,14 +135,15 @@ def _legend_below(figure: Figure) -> None:
 
 
 @styled
+@checked
 def curve(
-    frame: pd.DataFrame,
+    frame: Table,
     *,
-    x: str,
-    y: str,
-    hue: str | None = None,
-    low: str | None = None,
-    high: str | None = None,
+    x: Column,
+    y: Column,
+    hue: Column | None = None,
+    low: Column | None = None,
+    high: Column | None = None,
     interval: str = "",
     log: str = "",
     labels: tuple[str, str] | None = None,
@@ -157,6 +163,8 @@ def curve(
     Raises:
         ValueError: a band without a label, or with one end.
     """
+
+    check_choice(log, ("", "x", "y", "xy"), "log")
 
     def draw(axes: Axes, part: pd.DataFrame, name: str, i: int, _: int) -> None:
         colour, dash, marker = HUES[i % len(HUES)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
@@ -179,14 +187,15 @@ def curve(
 
 
 @styled
+@checked
 def bars(
-    frame: pd.DataFrame,
+    frame: Table,
     *,
-    x: str,
-    y: str,
-    hue: str | None = None,
-    low: str | None = None,
-    high: str | None = None,
+    x: Column,
+    y: Column,
+    hue: Column | None = None,
+    low: Column | None = None,
+    high: Column | None = None,
     interval: str = "",
     labels: tuple[str, str] | None = None,
     title: str = "",
@@ -209,16 +218,17 @@ def bars(
 
 
 @styled
+@checked
 def dots(
-    frame: pd.DataFrame,
+    frame: Table,
     *,
-    x: str,
-    y: str,
-    hue: str | None = None,
-    low: str | None = None,
-    high: str | None = None,
+    x: Column,
+    y: Column,
+    hue: Column | None = None,
+    low: Column | None = None,
+    high: Column | None = None,
     interval: str = "",
-    target: str | None = None,
+    target: Column | None = None,
     log: bool = False,
     label: str,
     title: str = "",

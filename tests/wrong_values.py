@@ -260,8 +260,13 @@ def pair(number: int = 0) -> Pair:
     return Pair(f"pair {number}", number, "a", "b", "caption", {"metric": (1.0, 2.0)}, b"", b"", b"")
 
 
+@cache
+def temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="xuq-wrong-")
+
+
 def scratch() -> Path:
-    return Path(tempfile.mkdtemp(prefix="xuq-wrong-"))
+    return Path(tempfile.mkdtemp(dir=temporary().name))
 
 
 @cache
@@ -756,8 +761,7 @@ KINDS: dict[str, Kind] = {
         ("target", "class"),
     ),
     "seed": Kind(
-        "seed: int, seed: int | None",
-        {**NO_NUMBER, **always(negative=-1, float=1.5, bool=True, huge=10**30)},
+        "seed: int, seed: int | None", {**NO_NUMBER, **always(negative=-1, float=1.5, bool=True, huge=10**30)}
     ),
     "count": Kind(
         """
@@ -826,6 +830,7 @@ KINDS: dict[str, Kind] = {
             strings=("0.9",),
             empty=(),
         ),
+        ("budget is",),
     ),
     "pair of numbers": Kind(
         "between, interval: Sequence[float] | None",
@@ -838,6 +843,7 @@ KINDS: dict[str, Kind] = {
             number=3.0,
             strings=("a", "b"),
         ),
+        ("is judged by",),
     ),
     "name": Kind(
         """
@@ -849,6 +855,7 @@ KINDS: dict[str, Kind] = {
         layer: str | None, output: str | None
         """,
         NAME,
+        ("unknown data set", "unknown corruption", "classes with"),
     ),
     "name, or a function": Kind("output: Any, method: Callable[..., Any] | str", NAME, ("no method",)),
     "names": Kind(
@@ -856,6 +863,7 @@ KINDS: dict[str, Kind] = {
         kinds: Sequence[str], layers, metrics, sliders, statistics, columns: Sequence[str], by: Sequence[str]
         """,
         NAMES,
+        ("metric", "layer", "kind nope"),
     ),
     "column": Kind(
         """
@@ -907,7 +915,7 @@ KINDS: dict[str, Kind] = {
         values: Tensor | None, z, total, aleatoric, epistemic, others, index, output: Output
         """,
         FLOATING,
-        ("maps", "map", "boxes", "shape", "axes", "values", "terms"),
+        ("maps", "map", "boxes", "target", "shape", "axes", "values", "terms"),
     ),
     "order": Kind(
         "order, segments, mask, masks: Tensor",
@@ -935,6 +943,7 @@ KINDS: dict[str, Kind] = {
     "masks by name": Kind(
         "masks: dict[str, Tensor], masks: Mapping[str, np.ndarray]",
         always(none=None, empty={}, text="ab", list=[3], unknown={"nope": np.ones(3)}),
+        ("mask",),
     ),
     "rows of maps": Kind(
         "rows",
@@ -995,8 +1004,8 @@ KINDS: dict[str, Kind] = {
     ),
     "function": Kind(
         """
-        draw, statistic: Callable[..., Any], metric: Callable[..., Any], statistic: Callable[[pd.DataFrame, np.ndarray], np.ndarray],
-        metric: Any, parts, function, attend
+        draw, statistic: Callable[..., Any], statistic: Callable[[pd.DataFrame, np.ndarray], np.ndarray],
+        metric: Callable[..., Any], parts, function, attend
         """,
         {**always(none=None, text="mean", number=3), "gives none": lambda v: lambda *_, **__: None},
     ),
@@ -1034,6 +1043,10 @@ KINDS: dict[str, Kind] = {
         """,
         TEXT,
     ),
+    "number of a notebook": Kind(
+        "study.record.Notebook.__init__(number), study.record.save(notebook)",
+        always(none=None, number=4, short="4", long="004", letters="ab", other_digits="٠٤", path="../04"),
+    ),
     "texts": Kind(
         """
         captions, column_titles, labels: tuple[str, str], labels: tuple[str, str] | None, row_titles, calls,
@@ -1060,7 +1073,7 @@ KINDS: dict[str, Kind] = {
             **always(none=None, number=3, tensor=torch.ones(1)),
             "under a file": lambda v: Path(__file__) / "nope" / "nope",
         },
-        ("file", "folder"),
+        ("file", "folder", "NN_claims"),
     ),
     "device": Kind(
         "device: Any, device: torch.device | str | None",
@@ -1149,7 +1162,57 @@ HARMLESS: dict[str, str] = {
     "target: scalar": "one class for all examples",
     "target: number": "one class for all examples",
     "(chunk) huge": "at most so many at a time: all of them at once",
-    "(batch_size) huge": "at most so many at a time: all of them at once",
+    "figures.* nan": "NaN is hatched, or left out of a line",
+    "figures.* inf": "as NaN",
+    "figures.* other width": "a picture and its maps are drawn side by side, each at its size",
+    "figures.*(dataset)": "decides only whether pictures are hidden; a data set of the reader's own has a name of its own",
+    "figures.maps.draw_strip(values)": "maps with or without channels, of as many draws as there are",
+    "figures.maps.flat_map(values)": "a map with or without channels",
+    "figures.maps.maps(mean)": "a map with or without channels",
+    "figures.maps.maps(std)": "a map with or without channels",
+    "figures.charts.curve(log) empty": "no axis is logarithmic",
+    "figures.panels.panels(share) empty": "no axis is shared",
+    "figures.panels.panels(draw) gives none": "it draws into the axes, and returns nothing",
+    "figures.choosers.explore(sliders) empty": "no slider",
+    "figures.choosers.stills(sliders) empty": "no slider",
+    "study.data.loading.load(data) unknown": "an embedded data set needs no folder",
+    "study.data.loading.Examples.__init__(split)": "a part of the reader's own has a name of its own",
+    "study.data.loading.Examples.__init__(x)": "examples of any kind: pictures, words as whole numbers, masks",
+    "study.data.loading.Examples.__init__(y)": "a regression, several classes at once, or a class per pixel",
+    "study.data.loading.Examples.__init__(masks) empty": "no mask is known",
+    "study.data.loading.Examples.__init__(feature_groups) dict": "whose columns build() reads",
+    "study.human_study.raters.results(answers)": "without answers, a row says so",
+    "study.human_study.raters.results(metrics) empty": "of no metric",
+    "study.human_study.raters.follows_metric(answers)": "without answers, a row says so",
+    "study.human_study.raters.krippendorff_alpha(ratings) strings": "ratings of any kind that can be told apart",
+    "study.human_study.raters.alpha_interval(ratings) strings": "ratings of any kind that can be told apart",
+    "study.intervals.rank_correlation(a) inf": "has a rank",
+    "study.intervals.rank_correlation(b) inf": "has a rank",
+    "study.intervals.rank_correlation(given) inf": "has a rank",
+    "study.judging.anomaly.chance(masks) short": "masks of any size",
+    "study.judging.controls.other_image(maps)": "maps of any shape change places",
+    "study.judging.coverage.interval_score(low)": "one end for all",
+    "study.judging.coverage.interval_score(high)": "one end for all",
+    "study.judging.coverage.interval_score(value)": "one value for all",
+    "study.judging.mitigation.fit_attended(networks) training": "is trained",
+    "study.judging.quantus.to_quantus(metric) gives none": "what a metric returns is handed on",
+    "study.judging.steadiness.std_errors(values)": "as many draws of whatever shape",
+    "study.judging.steadiness.std_errors(reference)": "as many draws of whatever shape",
+    "study.judging.steadiness.pool(segments) beyond": "regions without a pixel",
+    "study.judging.timing.by_operation(function) gives none": "what a call returns is dropped",
+    "study.judging.timing.flops(function) gives none": "what a call returns is dropped",
+    "study.record.csv_bytes(frame)": "any frame",
+    "study.record.save(frame) other_columns": "any frame that was plotted",
+    "study.record.Notebook.save(frame) other_columns": "any frame that was plotted",
+    "study.record.Notebook.__init__(folder) under a file": "is made when something is saved, which says so",
+    "study.record.Notebook.claim(value) nan": "a claim that could not be measured; the table shows it",
+    "study.record.Notebook.claim(value) inf": "the table shows it",
+    "study.record.update_index(entries)": "no entry, or one of any fields",
+    "study.training.networks.MeanVariance.__init__(body) no_layer": "any network that answers two columns",
+    "study.training.recipes.Recipe.__init__(options) unknown": "the network that is built says so",
+    "posteriors.*(network) training": "a posterior's copies answer in eval mode",
+    "posteriors.*(members) training": "a posterior's copies answer in eval mode",
+    "study.training.fitting.fit(posterior) training": "is trained",
 }
 
 
@@ -1164,7 +1227,7 @@ class Case(NamedTuple):
 
 class Outcome(NamedTuple):
     case: Case
-    outcome: str  # clear, unclear, accepted or hangs
+    outcome: str  # clear, unclear, harmless, accepted or hangs
     said: str
 
 
@@ -1308,8 +1371,8 @@ def outcome(case: Case) -> Outcome:
         said = f"{type(error).__name__}: {error}"
         return Outcome(case, "clear" if is_clear(error, case) else "unclear", said)
     if case.label in ("nan", "inf") and shows_nan(result):
-        return Outcome(case, "clear", "the result is NaN or infinite, too")
-    return Outcome(case, "harmless" if is_harmless(case) else "accepted", _short(result))
+        return Outcome(case, "harmless", "the result is NaN or infinite, too")
+    return Outcome(case, "harmless" if why_harmless(case) else "accepted", _short(result))
 
 
 def shows_nan(result: Any) -> bool:
@@ -1330,14 +1393,19 @@ def shows_nan(result: Any) -> bool:
     return dataclasses.is_dataclass(result) and any(map(shows_nan, vars(result).values()))
 
 
-def is_harmless(case: Case) -> bool:
-    keys = (
-        f"{case.place}({case.parameter}) {case.label}",
-        f"{case.place}({case.parameter})",
-        f"({case.parameter}) {case.label}",
-        f"{case.kind}: {case.label}",
-    )
-    return any(key in HARMLESS for key in keys)
+def why_harmless(case: Case) -> str | None:
+    """The key of HARMLESS that a case has, if any."""
+    own = f"{case.place}({case.parameter})"
+    keys = [f"{own} {case.label}", own, f"({case.parameter}) {case.label}", f"{case.kind}: {case.label}"]
+    for package in ("figures", "posteriors"):
+        if f"{package}." in case.place:
+            keys += [f"{package}.*({case.parameter}) {case.label}", f"{package}.*({case.parameter})"]
+            keys += [
+                f"{package}.* {case.label}",
+                own.removeprefix("study."),
+                f"{own} {case.label}".removeprefix("study."),
+            ]
+    return next((key for key in keys if key in HARMLESS), None)
 
 
 def _short(result: Any) -> str:

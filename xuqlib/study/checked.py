@@ -1,9 +1,6 @@
 """Arguments checked by their annotations: a signature says what is wanted, and an error says what was given.
 
-@checked
-def wilson(share: Share, n: Place) -> Estimate: ...
-
-wilson(90, 5)  # ValueError: share is 90; pass a number from 0 to 1
+Of `@checked def wilson(share: Share, n: Place)` the call wilson(90, 5) says: share is 90; pass a number from 0 to 1.
 """
 
 from __future__ import annotations
@@ -87,25 +84,22 @@ def _tensor(wanted: str, fits: Callable[[Tensor], bool] = lambda value: True) ->
 
 
 def _listed(wanted: str, fits: Callable[[Any], bool], length: int | None = None) -> Kind:
-    """A list, tuple or array, no text, of a length, or not empty, all of whose members fit."""
-    return Kind(
-        f"{wanted}",
-        (Sequence, np.ndarray, pd.Series, pd.Index),
-        lambda values, _: (
-            not isinstance(values, str)
-            and (len(values) > 0 if length is None else len(values) == length)
-            and all(map(fits, values))
-        ),
-    )
+    """A list, tuple or array of a length, or not empty, all of whose members fit."""
+
+    def fit(values: Any, _: object) -> bool:
+        given = not isinstance(values, str) and (len(values) > 0 if length is None else len(values) == length)
+        return given and all(map(fits, values))
+
+    return Kind(wanted, (Sequence, np.ndarray, pd.Series), fit)
 
 
 def _by_name(wanted: str, fits: Callable[[Any], bool]) -> Kind:
     """A mapping, not empty, of names to what fits."""
-    return Kind(
-        wanted,
-        Mapping,
-        lambda values, _: bool(values) and all(isinstance(key, str) and fits(each) for key, each in values.items()),
-    )
+
+    def fit(values: Mapping[Any, Any], _: object) -> bool:
+        return bool(values) and all(isinstance(key, str) and fits(value) for key, value in values.items())
+
+    return Kind(wanted, Mapping, fit)
 
 
 def _examples(x: Tensor, axes: int | None = None) -> bool:
@@ -138,15 +132,39 @@ def _are_columns(names: Sequence[str], others: Mapping[str, Any]) -> bool:
 def _is_target(target: Tensor, others: Mapping[str, Any]) -> bool:
     """Whether there is one class per example of whatever else there is of examples."""
     check_held(target, "target")
-    logits = others.get("logits")
-    beside = [others.get("x"), others.get("probs"), logits[0] if _holds_numbers(logits) and logits.dim() else None]
-    count = next((len(each) for each in beside if _holds_numbers(each) and each.dim()), target.numel())
+    beside = [others.get("x"), others.get("probs"), others.get("logits", [None])[0]]
+    count = next((len(each) for each in beside if isinstance(each, Tensor) and each.dim()), target.numel())
     check_target(target, count, MOST)
     return target.dim() == 1
 
 
 def _is_option(pair: Any) -> bool:
     return isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, list | tuple) and all(each is None or _holds_numbers(each) for each in row)
+
+
+def _is_shape(sides: Any) -> bool:
+    return len(sides) == 2 and all(map(_is_whole, sides)) and min(sides) > 0 and math.prod(sides) <= MOST
+
+
+def _are_ratings(ratings: Any, _: object) -> bool:
+    is_frame = isinstance(ratings, pd.DataFrame)
+    return len(ratings) > 0 and (is_frame or not any(isinstance(row, int | float | str) for row in ratings))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _are_texts(values: Sequence[Any], _: object = None) -> bool:
+    return all(map(_is_text, values))
 
 
 def _holds_numbers(value: Any) -> bool:
@@ -178,80 +196,56 @@ KINDS: dict[str, Kind] = {
         "whole numbers (N, 2), row and column",
         lambda boxes: not boxes.is_floating_point() and boxes.dtype != torch.bool and boxes.shape[-1:] == (2,),
     ),
-    "torch.dtype": Kind("a floating dtype", torch.dtype, lambda dtype, _: dtype.is_floating_point),
-    "Folder": Kind("a folder", (str, os.PathLike, type(None)), lambda folder, _: folder != ""),
-    "dict[str, Tensor]": Kind("a dict of tensors", dict, lambda masks, _: all(map(_holds_numbers, masks.values()))),
-    "dict[str, tuple[int, ...]]": Kind("a dict of columns", dict),
-    "tuple[str, ...]": Kind("a tuple of texts", tuple, lambda texts, _: all(isinstance(each, str) for each in texts)),
-    "tuple[tuple[str, ...], ...]": Kind("a tuple of tuples of words", tuple),
-    "Mapping[str, np.ndarray]": _by_name("arrays by name", lambda value: isinstance(value, np.ndarray)),
     "Maps": _tensor("a tensor of floating point numbers (N, ...)", lambda maps: _is_floating(maps, 2)),
     "Map": _tensor("a map (H, W) or (C, H, W)", lambda maps: _is_floating(maps, 2)),
-    "Masks": _tensor(
-        "masks (N, H, W), True or False",
-        lambda masks: masks.dtype == torch.bool and masks.dim() == 3 and len(masks) > 0,
-    ),
-    "Order": _tensor("pixel numbers (N, H * W)", lambda order: not _is_floating(order, 0) and order.dim() == 2),
+    "Masks": _tensor("masks (N, H, W), True or False", lambda m: m.dtype == torch.bool and m.dim() == 3 and len(m) > 0),
+    "Order": _tensor("pixel numbers (N, H * W)", lambda order: not order.is_floating_point() and order.dim() == 2),
     "Target": Kind("a tensor of class numbers (N,)", Tensor, _is_target),
-    "Table": Kind("a frame with at least one row", pd.DataFrame, lambda value, _: not value.empty),
-    "pd.DataFrame": Kind("a frame", pd.DataFrame),
-    "np.ndarray": Kind("an array of numbers", np.ndarray, lambda values, _: values.dtype.kind in "fiub"),
+    "Table": Kind("a frame with at least one row", pd.DataFrame, lambda frame, _: not frame.empty),
     "Column": Kind("a column of the frame", str, lambda name, others: _are_columns([name], others)),
     "Columns": Kind("columns of the frame", (list, tuple), _are_columns),
-    "Names": _listed("a list of names", lambda value: isinstance(value, str)),
-    "Sequence[str]": Kind(
-        "a list of texts", (list, tuple), lambda texts, _: all(isinstance(each, str) for each in texts)
-    ),
-    "Entries": Kind("entries by name", Mapping),
-    "tuple[str, str]": _listed("two texts", lambda value: isinstance(value, str), 2),
+    "Names": _listed("a list of names", _is_text),
     "Counts": _listed("a list of whole numbers of at least 1", lambda value: _is_whole(value) and 1 <= value <= MOST),
-    "Shape": Kind(
-        "a height and a width, whole numbers of at least 1",
-        (Sequence, torch.Size),
-        lambda sides, _: len(sides) == 2 and all(map(_is_whole, sides)) and min(sides) > 0 and math.prod(sides) <= MOST,
-    ),
+    "Shape": Kind("a height and a width, whole numbers of at least 1", Sequence, lambda sides, _: _is_shape(sides)),
     "Levels": _listed("a list of numbers between 0 and 1", lambda value: _is_number(value) and 0 < value < 1),
     "Shares": _listed("a list of numbers from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),
     "Numbers": Kind("a list of numbers", (Sequence, np.ndarray, pd.Series), lambda values, _: _are_numbers(values)),
-    "Interval": _listed("two numbers, the lower end first", lambda value: _is_number(value) and value == value, 2),
+    "Interval": _listed(
+        "two numbers, the lower end first", lambda value: _is_number(value) and not math.isnan(value), 2
+    ),
     "Size": _listed("two numbers above 0", lambda value: _is_number(value) and 0 < value < math.inf, 2),
-    "nn.Module": Kind("a network (nn.Module)", nn.Module),
-    "Sequence[nn.Module]": _listed("a list of networks", lambda value: isinstance(value, nn.Module)),
     "Networks": _listed("a list of networks", lambda value: isinstance(value, nn.Module)),
+    "Grid": _listed("rows of maps", _is_row),
+    "Band": _listed("two tensors, the low and the high ends", _holds_numbers, 2),
+    "Options": Kind("pairs of a name and a value", tuple, lambda pairs, _: all(map(_is_option, pairs))),
+    "Entries": Kind("entries by name", Mapping),
+    "Tests": _by_name("arguments of `agreement` by the name of each", _is_mapping),
+    "Facts": _by_name("numbers of each map, by metric", _is_mapping),
+    "Ratings": Kind("a frame, or a list of ratings per rater", (pd.DataFrame, Sequence, np.ndarray), _are_ratings),
+    "Folder": Kind("a folder", (str, os.PathLike, type(None)), lambda folder, _: folder != ""),
+    # Names that other modules give to functions, and to what has no class at run time.
     "Explainer": Kind("an explainer (network, x, target) -> attribution", Callable),
-    "Mapping[str, Tensor]": _by_name("a tensor by the name of each", _holds_numbers),
-    "Mapping[str, str]": _by_name("a text by the name of each", lambda value: isinstance(value, str)),
-    "Tests": _by_name("arguments of `agreement` by the name of each", lambda value: isinstance(value, Mapping)),
-    "Mapping[str, torch.Tensor]": _by_name("a tensor by the name of each", _holds_numbers),
-    "Mapping[str, object]": _by_name("a value by the name of each", lambda value: True),
-    "Masks by name": _by_name("masks by name", lambda value: isinstance(value, np.ndarray)),
-    "Output": Kind("what a network answers, a tensor or a pair of them", (Tensor, tuple)),
     "Drawing": Kind("a function (rows, chosen) -> figure, sentence", Callable),
     "Attend": Kind("a function (draws, x) -> examples", Callable),
-    "Band": _listed("two tensors, the low and the high ends", _holds_numbers, 2),
-    "Options": _listed(
-        "pairs of a name and a value",
-        lambda pair: isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str),
-        None,
-    ),
     "Candidates": _by_name("what to call, by the name of each", callable),
-    "Grid": _listed(
-        "rows of maps",
-        lambda row: (
-            all(each is None or _holds_numbers(each) for each in row) if isinstance(row, list | tuple) else False
-        ),
-    ),
-    "Facts": _by_name("numbers of each map, by metric", lambda value: isinstance(value, Mapping)),
-    "Ratings": Kind(
-        "a frame, or a list of ratings per rater",
-        (pd.DataFrame, list, tuple, np.ndarray),
-        lambda value, _: (
-            len(value) > 0 and all(not isinstance(row, int | float) for row in value)
-            if not isinstance(value, pd.DataFrame)
-            else True
-        ),
-    ),
     "Figure": Kind("a figure", object, lambda value, _: callable(getattr(value, "savefig", None))),
+    "pd.DataFrame": Kind("a frame", pd.DataFrame),
+    "np.ndarray": Kind("an array of numbers", np.ndarray, lambda values, _: values.dtype.kind in "fiub"),
+    "nn.Module": Kind("a network (nn.Module)", nn.Module),
+    "torch.Tensor": _tensor("a tensor that holds its numbers"),
+    "torch.dtype": Kind("a floating dtype", torch.dtype, lambda dtype, _: dtype.is_floating_point),
+    "Sequence[nn.Module]": _listed("a list of networks", lambda value: isinstance(value, nn.Module)),
+    "Sequence[str]": Kind("a list of texts", (list, tuple), _are_texts),
+    "tuple[str, ...]": Kind("a tuple of texts", tuple, _are_texts),
+    "tuple[str, str]": _listed("two texts", _is_text, 2),
+    "tuple[tuple[str, ...], ...]": Kind("a tuple of tuples of words", tuple),
+    "dict[str, Tensor]": Kind("a dict of tensors", dict, lambda masks, _: all(map(_holds_numbers, masks.values()))),
+    "dict[str, tuple[int, ...]]": Kind("a dict of columns", dict),
+    "Mapping[str, Tensor]": _by_name("a tensor by the name of each", _holds_numbers),
+    "Mapping[str, torch.Tensor]": _by_name("a tensor by the name of each", _holds_numbers),
+    "Mapping[str, np.ndarray]": _by_name("an array by the name of each", lambda value: isinstance(value, np.ndarray)),
+    "Mapping[str, str]": _by_name("a text by the name of each", _is_text),
+    "Mapping[str, object]": _by_name("a value by the name of each", lambda value: True),
 }
 
 

@@ -35,6 +35,8 @@ def split(networks: Sequence[nn.Module]) -> Split | None:
     fixed = [network for network in networks if isinstance(network, FixedNetwork) and network.resampling is None]
     if len(fixed) < len(networks) or any(is_hooked(network) for network in fixed):
         return None
+    if len({network.seed is None for network in fixed}) > 1:  # draws of several kinds
+        return None
     each, seeds = [layers_of(network.network) for network in fixed], [network.seed for network in fixed]
     distinct = list({id(network.network): network.network for network in fixed}.values())
     if not each[0] or not isinstance(distinct[0], nn.Sequential) or not look_alike(distinct):

@@ -82,7 +82,9 @@ def explain(
         draws = draws.to(where)
     given, path_of, one = Options(explainer, options, x), declared_by(explainer).path, x[:1].detach().to(where)
     path = None if path_of is None else path_of(one, **given.of(slice(1), where))
-    engine = None if path is None else Engine(draws.at(slice(1)), one, guided=path.guided, precision=precision)
+    engine = None
+    if path is not None and all(getattr(network, "resampling", None) is None for network in draws):
+        engine = Engine(draws.at(slice(1)), one, guided=path.guided, precision=precision)
     # An engine has all steps of the path in one pass; what other explainers need is not known.
     at_once = 2**18 // one.numel() if path is None else rows_per_pass(one, None) // path.num_steps
     parts = given.parts(max(1, at_once), chunk)

@@ -26,7 +26,7 @@ def _attribute(
     check_examples(x)
     try_out(network, x)
     path = path_of(x.detach(), **options)
-    return along(network, path, target, len(x) if path.factor is None else rows_per_pass(x, chunk))
+    return along(network, path, target, rows_per_pass(x, chunk))
 
 
 def _gradient_path(x: Tensor) -> Path:

@@ -194,11 +194,7 @@ def _summed_over_steps(g: Tensor, num_draws: int, num_examples: int) -> Tensor:
     return total.permute(0, 3, 1, 2) if images else total
 
 
-def fast_layers(
-    heads: Sequence[Sequence[nn.Module]],
-    seeds: Sequence[int | None],
-    execution: Execution,
-) -> list[Layer]:
+def fast_layers(heads: Sequence[Sequence[nn.Module]], seeds: Sequence[int | None], execution: Execution) -> list[Layer]:
     """Make layers of the fast path of those of some draws: batch norms folded into what is before them.
 
     Args:
@@ -213,11 +209,6 @@ def fast_layers(
     columns: list[list[Any]] = [[kinds.plain(layer) for layer in column] for column in zip(*heads, strict=True)]
     layers: list[Layer] = []
     calls = 0
-
-    def may_wait(pool: nn.MaxPool2d) -> bool:
-        # A guided ReLU in front of windows that overlap sees the sum of their slopes, not each by itself.
-        return not (execution.guided and kinds.windows_overlap(pool))
-
     while columns:
         column = columns.pop(0)
         kind, norms = kinds.kind_of(column[0]), [None] * len(column)
@@ -227,18 +218,15 @@ def fast_layers(
             layers.append(Dense(column, norms, execution))
         elif kind is nn.Conv2d and kinds.is_zero_padded(column[0]):
             layers.append(Convolution(column[0], norms[0], execution))
-        elif kind is nn.ReLU and columns and kinds.kind_of(columns[0][0]) is nn.MaxPool2d and may_wait(columns[0][0]):
-            columns.insert(1, column)  # the same after the pooling, on a quarter of the numbers
         elif kind is nn.ReLU:
-            fresh = bool(layers) and isinstance(layers[-1], Convolution | Dense | MaxPool)
-            layers.append(Relu(execution.guided, in_place=fresh))
+            layers.append(Relu(execution.guided))
             execution.mode.num_met += 1
         elif kind is nn.MaxPool2d and not column[0].return_indices:
             layers.append(MaxPool(column[0], execution))
         elif kind in kinds.DROPOUTS:
             calls += 1
             if seeds[0] is not None:
-                layers.append(Dropout(column[0], seeds, calls, execution))
+                layers.append(Dropout(column[0], cast(Sequence[int], seeds), calls, execution))
         elif kind is nn.Flatten and (column[0].start_dim, column[0].end_dim) == (1, -1):
             layers.append(Flatten())
         elif kind is not nn.Identity:

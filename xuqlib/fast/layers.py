@@ -154,13 +154,13 @@ class Dense(Layer):
 
 
 class Relu(Layer):
-    """A ReLU, which may be guided. It works in place on what an affine layer or a pooling has just made."""
+    """A ReLU, which may be guided."""
 
-    def __init__(self, guided: bool, in_place: bool) -> None:
-        self.guided, self.in_place = guided, in_place
+    def __init__(self, guided: bool) -> None:
+        self.guided = guided
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
-        out = h.relu_() if self.in_place else h.relu()
+        out = h.relu()
         return out, out
 
     def backward(self, g: Tensor, kept: Any) -> Tensor:

@@ -81,10 +81,10 @@ class Draws(Sequence[nn.Module]):
             draws, x = self.seen(x, output, explained=False)
             return draws.read(x)
         check_examples(x)
-        trunk, heads = shared_trunk(self.networks)
-        features = trunk(x)
-        outputs = (head(features if isinstance(head, FixedNetwork) else features.clone()) for head in heads)
-        return stacked([check_logits(output, len(x)) for output in outputs])
+        parts, heads = split(self.networks), self.networks
+        if parts is not None and parts.trunk:
+            x, heads = FixedNetwork(nn.Sequential(*parts.trunk))(x), parts.fixed_heads()
+        return stacked([check_logits(head(x.clone()), len(x)) for head in heads])
 
     def read(self, x: Tensor) -> Tensor:
         """Return the numbers of every draw, (draw, example, class, ...), with the places of a segmentation."""
@@ -179,17 +179,6 @@ def inner(network: nn.Module) -> nn.Module:
     """The network that a draw fixes, which draws that differ in their dropout masks alone have in common."""
     network = network.network if isinstance(network, View) else network
     return network.network if isinstance(network, FixedNetwork) else network
-
-
-def shared_trunk(networks: Sequence[nn.Module]) -> tuple[nn.Module, Sequence[nn.Module]]:
-    """Split draws into the part that all share and one head each, by `split`: network(x) = head(trunk(x)).
-
-    The trunk is the identity where nothing is known to be shared.
-    """
-    parts = split(networks)
-    if parts is None or not parts.trunk:
-        return nn.Identity(), list(networks)
-    return FixedNetwork(nn.Sequential(*parts.trunk)), [parts.head(draw) for draw in range(len(networks))]
 
 
 def stacked(outputs: Sequence[Tensor]) -> Tensor:

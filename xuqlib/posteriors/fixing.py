@@ -6,7 +6,6 @@ import functools
 import sys
 import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -332,27 +331,9 @@ def _answer(network: nn.Module, given: Any, count: int) -> tuple[Any, list[_Seen
 
     inputs, named = mapped(copies, given)
     tried = _Tried(count)
-    with torch.no_grad(), _without_hooks(network), tried:
+    with torch.no_grad(), tried:
         answer = network(*inputs, **named)
     return answer, tried.seen
-
-
-@contextmanager
-def _without_hooks(network: nn.Module) -> Iterator[None]:
-    """Keep what only tries a network from the user's hooks, which may count what they see; those of the library that a
-    layer is from are part of what it does."""
-    hooked = [(module, module._forward_pre_hooks, module._forward_hooks) for module in network.modules()]
-    for module, *both in hooked:
-        library = f"{type(module).__module__.partition('.')[0]}."
-        module._forward_pre_hooks, module._forward_hooks = (
-            OrderedDict((key, hook) for key, hook in hooks.items() if f"{hook.__module__}".startswith(library))
-            for hooks in both
-        )
-    try:
-        yield
-    finally:
-        for module, before, behind in hooked:
-            module._forward_pre_hooks, module._forward_hooks = before, behind
 
 
 def _planned(two: _Seen, three: _Seen) -> Call:
@@ -433,6 +414,18 @@ def count_examples(given: Any) -> int:
     return next(len(tensor) for tensor in tensors_in(given) if tensor.ndim)
 
 
+@contextmanager
+def naming_inputs(*given: Any) -> Iterator[None]:
+    """Say which inputs a network cannot evaluate: torch's word of a shape or dtype starts in the middle of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # out of memory, say
+            raise
+        what = " and ".join(f"x of shape {tuple(x.shape)}, {x.dtype}, on {x.device}" for x in tensors_in(given))
+        raise ValueError(f"the network cannot evaluate {what}; pass what it was trained on ({error})") from error
+
+
 class FixedNetwork(nn.Module):
     """One draw: a network in eval mode whose randomness is fixed.
 
@@ -468,18 +461,10 @@ class FixedNetwork(nn.Module):
         return FixedMasks(self.seed, count_examples(given), generator, plan)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        try:
-            with self.masks(*inputs, **named) as masks:
-                # A layer may work in place on what it is given.
-                copies, named_copies = mapped(Tensor.clone, (inputs, named))
-                answer = self.network(*copies, **named_copies)
-        except RuntimeError as error:
-            if type(error) is not RuntimeError:  # out of memory, say
-                raise
-            # What torch says of a shape or dtype that does not fit starts in the middle of the network.
-            tensors = tensors_in((inputs, named))
-            given = " and ".join(f"x of shape {tuple(x.shape)}, {x.dtype}, on {x.device}" for x in tensors)
-            raise ValueError(f"the network cannot evaluate {given}; pass what it was trained on ({error})") from error
+        with naming_inputs(inputs, named), self.masks(*inputs, **named) as masks:
+            # A layer may work in place on what it is given.
+            copies, named_copies = mapped(Tensor.clone, (inputs, named))
+            answer = self.network(*copies, **named_copies)
         if masks.resampling is not None:
             self.resampling = masks.resampling.get_state()  # and not the generator itself, which cannot be pickled
         return answer

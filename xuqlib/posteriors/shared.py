@@ -23,8 +23,10 @@ class Split(NamedTuple):
     seeds: list[int | None]
     plans: Plans
 
-    def head(self, draw: int) -> FixedNetwork:
-        return FixedNetwork(nn.Sequential(*self.heads[draw]), self.seeds[draw], plans=self.plans)
+    def fixed_heads(self) -> list[nn.Module]:
+        """Return each head as a draw by itself."""
+        heads = zip(self.heads, self.seeds, strict=True)
+        return [FixedNetwork(nn.Sequential(*layers), seed, plans=self.plans) for layers, seed in heads]
 
 
 def split(networks: Sequence[nn.Module]) -> Split | None:

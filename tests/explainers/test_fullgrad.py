@@ -501,9 +501,9 @@ def failing(*_):
 
 
 @pytest.mark.parametrize("name", ["forward", "__init__"])
-def test_a_chain_that_fails_where_the_graph_does_not_is_a_fault_of_the_library(monkeypatch, name):
+def test_a_chain_that_fails_is_not_hidden_by_the_graph(monkeypatch, name):
     monkeypatch.setattr(Convolution, name, failing)
-    with pytest.raises(RuntimeError, match=r"fault of xuqlib, please report it \(ZeroDivisionError: a bug\)"):
+    with pytest.raises(ZeroDivisionError, match="a bug"):
         logit_graph(seeded(late_cnn).eval(), randn(*PICTURES))
 
 
@@ -517,7 +517,7 @@ def test_a_backward_pass_that_fails_raises(monkeypatch):
 def test_what_the_network_refuses_is_said_by_the_network():
     draw = MCDropout(seeded(late_cnn)).sample(1)[0]
     with pytest.raises(ValueError, match=r"cannot evaluate x of shape \(3, 2, 8, 8\)"):
-        logit_graph(draw, randn(3, 2, 8, 8))
+        fullgrad(draw, randn(3, 2, 8, 8), 0)
 
 
 # What every explainer promises

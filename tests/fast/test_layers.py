@@ -340,7 +340,7 @@ def test_layers_become_the_steps_that_stand_for_them():
     conv, same = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3, padding="same")
     reflect = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
     norm, dense = nn.BatchNorm2d(4), nn.Linear(5, 4)
-    assert kinds(conv, norm, nn.ReLU(), nn.MaxPool2d(2)) == ["Convolution", "MaxPool", "Relu"]
+    assert kinds(conv, norm, nn.ReLU(), nn.MaxPool2d(2)) == ["Convolution", "Relu", "MaxPool"]
     assert kinds(dense, nn.BatchNorm1d(4), nn.Identity(), nn.ReLU()) == ["Dense", "Relu"]
     assert kinds(norm, conv, nn.ReLU(), norm) == ["Other", "Convolution", "Relu", "Other"]
     assert kinds(same, norm) == kinds(reflect, norm) == ["Other", "Other"]

@@ -333,7 +333,7 @@ def test_draws_that_were_looked_at_together_still_drop_their_paths():
     draws = MCDropout(network).sample(8, seed=1)
     alone = torch.stack([draw(x) for draw in draws])
     assert len(alone.unique(dim=0)) > 1
-    for look in (draws, lambda x: explain(draws, gradient, x, 0), lambda x: split(draws.networks).head(0)):
+    for look in (draws, lambda x: explain(draws, gradient, x, 0), lambda x: split(draws.networks).fixed_heads()[0]):
         look(x)
         assert torch.equal(torch.stack([draw(x) for draw in draws]), alone)
 
@@ -516,9 +516,14 @@ def test_a_sequence_of_torchs_layers_is_not_tried(monkeypatch):
     assert_close(given, (masks * torch.tensor([0, 1.0, 0, 0, 0, 0])).expand(2, 4, 6).double(), **EXACT)
 
 
-def test_trying_keeps_no_network_alive():
-    draws = MCDropout(seeded(SEQUENCES["a weight"])).sample(2)
+def test_trying_keeps_no_network_alive_and_is_not_seen_by_hooks():
+    network = seeded(SEQUENCES["a weight"])
+    draws = MCDropout(network).sample(2)
+    seen: list[int] = []
+    draws[0].network.first.register_forward_hook(lambda *_: seen.append(1))
+    draws[0].network.register_forward_pre_hook(lambda *_: seen.append(2))
     draws[0](randn(4, 7, 3))
+    assert seen == [2]
     inner = weakref.ref(draws[0].network)
     del draws
     gc.collect()

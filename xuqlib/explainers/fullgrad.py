@@ -262,12 +262,7 @@ def _summed(slope: Tensor, bias: Tensor, psi: str) -> Tensor:
 
 
 def logit_graph(network: Network, x: Tensor) -> ChainGraph | LogitGraph:
-    """Return the faster graph of the two that the network allows. They differ by rounding alone.
-
-    Raises:
-        RuntimeError: the faster graph fails where the other does not, which is a fault of this library; any other
-            error is that of the network.
-    """
+    """Return the faster graph of the two that the network allows. They differ by rounding alone."""
     try:
         return ChainGraph(network, x)
     except NotAChain:

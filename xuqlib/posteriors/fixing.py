@@ -6,6 +6,7 @@ import functools
 import sys
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -331,9 +332,27 @@ def _answer(network: nn.Module, given: Any, count: int) -> tuple[Any, list[_Seen
 
     inputs, named = mapped(copies, given)
     tried = _Tried(count)
-    with torch.no_grad(), tried:
+    with torch.no_grad(), _without_hooks(network), tried:
         answer = network(*inputs, **named)
     return answer, tried.seen
+
+
+@contextmanager
+def _without_hooks(network: nn.Module) -> Iterator[None]:
+    """Keep what only tries a network from the user's hooks, which may count what they see; those of the library that a
+    layer is from are part of what it does."""
+    hooked = [(module, module._forward_pre_hooks, module._forward_hooks) for module in network.modules()]
+    for module, *both in hooked:
+        library = f"{type(module).__module__.partition('.')[0]}."
+        module._forward_pre_hooks, module._forward_hooks = (
+            OrderedDict((key, hook) for key, hook in hooks.items() if f"{hook.__module__}".startswith(library))
+            for hooks in both
+        )
+    try:
+        yield
+    finally:
+        for module, before, behind in hooked:
+            module._forward_pre_hooks, module._forward_hooks = before, behind
 
 
 def _planned(two: _Seen, three: _Seen) -> Call:

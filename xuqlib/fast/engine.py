@@ -30,7 +30,6 @@ from xuqlib.fast.layers import Execution, NotAChain, without_graph
 from xuqlib.fast.vmapped import NotVmapped, OneByOne, Vmapped
 from xuqlib.path import Path, blocks, rows_per_pass, warning_of
 from xuqlib.posteriors.draws import Draws, inner, stacked
-from xuqlib.posteriors.fixing import can_evaluate
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -74,10 +73,13 @@ class Engine:
             except (NotVmapped, torch.OutOfMemoryError) as refusal:
                 if chain is None:
                     return f"loop: {refusal}".partition("\n")[0], OneByOne(networks, self.execution)
-            except Exception:
-                if can_evaluate(networks[0], one):
-                    raise
-                return "loop: a draw does not evaluate an example by itself", OneByOne(networks, self.execution)
+            except Exception as error:
+                loop = OneByOne(networks, self.execution)
+                try:
+                    loop.logits(loop.forward(one), range(1))
+                except Exception:  # a user's network raises what it likes, and will raise it again
+                    return "loop: a draw does not evaluate an example by itself", loop
+                raise error
         return "chain", chain
 
     def at(self, draws: Draws) -> Engine:

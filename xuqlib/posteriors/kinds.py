@@ -112,12 +112,6 @@ def _may_move_examples(module: nn.Module) -> bool:
     return isinstance(module, nn.RNNBase) or not getattr(module, "batch_first", True)
 
 
-def keeps_examples_first(network: nn.Module) -> bool:
-    """Whether a network is made of torch's own layers alone, each of which takes and gives the examples first."""
-    known = all(type(layer) in DROPOUTS or is_sure(layer) for layer in layers_of(network))
-    return known and not any(is_hooked(module) for module in network.modules())
-
-
 def have_same_tensors(layers: Sequence[nn.Module]) -> bool:
     """Whether layers of several draws share every parameter and buffer."""
     return len({tuple(map(id, (*layer.parameters(), *layer.buffers()))) for layer in set(layers)}) == 1

@@ -31,5 +31,5 @@ def importance(e: ExplanationDistribution, statistic: str) -> Tensor:
     if statistic == "cv":
         cv = e.cv("paper", rescale=False)
         return torch.where(cv.isnan(), -torch.inf, cv)
-    folded = e.moments.of["folded"]
+    folded = e.moments["folded"]
     return folded.mean if statistic == "mean" else folded.std()

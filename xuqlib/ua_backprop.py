@@ -20,9 +20,9 @@ from xuqlib.explainers import EXPLAINERS, Explainer
 from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, logit_graph, saliency
 from xuqlib.path import Network, blocks, rows_per_pass
-from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.draws import Draws, fixed_draws
 from xuqlib.posteriors.trial import try_out
-from xuqlib.uncertainty import fixed_draws, logits_of, uncertainty_shares
+from xuqlib.uncertainty import logits_of, uncertainty_shares
 
 _AT_ONCE = 2**23  # numbers of coefficients, or of maps, that are held at once: 64 MB in float64
 _REGRESSIONS = ("regression", "mean_variance")

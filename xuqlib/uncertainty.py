@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_attribution, check_choice, check_count, check_fixed, check_number, check_target
+from xuqlib.checks import check_attribution, check_choice, check_count, check_number, check_target
 from xuqlib.explainers import EXPLAINERS, Explainer
 from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import fullgrad
@@ -23,7 +23,7 @@ from xuqlib.fast.engine import Engine
 from xuqlib.moments import folded
 from xuqlib.outputs import Output
 from xuqlib.path import blocks, rows_per_pass
-from xuqlib.posteriors.draws import Draws, inner
+from xuqlib.posteriors.draws import Draws, fixed_draws, inner
 from xuqlib.views import OfExamples, View
 
 KINDS = ("total", "aleatoric", "epistemic")
@@ -49,17 +49,14 @@ class Uncertainties:
         return pd.DataFrame(columns, index=index).reset_index()
 
 
-def logits_of(draws: Draws, x: Any, *, batch_size: int = 256, output: Any = None) -> Tensor:
+def logits_of(draws: Draws | Sequence[nn.Module], x: Any, *, batch_size: int = 256, output: Any = None) -> Tensor:
     """Evaluate all draws in batches without a graph: (draw, example, class), on the CPU.
 
     Args:
         x, output: as for `explain`; a segmentation gives (draw, example, class, ...).
     """
-    if not isinstance(draws, Draws):
-        raise TypeError(f"draws is a {type(draws).__name__}; pass posterior.sample(num_draws)")
     check_count(batch_size, 1, "batch_size")
-    draws, x = draws.seen(x, output, explained=False)
-    where = next((p.device for p in draws[0].parameters()), torch.device("cpu"))
+    draws, x, where = fixed_draws(draws, x, output, explained=False)
     evaluate: Callable[[Draws, Tensor], Tensor] = Draws.read
     if draws.output != "segmentation" and not isinstance(inner(draws[0]), nn.Sequential):
         engine = Engine(draws.at(slice(1)), x[:1].to(where))
@@ -71,7 +68,9 @@ def logits_of(draws: Draws, x: Any, *, batch_size: int = 256, output: Any = None
         return torch.cat([evaluate(draws.at(part), x[part].to(where)).cpu() for part in parts], dim=1)
 
 
-def uncertainties(draws: Draws, x: Any, *, noise_variance: float | None = None, output: Any = None) -> Uncertainties:
+def uncertainties(
+    draws: Draws | Sequence[nn.Module], x: Any, *, noise_variance: float | None = None, output: Any = None
+) -> Uncertainties:
     """Split the uncertainty about each prediction into what more networks would and would not resolve.
 
     Classes: total is the entropy of the mean probability, aleatoric the mean entropy over draws, epistemic their
@@ -89,9 +88,7 @@ def uncertainties(draws: Draws, x: Any, *, noise_variance: float | None = None, 
     Source: arXiv 2304.04824, section 3; Depeweg et al. 2018, arXiv 1710.07283; Kendall & Gal 2017, arXiv 1703.04977,
         eq. 9, for networks that say a variance.
     """
-    if not isinstance(draws, Draws):
-        raise TypeError(f"draws is a {type(draws).__name__}; pass posterior.sample(num_draws)")
-    draws, x = draws.seen(x, output, explained=False)
+    draws, x, _ = fixed_draws(draws, x, output, explained=False)
     noise_variance = draws.noise_variance if noise_variance is None else noise_variance
     return decompose(logits_of(draws, x), noise_variance, draws.output)
 
@@ -279,14 +276,6 @@ def attribute_uncertainty(
             attribution = check_attribution(explainer(network.at(part), some, which, **given.of(part, where)), some)
             attributions.append((folded(attribution) if absolute else without_channels(attribution)).to(x))
     return torch.cat(attributions)
-
-
-def fixed_draws(draws: Draws | Sequence[nn.Module], x: Any, output: Any = None) -> tuple[Draws, Tensor, torch.device]:
-    """Refuse what `Draws.seen` refuses; return the draws as maps from x, that x, and the device of the draws."""
-    draws, x = (draws if isinstance(draws, Draws) else Draws(draws)).seen(x, output)
-    for network in draws:
-        check_fixed(network)
-    return draws, x, next((parameter.device for parameter in draws[0].parameters()), x.device)
 
 
 def without_channels(attribution: Tensor) -> Tensor:

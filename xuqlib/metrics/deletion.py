@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count, check_number, check_target
 from xuqlib.explainers.baselines import make_baseline
-from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.draws import Draws, fixed_draws
 from xuqlib.uncertainty import logits_of
 
 FILL_OF = {"deletion": "black", "insertion": "blurred"}  # the protocol, after RISE, arXiv 1806.07421
@@ -110,7 +110,7 @@ def deletion(
 
     Source: Petsiuk et al. 2018, arXiv 1806.07421; arXiv 2403.17224, section 4, leaves the protocol open.
     """
-    draws, x = (draws if isinstance(draws, Draws) else Draws(draws)).seen(x, output)
+    draws, x, _ = fixed_draws(draws, x, output)
     target = check_target(target, len(x), sys.maxsize)
     replacement, places, num_places = make_baseline(fill, x), _places(x, order), order.shape[1]
     if num_steps is None:

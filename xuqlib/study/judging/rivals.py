@@ -21,7 +21,7 @@ from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import fullgrad, logit_graph
 from xuqlib.moments import folded
 from xuqlib.path import blocks, rows_per_pass
-from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.draws import Draws, fixed_draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.ua_backprop import (
     SETTINGS,
@@ -35,7 +35,6 @@ from xuqlib.ua_backprop import (
 from xuqlib.uncertainty import (
     KINDS,
     attribute_uncertainty,
-    fixed_draws,
     logits_of,
     uncertainty_shares,
     without_channels,

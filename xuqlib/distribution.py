@@ -72,10 +72,6 @@ class ExplanationDistribution:
         return len(self.mean())
 
     @property
-    def is_picture(self) -> bool:
-        return self.mean().ndim == 4
-
-    @property
     def has_channels(self) -> bool:
         """Whether these are images or volumes, whose channels are folded; a signal's axes are left as they are."""
         return self.mean().ndim > 3

@@ -18,6 +18,7 @@ from xuqlib.explainers import Explainer
 from xuqlib.explainers.declaring import Options, declared_by, named
 from xuqlib.fast.engine import PRECISIONS, Engine, computing_in
 from xuqlib.moments import Moments
+from xuqlib.outputs import probabilities
 from xuqlib.path import blocks, rows_per_pass
 from xuqlib.posteriors.draws import Draws, fixed_draws, inner
 from xuqlib.views import View
@@ -164,6 +165,4 @@ def _mean_probs(draws: Draws, x: Tensor) -> Tensor:
         return view.output.where.flatten(2).sum(2)  # the class that fills the most places
     if draws.output in ("regression", "mean_variance"):
         return F.one_hot(torch.zeros_like(numbers[0, :, 0], dtype=torch.long), numbers.shape[2])  # the first
-    if draws.output == "probabilities":
-        return numbers.mean(0)
-    return (numbers.sigmoid() if draws.output == "multilabel" else numbers.softmax(-1)).mean(0)
+    return probabilities(numbers, draws.output).mean(0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count, check_number, check_target
 from xuqlib.explainers.baselines import make_baseline
+from xuqlib.outputs import probabilities
 from xuqlib.posteriors.draws import Draws, fixed_draws
 from xuqlib.uncertainty import logits_of
 
@@ -122,7 +123,10 @@ def deletion(
     for seen, example, step in draws.in_rows(len(x), num_steps + 1, check_count(batch_size, 1, "batch_size")):
         gone = places[example] < size * step.view(-1, *[1] * (x.dim() - 1))
         logits = logits_of(seen, torch.where(gone, replacement[example], x[example]), batch_size=batch_size)
-        probs = _probs(seen, logits).mean(0)
+        kind = draws.output or ("logits" if logits.shape[2] > 1 else "regression")
+        if kind in ("regression", "mean_variance", "segmentation"):
+            raise ValueError(f"the networks give a {kind}; deletion and insertion need class scores")
+        probs = probabilities(logits, kind).mean(0)
         scores[example, step] = probs.gather(1, target[example, None]).squeeze(1).to(scores)
     return scores
 
@@ -148,18 +152,6 @@ def insertion(
 
 
 CURVES = {"deletion": deletion, "insertion": insertion}
-
-
-def _probs(draws: Draws, numbers: Tensor) -> Tensor:
-    """Probability of each class, or label, of each draw: (draw, example, class)."""
-    is_one = draws.output is None and numbers.shape[2] == 1
-    if is_one or draws.output in ("regression", "mean_variance", "segmentation"):
-        raise ValueError(
-            f"the networks give {draws.output or 'one output, a regression'}; deletion and insertion need class scores"
-        )
-    if draws.output == "probabilities":
-        return numbers
-    return numbers.sigmoid() if draws.output in ("binary", "multilabel") else numbers.softmax(-1)
 
 
 def auc(scores: Tensor) -> Tensor:

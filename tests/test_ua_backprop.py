@@ -349,7 +349,7 @@ BAD = {
         ValueError,
         "explainer 'shap'; known: gradient, .*fullgrad",
     ),
-    "no explainer": (lambda: ua_backprop(DRAWS, X, explainer=3), ValueError, "unknown explainer 3"),
+    "no explainer": (lambda: ua_backprop(DRAWS, X, explainer=3), TypeError, "explainer is 3"),
     "batch statistics": (
         lambda: class_maps(nn.BatchNorm1d(5, track_running_stats=False).double().eval(), randn(4, 5)),
         ValueError,

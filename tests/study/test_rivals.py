@@ -495,7 +495,7 @@ OWN = {
     "draws of U": (lambda: UncertaintyOf(seeded(table_mlp)), TypeError, "posterior.sample"),
     "noise of U": (lambda: UncertaintyOf([seeded(OneOutput).eval()], "aleatoric")(X), ValueError, "the same for all x"),
     "explainer": (lambda: attribute_uncertainty(DRAWS, X, explainer="shap"), ValueError, "'shap'; known: gradient, "),
-    "no explainer": (lambda: attribute_uncertainty(DRAWS, X, explainer=3), ValueError, "unknown explainer 3"),
+    "no explainer": (lambda: attribute_uncertainty(DRAWS, X, explainer=3), TypeError, "explainer is 3"),
     "chunk": (lambda: attribute_uncertainty(DRAWS, X, chunk=0), ValueError, "chunk is 0"),
     "map shape": (
         lambda: attribute_uncertainty(DRAWS, X, explainer=lambda network, x, target: x[:, :2]),

@@ -289,11 +289,11 @@ def test_a_constant_of_channels_last_has_no_place_in_the_image():
     assert_close(terms.total(), network(x)[:, 0].detach(), **EXACT)
 
 
-def test_a_layer_whose_bias_depends_on_x_adds_no_constant():
+def test_a_layer_whose_bias_depends_on_x_adds_the_constant_that_is_left():
     inner, x = seeded(lambda: nn.Linear(5, 3)), randn(*TABLE)
     network = lambda x: F.linear(torch.ones(len(x), 3).double(), torch.eye(3).double(), inner(x[:1]).sum(0))  # noqa: E731
-    assert [term.shape for term in fullgrad_terms(network, x[:1], 0).dense] == [(1, 3)]
-    assert_close(fullgrad_terms(network, x[:1], 0).total(), network(x[:1])[:, 0].detach() - 1, **EXACT)
+    assert [term.shape for term in fullgrad_terms(network, x[:1], 0).dense] == [(1, 3), (1, 3)]
+    assert_close(fullgrad_terms(network, x[:1], 0).total(), network(x[:1])[:, 0].detach(), **EXACT)
 
 
 # Random networks that are piecewise linear

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from xuqlib.checks import check_examples, check_logits
+from xuqlib.checks import check_examples, check_fixed, check_logits
 from xuqlib.inputs import as_inputs
 from xuqlib.outputs import as_output
 from xuqlib.posteriors.fixing import FixedNetwork
@@ -173,6 +173,20 @@ class Draws(Sequence[nn.Module]):
         for network in self.networks:
             network.to(*args, **kwargs)
         return self
+
+
+def fixed_draws(
+    draws: Draws | Sequence[nn.Module], x: Any, output: Any = None, *, explained: bool = True
+) -> tuple[Draws, Tensor, torch.device]:
+    """Return draws, or a list of networks, as maps from x, that x, and the device of the draws; see `Draws.seen`.
+
+    Raises:
+        TypeError, ValueError: as for `Draws` and `Draws.seen`; a network in training mode.
+    """
+    draws, x = (draws if isinstance(draws, Draws) else Draws(draws)).seen(x, output, explained=explained)
+    for network in {id(inner(network)): network for network in draws}.values():
+        check_fixed(network)
+    return draws, x, next((parameter.device for parameter in draws[0].parameters()), x.device)
 
 
 def inner(network: nn.Module) -> nn.Module:

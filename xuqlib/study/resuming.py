@@ -133,7 +133,8 @@ def _tree(value: Any, blobs: list[bytes]) -> Any:
         return {"dict": [[_tree(key, blobs), _tree(each, blobs)] for key, each in value.items()]}
     if kind is Tensor:
         blobs.append(safetensors.torch.save({"": value.detach().cpu().contiguous()}))
-        return {"tensor": str(value.device)}
+        # The order of its axes in memory, too: sums over another order round otherwise.
+        return {"tensor": [str(value.device), torch.empty_like(value).stride()]}
     buffer = io.BytesIO()
     if kind is np.ndarray or isinstance(value, np.generic):
         np.save(buffer, value, allow_pickle=False)
@@ -155,7 +156,8 @@ def _grown(tree: Any, blobs: Iterator[bytes]) -> Any:
     if kind in ("list", "tuple"):
         return (list if kind == "list" else tuple)(_grown(each, blobs) for each in inner)
     if kind == "tensor":
-        return safetensors.torch.load(next(blobs))[""].to(inner)
+        (where, strides), found = inner, safetensors.torch.load(next(blobs))[""]
+        return torch.empty_strided(found.shape, strides, dtype=found.dtype, device=where).copy_(found)
     buffer = io.BytesIO(next(blobs))
     if kind == "frame":
         return pd.read_parquet(buffer)

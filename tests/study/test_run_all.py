@@ -115,6 +115,10 @@ def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: marker.exists() and marker.read_text())
+    second = start(tmp_path, "--only", "50")
+    assert second.returncode == 2 and second.stdout == ""
+    assert re.fullmatch(rf"another run writes to .*quick \(process {running.pid}, since .*", second.stderr.strip())
+    (tmp_path / "notebooks" / f".51_slow.ipynb.{running.pid}.tmp").write_text("half")  # as if it were writing
     running.send_signal(blow)
     running.communicate(timeout=300)
     assert running.returncode == (-blow if blow == signal.SIGKILL else 130)
@@ -124,7 +128,7 @@ def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path,
     ran = start(tmp_path, "--jobs", "1")
     assert ran.returncode == 0, ran.stderr
     assert statuses(ran) == {"50_whole": "cached", "51_slow": "ran"}
-    assert not list((tmp_path / "build" / "quick").glob("*.tmp*"))
+    assert not list(tmp_path.rglob("*.tmp*"))
 
 
 def finished(project: Path) -> run_all.Job:

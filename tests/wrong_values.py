@@ -87,7 +87,7 @@ INTERNAL = {
     "explainers.fullgrad.LogitGraph": BEHIND,
     "explainers.fullgrad.logit_graph": BEHIND,
     "explainers.layer_maps": BEHIND,
-    "metrics.similarity.spearman_rows": BEHIND,
+    "study.judging.similarity.spearman_rows": BEHIND,
     "posteriors.base.WeightPosterior.weights": BEHIND,
     "posteriors.base.check_draws": "the checks themselves",
     "posteriors.base.check_network": "the checks themselves",
@@ -96,7 +96,7 @@ INTERNAL = {
     "posteriors.draws.detached_copy": BEHIND,
     "posteriors.draws.inner": BEHIND,
     "posteriors.draws.rebuilt": BEHIND,
-    "posteriors.draws.shared_trunk": BEHIND,
+    "posteriors.draws.fixed_draws": BEHIND,
     "posteriors.draws.stacked": BEHIND,
     "posteriors.draws.trainable_copy": BEHIND,
     "posteriors.fixing": BEHIND,
@@ -130,6 +130,19 @@ INTERNAL = {
     "study.judging.coverage.Forecast": RECORD,
     "study.judging.recalibration.Repair": RECORD,
     "study.judging.variance.VarianceSplit": RECORD,
+    "study.record.csv_bytes": COMMANDS,
+    "study.record.figures_folder": COMMANDS,
+    "study.record.index_problems": COMMANDS,
+    "study.record.is_running": COMMANDS,
+    "study.record.read_index": COMMANDS,
+    "study.record.read_object": COMMANDS,
+    "study.record.read_published": COMMANDS,
+    "study.record.remove_temporaries": COMMANDS,
+    "study.record.replace_file": COMMANDS,
+    "study.record.seal": COMMANDS,
+    "study.record.sync_folder": COMMANDS,
+    "study.record.update_index": COMMANDS,
+    "study.record.whole_recipes": COMMANDS,
     "study.resuming": COMMANDS,
     "study.runs": COMMANDS,
     "study.site": COMMANDS,
@@ -150,17 +163,16 @@ INTERNAL = {
     "ua_backprop.logit_shares": BEHIND,
     "ua_backprop.settle": BEHIND,
     "uncertainty.UncertaintyOf.at": BEHIND,
-    "uncertainty.checked_draws": BEHIND,
-    "uncertainty.class_draws": BEHIND,
     "uncertainty.columns_of": BEHIND,
-    "uncertainty.fixed_draws": BEHIND,
-    "uncertainty.number_shares": BEHIND,
+    "uncertainty.uncertainty_shares": BEHIND,
     "uncertainty.without_channels": BEHIND,
 }
 
 
 def is_internal(name: str) -> bool:
-    return any(f"{name}.".startswith(known if known.endswith(".") else f"{known}.") for known in INTERNAL)
+    """Whether it stands in INTERNAL, or behind something that does; a full stop at an end leaves the constructor."""
+    within = (known for known in INTERNAL if f"{name}.".startswith(known if known.endswith(".") else f"{known}."))
+    return any(not (known.endswith(".") and name.endswith("__init__")) for known in within)
 
 
 def public() -> dict[str, Callable[..., Any]]:
@@ -421,7 +433,6 @@ CALLS: Calls = {
     "distribution.ExplanationDistribution.cv": {"kind": lambda: "paper"},
     "distribution.ExplanationDistribution.undefined_share": {"kind": lambda: "paper"},
     "distribution.ExplanationDistribution.quantile": {"q": lambda: 0.5},
-    "distribution.diagnose": {"explanation": explanation},
     "explainers.adapters.from_captum": {"method": lambda: "Saliency"},
     "explainers.baselines.make_baseline": {"kind": lambda: "black"},
     "explainers.fullgrad.saliency": {
@@ -430,10 +441,9 @@ CALLS: Calls = {
         )
     },
     "inputs.Inputs.__init__": {"given": pictures},
-    "metrics.deletion.importance": {"statistic": lambda: "mean"},
-    "metrics.deletion.filled": {"fill": lambda: "black"},
+    "study.judging.orderings.importance": {"statistic": lambda: "mean"},
     "metrics.deletion.perturbed": {"kind": lambda: "deletion"},
-    "metrics.similarity.spearman": {"a": lambda: maps().flatten(1), "b": lambda: maps().flip(0).flatten(1)},
+    "study.judging.similarity.spearman": {"a": lambda: maps().flatten(1), "b": lambda: maps().flip(0).flatten(1)},
     "posteriors.deep_ensemble.DeepEnsemble.__init__": {"members": lambda: [net(), net()]},
     "posteriors.deep_ensemble.DeepEnsemble.sample": {"num_draws": lambda: None},
     "posteriors.draws.Draws.__init__": {"networks": lambda: [net()], "posterior": lambda: "mine"},
@@ -612,7 +622,6 @@ CALLS: Calls = {
     "study.record.Notebook.claim": {"value": lambda: 1.0},
     "study.record.Notebook.published": {"slug": lambda: "std_error"},
     "study.record.Notebook.save": {"dataset": lambda: "digits", "posterior": lambda: "one"},
-    "study.record.replace_file": {"content": lambda: b"bytes"},
     "study.record.save": {
         "name": lambda: "a_figure",
         "notebook": lambda: "04",
@@ -621,7 +630,6 @@ CALLS: Calls = {
         "folder": scratch,
         "device": lambda: "cpu",
     },
-    "study.record.update_index": {"entries": dict, "folder": scratch},
     "study.training.fitting.augmented": {"augment": lambda: "shift"},
     "study.training.fitting.fit": {"posterior": table_net},
     "study.training.loading.train_or_load": {
@@ -1165,7 +1173,7 @@ HARMLESS: dict[str, str] = {
     "figures.* nan": "NaN is hatched, or left out of a line",
     "figures.* inf": "as NaN",
     "figures.* other width": "a picture and its maps are drawn side by side, each at its size",
-    "figures.*(dataset)": "decides only whether pictures are hidden; a data set of the reader's own has a name of its own",
+    "figures.*(dataset)": "decides only whether pictures are hidden; a set of the reader's own has another name",
     "figures.maps.draw_strip(values)": "maps with or without channels, of as many draws as there are",
     "figures.maps.flat_map(values)": "a map with or without channels",
     "figures.maps.maps(mean)": "a map with or without channels",
@@ -1201,13 +1209,11 @@ HARMLESS: dict[str, str] = {
     "study.judging.steadiness.pool(segments) beyond": "regions without a pixel",
     "study.judging.timing.by_operation(function) gives none": "what a call returns is dropped",
     "study.judging.timing.flops(function) gives none": "what a call returns is dropped",
-    "study.record.csv_bytes(frame)": "any frame",
     "study.record.save(frame) other_columns": "any frame that was plotted",
     "study.record.Notebook.save(frame) other_columns": "any frame that was plotted",
     "study.record.Notebook.__init__(folder) under a file": "is made when something is saved, which says so",
     "study.record.Notebook.claim(value) nan": "a claim that could not be measured; the table shows it",
     "study.record.Notebook.claim(value) inf": "the table shows it",
-    "study.record.update_index(entries)": "no entry, or one of any fields",
     "study.training.networks.MeanVariance.__init__(body) no_layer": "any network that answers two columns",
     "study.training.recipes.Recipe.__init__(options) unknown": "the network that is built says so",
     "posteriors.*(network) training": "a posterior's copies answer in eval mode",
@@ -1264,26 +1270,14 @@ def valid_arguments(place: str, call: Callable[..., Any]) -> dict[str, Any]:
             if name not in VALID:
                 raise AssertionError(f"no valid value of {name!r} for {place}; add one to VALID or CALLS of {__file__}")
             found[name] = VALID[name]()
-        elif name in QUICK:
+        elif name in QUICK.split():
             found[name] = VALID[name]()
     return found
 
 
 # Parameters with a default that the valid call gives all the same: else it would be slow, or show a bar.
-QUICK = set(
-    [
-        "batch_size",
-        "budgets",
-        "num_copies",
-        "num_repeats",
-        "num_resamples",
-        "num_samples",
-        "num_starts",
-        "num_steps",
-        "progress",
-        "recipe",
-        "target",
-    ]
+QUICK = (
+    "batch_size budgets num_copies num_repeats num_resamples num_samples num_starts num_steps progress recipe target"
 )
 
 

@@ -55,7 +55,6 @@ Size = tuple[float, float]  # width and height
 Networks = Sequence[nn.Module]
 Table = pd.DataFrame  # of one row or more
 Options = tuple[tuple[str, Any], ...]
-Entries = Mapping[str, Mapping[str, object] | None]
 Grid = Sequence[Sequence[Tensor | None]]
 Band = tuple[Tensor, Tensor]  # low and high ends
 Tests = Mapping[str, Mapping[str, Any]]
@@ -218,7 +217,6 @@ KINDS: dict[str, Kind] = {
     "Grid": _listed("rows of maps", _is_row),
     "Band": _listed("two tensors, the low and the high ends", _holds_numbers, 2),
     "Options": Kind("pairs of a name and a value", tuple, lambda pairs, _: all(map(_is_option, pairs))),
-    "Entries": Kind("entries by name", Mapping),
     "Tests": _by_name("arguments of `agreement` by the name of each", _is_mapping),
     "Facts": _by_name("numbers of each map, by metric", _is_mapping),
     "Ratings": Kind("a frame, or a list of ratings per rater", (pd.DataFrame, Sequence, np.ndarray), _are_ratings),

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
-from xuqlib.metrics.similarity import spearman_rows
 from xuqlib.study.checked import (
     Column,
     Columns,
@@ -31,6 +30,7 @@ from xuqlib.study.checked import (
     checked,
     shown,
 )
+from xuqlib.study.judging.similarity import spearman_rows
 
 OVER_EXAMPLES = "±2 standard errors over examples"
 OVER_SEEDS = "95 % t-interval over seeds, paired"

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_count
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.metrics.deletion import importance
 from xuqlib.posteriors.draws import copy_with, inner
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.posteriors.kinds import weighted_layers
 from xuqlib.study.checked import Count, Maps, Pictures, Place, Seed, Shape, checked
+from xuqlib.study.judging.orderings import importance
 
 
 @checked

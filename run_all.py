@@ -603,6 +603,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return listing(args)
         workers = args.jobs or min(cores(), 3)  # each takes most of a gigabyte
         return make_site(args, workers) if args.site else run_notebooks(args, workers)
+    except study.DamagedError as error:  # a table of claims, which the site and the README show
+        stop(str(error))
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise

@@ -1,0 +1,204 @@
+"""Slips of one sign, one count or one constant that every other test lets pass, each with what it would cost."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from core_networks import EXACT, assert_fast, randn, seeded, table_mlp
+from torch import Tensor, nn, tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from xuqlib import (
+    Draws,
+    ExplanationDistribution,
+    Flipout,
+    MCDropConnect,
+    MCDropout,
+    explain,
+    from_captum,
+    gradient_x_input,
+    integrated_gradients,
+    smoothgrad,
+)
+from xuqlib.explainers.fullgrad import fullgrad
+from xuqlib.explainers.lime import lime_fit
+from xuqlib.moments import Moments
+from xuqlib.study.judging.blurring import default_shares, greedy_order
+from xuqlib.study.judging.coverage import scaled_maps
+from xuqlib.study.judging.scores import standard_errors
+from xuqlib.uncertainty import decompose
+
+
+def of(values: list) -> ExplanationDistribution:
+    return ExplanationDistribution(torch.as_tensor(values, dtype=torch.float64))
+
+
+def linear(weight: list[list[float]]) -> nn.Module:
+    """Logits weight @ x, (class, feature), for tables and pictures."""
+    layer = nn.Linear(len(weight[0]), len(weight), bias=False, dtype=torch.float64)
+    layer.weight.data = tensor(weight, dtype=torch.float64)
+    return nn.Sequential(nn.Flatten(), layer).eval()
+
+
+# Statistics of draws
+
+
+def test_the_ratio_cv_adds_sizes_so_that_positive_and_negative_pixels_do_not_cancel_to_no_signal():
+    e = of([[[2.0, -2.0]], [[4.0, -4.0]]])  # means 3 and -3, stds 1 and 1
+    assert e.cv("ratio").tolist() == [pytest.approx(2 / 6)]
+
+
+def test_the_signal_of_a_negative_pixel_is_its_size_so_that_evidence_against_a_class_is_no_noise():
+    assert of([[[-1.0, 1.0]], [[-3.0, 3.0]]]).snr().tolist() == [[2.0, 2.0]]
+
+
+def test_the_error_of_a_std_by_moments_divides_by_2_n_minus_2_or_few_draws_look_surer_than_they_are():
+    values = tensor([[[0.0]], [[2.0]]])  # std sqrt(2) with divisor 1, over sqrt(2 (2 - 1))
+    e = ExplanationDistribution(None, Moments.over(values))
+    assert e.standard_error("std").item() == pytest.approx(1.0)
+
+
+def test_a_std_without_a_degree_of_freedom_is_nan_and_never_infinite_or_zero():
+    e = of([[[0.0, 1.0]], [[2.0, 1.0]]])
+    assert e.std(correction=1).tolist() == [[pytest.approx(math.sqrt(2)), 0.0]]
+    for correction in (2, 3):
+        assert e.std(correction=correction).isnan().all()
+
+
+# Explainers
+
+
+class Doubling:
+    """As Captum's perturbation methods do, it returns numbers of another precision than it was given."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attribute(self, x: Tensor, target: Tensor) -> Tensor:
+        return 2 * x.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_map_of_captum_has_the_dtype_of_x_or_stacks_of_explainers_could_not_be_compared(dtype):
+    x = randn(2, 3, dtype=dtype)
+    found = from_captum(Doubling)(linear([[1.0, 2.0, 3.0]]).to(dtype), x)
+    assert found.dtype == dtype and torch.equal(found, 2 * x)
+
+
+def spread_of_a_term(span: float) -> Tensor:
+    """Minmax map, (2, 2), of a network in float32 one of whose terms reaches from 0 to `span`; x itself is 0."""
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 2, bias=False)).eval()
+    with torch.no_grad():
+        network[0].weight.fill_(1.0), network[0].bias.fill_(1.0)
+        network[2].weight.copy_(tensor([[0.0, 0.25, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]]) * span)
+    return fullgrad(network, torch.zeros(1, 1, 2, 2), 0)[0, 0]
+
+
+def test_a_term_is_flat_only_where_its_span_cannot_be_divided_by_or_faint_layers_would_leave_the_map():
+    assert_close(spread_of_a_term(1e-30), tensor([[0.0, 0.25], [0.5, 1.0]]))
+    assert torch.equal(spread_of_a_term(1e-40), torch.zeros(2, 2)), "1 / 1e-40 is infinite in float32"
+
+
+def stepped(height: float):
+    """A logit of 1,000 that rises by `height` where the first feature is positive, in float32."""
+    return lambda x: 1000 + height * (x[:, 0] > 0).to(x)
+
+
+def test_lime_explains_a_change_of_many_last_digits_and_calls_one_of_few_a_constant_or_it_would_explain_rounding():
+    x = torch.zeros(1, 2)
+    # 32 last digits of 1,000 are 0.0038; the logit of half of the copies is higher, which is a std of half a step.
+    few, many = (lime_fit(stepped(height), x, num_samples=200) for height in (1e-3, 2e-2))
+    assert few.r2.isnan().all() and torch.equal(few.attribution, torch.zeros(1, 2))
+    assert many.r2.item() > 0.5 and many.attribution[0, 0] > 0.001 > many.attribution[0, 1].abs()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_fast_path_sums_a_path_of_any_number_of_steps_or_its_first_layer_would_see_steps_as_examples(steps):
+    draws, x, target = MCDropout(seeded(table_mlp)).sample(3, seed=1), randn(4, 5), tensor([0, 2, 1, 1])
+    for explainer, options in (
+        (integrated_gradients, {"num_steps": steps}),
+        (smoothgrad, {"num_samples": steps, "noise": 0.3}),
+    ):
+        with assert_fast():
+            found = explain(draws, explainer, x, target, **options).values
+        assert_close(found, torch.stack([explainer(draw, x, target, **options) for draw in draws]), **EXACT)
+
+
+# Posteriors and outputs
+
+
+@pytest.mark.parametrize("posterior", [Flipout, MCDropConnect])
+def test_layers_of_one_shape_have_noise_of_their_own_or_their_weights_would_move_together(posterior):
+    network = nn.Sequential(nn.Linear(60, 60, bias=False), nn.Linear(60, 60, bias=False))
+    for layer in network:
+        nn.init.ones_(layer.weight)
+    for draw in posterior(network, placement="all").sample(2, seed=1):
+        weights = [value for name, value in draw.state_dict().items() if name.endswith("layer.weight")]
+        first, second = (weight - weight.mean() for weight in weights)
+        correlation = (first * second).mean() / (first.std() * second.std())
+        assert abs(correlation) < 5 / 60  # five standard errors of the correlation of 3,600 pairs
+
+
+def constant(*answer: float) -> nn.Module:
+    """A network that answers the same whatever x, (N, 2), is."""
+    layer = nn.Linear(2, len(answer), dtype=torch.float64)
+    layer.weight.data.zero_(), layer.bias.data.copy_(tensor(answer, dtype=torch.float64))
+    return layer.eval()
+
+
+def test_rows_that_nearly_sum_to_one_are_logits_or_a_user_could_not_explain_them():
+    with pytest.raises(ValueError, match="answers are probabilities"):
+        explain([constant(0.4, 0.6)], gradient_x_input, randn(3, 2))
+    found = explain([constant(0.4, 0.605)], gradient_x_input, randn(3, 2))
+    assert torch.equal(found.values, torch.zeros(1, 3, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="rows are no probabilities"):
+        decompose(tensor([[[0.4, 0.605]]]), output="probabilities")
+
+
+# Measures of the study
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_maps_of_every_block_explain_the_targets_of_their_own_examples(block):
+    x, target = tensor([[1.0, 1.0]] * 3, dtype=torch.float64), tensor([0, 1, 1])
+    found = scaled_maps([linear([[1.0, 3.0], [-1.0, 0.0]])], gradient_x_input, x, target, block=block)
+    assert found.tolist() == [[[0.5, 1.5], [-2.0, 0.0], [-2.0, 0.0]]]  # weight * x over its mean size
+
+
+def test_a_standard_error_of_two_resamples_divides_by_one_or_every_error_of_the_study_is_too_small():
+    logits = F.one_hot(tensor([0, 0, 0, 1, 1, 0, 1]), 2).double()[None]
+    found = standard_errors(logits, torch.zeros(7, dtype=torch.int64), num_resamples=2, seed=2)["accuracy"]
+    # Two accuracies k / 7: their std is |difference| / sqrt(2), which for a divisor of 2 would be |difference| / 2.
+    sevenths = found * math.sqrt(2) * 7
+    assert sevenths == pytest.approx(round(sevenths)) and round(sevenths) > 0
+
+
+def test_the_fine_shares_of_a_curve_go_up_to_the_last_whole_pixel_within_five_percent():
+    shares = default_shares(64).tolist()  # three pixels are 4.7 %
+    assert shares[:6] == [0, 1 / 64, 0.02, 2 / 64, 3 / 64, 0.05]
+    assert shares[-1] == 1 and len(shares) == 25  # then every 5 % from 10 % on
+
+
+class Counting(nn.Module):
+    """Two classes, of which the first gains with each pixel; counts its calls with a graph."""
+
+    def __init__(self, sign: float) -> None:
+        super().__init__()
+        self.sign, self.calls = sign, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += torch.is_grad_enabled()
+        first = self.sign * x.flatten(1).sum(1, keepdim=True)
+        return torch.cat([first, -first], 1)
+
+
+@pytest.mark.parametrize(("budget", "wanted"), [(0.29, 29), (0.299, 29), (0.001, 1)])
+def test_the_greedy_order_looks_once_for_every_whole_pixel_of_its_budget_and_loses_none_to_rounding(budget, wanted):
+    assert int(0.29 * 100) == 28, "the product is 28.999999999999996"
+    draws = Draws([Counting(1.0), Counting(-1.0)])
+    order = greedy_order(draws, randn(1, 1, 10, 10).sigmoid() / 100, budget=budget, fill="black")
+    assert order.sort(1).values.tolist() == [list(range(100))]
+    assert draws[0].calls == wanted

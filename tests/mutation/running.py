@@ -39,7 +39,7 @@ FOLDERS = ("explainers", "fast", "metrics", "posteriors")
 NOT_OF_THE_METHOD = {"test_guards", "test_packaging", "test_readme", "test_style"}
 PLAIN = ["-q", "--tb=no", "-o", "addopts=", "-m", "not nightly", *("-p", "no:cacheprovider"), *("-p", "no:xdist")]
 PLAIN += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what was imported before the fork
-MOST_SECONDS = 60  # of tests for one mutant, as long as they took without it
+MOST_SECONDS = 20  # of tests for one mutant, as long as they took without it
 SLOW = 10  # seconds; a test that takes longer is left out
 
 
@@ -170,6 +170,17 @@ class _Finder:
         return spec_from_file_location(name, self.path, loader=_Loader(name, self.path, self.tree))
 
 
+def load_others() -> None:
+    """Import what the tests import, once for all mutants, and forget this project again."""
+    pytest.main([*PLAIN, "--collect-only", "-qq", *tests_of_the_method()])
+    for name in ("torch._dynamo", "torch.func", "sympy", "captum.attr", "skimage.segmentation", "xarray"):
+        importlib.import_module(name)
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if path and path.startswith(f"{ROOT}{os.sep}") and ".venv" not in path and name not in ("mutants", "__main__"):
+            del sys.modules[name]
+
+
 def run(mutant: Mutant, tree: Module, tests: list[str], seconds: float) -> tuple[str, str]:
     """Let a mutant meet tests in a process of its own, which has torch loaded already, and this project not.
 
@@ -241,8 +252,7 @@ def go_on(count: int, seed: int, only: str = "") -> dict[str, str]:
             known[row["mutant"]] = row["result"]
     if any(mutant.name not in known for mutant in sample):
         reach = Reach()
-        for name in ("torch", "torchvision", "scipy.stats", "skimage.segmentation", "sklearn", "pandas", "sympy"):
-            importlib.import_module(name)
+        load_others()
         for number, mutant in enumerate(sample, 1):
             if mutant.name in known:
                 continue

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from core_networks import EXACT, assert_fast, randn, seeded, table_mlp
+from core_networks import EXACT, FunctionalDropout, assert_fast, randn, seeded, table_mlp
 from torch import Tensor, nn, tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from xuqlib import (
+    DeepEnsemble,
     Draws,
     ExplanationDistribution,
     Flipout,
@@ -22,6 +24,7 @@ from xuqlib import (
     gradient_x_input,
     integrated_gradients,
     smoothgrad,
+    ua_backprop,
 )
 from xuqlib.explainers.fullgrad import fullgrad
 from xuqlib.explainers.lime import lime_fit
@@ -202,3 +205,73 @@ def test_the_greedy_order_looks_once_for_every_whole_pixel_of_its_budget_and_los
     order = greedy_order(draws, randn(1, 1, 10, 10).sigmoid() / 100, budget=budget, fill="black")
     assert order.sort(1).values.tolist() == [list(range(100))]
     assert draws[0].calls == wanted
+
+
+# Slips that mutants made, and no test noticed
+
+
+def test_draws_that_are_seen_with_other_inputs_move_with_all_their_weights_or_they_would_fail_on_a_gpu():
+    given = (randn(3, 2), randn(3, 2))
+    draws, x = Draws([Sum().eval()]).seen(given)
+    assert draws.to(torch.float32)(x.float()).dtype == torch.float32
+
+
+class Sum(nn.Module):
+    """Two classes from two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(2, 2, dtype=torch.float64)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.one(a) + self.one(b).to(a)
+
+
+def test_a_map_of_captum_is_the_same_for_examples_that_want_a_gradient_and_leaves_them_none():
+    network, x = linear([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]]), randn(2, 3)
+    wanting = x.clone().requires_grad_()
+    found = from_captum("InputXGradient")(network, wanting, 0)
+    assert torch.equal(found, x * tensor([1.0, 2.0, 3.0]).double()) and not found.requires_grad
+    assert wanting.grad is None
+
+
+def test_a_baseline_that_wants_a_gradient_leaves_no_graph_behind_the_map_or_memory_would_grow():
+    baseline = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    network, x = linear([[1.0, 2.0, 3.0]]), randn(2, 3)
+    found = integrated_gradients(network, x, baseline=baseline, num_steps=2)
+    assert not found.requires_grad
+    assert_close(found, x * tensor([1.0, 2.0, 3.0]).double(), **EXACT)
+
+
+@pytest.mark.parametrize(("name", "psi", "normalise"), [("paper", "minmax", "softmax"), ("recommended", "raw", "sum")])
+def test_the_named_settings_of_ua_backprop_are_the_published_ones_or_numbers_of_papers_would_not_be_repeated(
+    name, psi, normalise
+):
+    draws = Draws([linear([[0.0, 6.0], [6.0, 0.0], [0.0, 0.1]]), linear([[0.0, 5.0], [4.0, 0.0], [0.0, 0.2]])])
+    x = tensor([[0.2, 2.0], [1.0, 1.1]], dtype=torch.float64)  # the first so sure that tau1 matters
+    spelled: dict[str, Any] = {"coefficients": "softmax", "psi": psi, "normalise": normalise, "tau1": 1e-5}
+    spelled |= {} if normalise == "sum" else {"tau2": 1.0}
+    found = ua_backprop(draws, x, setting=name)
+    assert torch.equal(found, ua_backprop(draws, x, **spelled))
+    assert not torch.allclose(found[:1], ua_backprop(draws, x[:1], **spelled | {"tau1": 2e-5}), rtol=1e-4)
+
+
+def test_draws_with_and_without_masks_are_each_explained_as_they_are_where_no_chain_can_tell():
+    network, x = seeded(FunctionalDropout), randn(3, 5)
+    mixed = Draws([*MCDropout(network).sample(1, seed=1), *DeepEnsemble([network]).sample()])
+    for draws in (mixed, mixed[::-1]):
+        found = explain(draws, integrated_gradients, x, 1, num_steps=2).values
+        assert_close(found, torch.stack([integrated_gradients(draw, x, 1, num_steps=2) for draw in draws]), **EXACT)
+
+
+@pytest.mark.parametrize(("classes", "wanted"), [(1, [1.0, 0.0, 0.0, 1.0]), (2, [1.0, 0.0, 1.0, 1.0])])
+def test_a_segmentation_is_explained_where_the_class_is_the_most_probable_or_maps_would_show_the_background(
+    classes, wanted
+):
+    x = tensor([[[[2.0, -3.0], [-1.0, 4.0]]]], dtype=torch.float64)
+    network = nn.Conv2d(1, classes, 1, dtype=torch.float64).eval()
+    network.weight.data.fill_(1.0), network.bias.data.zero_()
+    if classes == 2:  # against a class whose logit is -2 everywhere: more than -3, less than -1
+        network.weight.data[1], network.bias.data[1] = 0.0, -2.0
+    found = explain([network], gradient_x_input, x, 0, output="segmentation").values
+    assert_close(found.flatten(), tensor(wanted).double() * x.flatten(), **EXACT)

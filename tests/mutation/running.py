@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import traceback
-from ast import Module
+from ast import Module, parse
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
@@ -253,6 +253,9 @@ def go_on(count: int, seed: int, only: str = "") -> dict[str, str]:
     if any(mutant.name not in known for mutant in sample):
         reach = Reach()
         load_others()
+        first, *_ = sample
+        if run(first, parse((ROOT / first.path).read_text(encoding="utf-8")), reach.tests(first), 600)[0] != "survived":
+            raise RuntimeError(f"the tests of {first.path} fail without a mutant: {(BUILD / 'last.log').read_text()}")
         for number, mutant in enumerate(sample, 1):
             if mutant.name in known:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from xuqlib import (
     MCDropout,
     explain,
     from_captum,
+    gradient,
     gradient_x_input,
     integrated_gradients,
     smoothgrad,
@@ -32,7 +34,7 @@ from xuqlib.moments import Moments
 from xuqlib.study.judging.blurring import default_shares, greedy_order
 from xuqlib.study.judging.coverage import scaled_maps
 from xuqlib.study.judging.scores import standard_errors
-from xuqlib.uncertainty import decompose
+from xuqlib.uncertainty import decompose, uncertainties
 
 
 def of(values: list) -> ExplanationDistribution:
@@ -275,3 +277,75 @@ def test_a_segmentation_is_explained_where_the_class_is_the_most_probable_or_map
         network.weight.data[1], network.bias.data[1] = 0.0, -2.0
     found = explain([network], gradient_x_input, x, 0, output="segmentation").values
     assert_close(found.flatten(), tensor(wanted).double() * x.flatten(), **EXACT)
+
+
+def test_the_jackknife_never_takes_the_root_of_a_rounding_below_zero_or_steady_pixels_would_have_no_error():
+    # Without the first draw nothing spreads: its square less that of the mean rounds to below 0 for half of these.
+    values = randn(2, 1, 200)[[0, 1, 1]]
+    found = ExplanationDistribution(values).standard_error("std")
+    left = torch.stack(
+        [values[[number for number in range(3) if number != gone]].std(0, correction=0) for gone in range(3)]
+    )
+    assert_close(found, (2 * left.var(0, correction=0)).sqrt(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_cv_that_is_undefined_on_half_of_the_pixels_is_no_finding_since_half_is_not_most():
+    size = 1 + torch.arange(8.0).flip(0)
+    for faint, wanted in ((4, 0), (5, 1)):
+        values = size * torch.where(torch.arange(8) < faint, 1e-3, 1.0) * (1 + 0.1 * randn(12, 1, 8))
+        assert (
+            sum("no coefficient of variation" in told for told in ExplanationDistribution(values).diagnose()) == wanted
+        )
+
+
+class Sized(nn.Module):
+    """A network with dropout, no chain of layers, that notes how many rows it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.drop, self.line = nn.Dropout(0.4), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return self.line(self.drop(x).tanh())
+
+
+def test_a_pass_of_draws_side_by_side_holds_a_bounded_number_of_rows_or_memory_would_grow_with_examples_and_steps():
+    network = Sized()
+    draws, x = MCDropout(network).sample(2, seed=1), randn(200, 5, dtype=torch.float32)
+    explain(draws, integrated_gradients, x, 0, num_steps=32)
+    sizes = [size for draw in draws for module in draw.modules() for size in getattr(module, "sizes", [])]
+    assert 2 * max(sizes) <= 4096 < 200 * 32
+
+
+def test_a_chunk_is_the_most_rows_in_one_pass_of_an_explainer_examples_times_steps():
+    sizes: list[int] = []
+
+    def network(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x.tanh()
+
+    x = randn(3, 4)
+    found = integrated_gradients(network, x, 1, num_steps=32, chunk=10)
+    assert max(sizes) <= 10
+    assert_close(found, integrated_gradients(network, x, 1, num_steps=32), **EXACT)
+
+
+def test_coefficients_of_many_classes_are_held_for_few_examples_at_a_time_or_a_thousand_classes_would_need_gigabytes(
+    monkeypatch,
+):
+    module, sizes = sys.modules["xuqlib.ua_backprop"], []
+    whole = module.logit_coefficients
+    monkeypatch.setattr(module, "logit_coefficients", lambda *args: sizes.append(whole(*args).numel()) or whole(*args))
+    draws = Draws([linear([[float(label)] for label in range(300)]), linear([[1.0]] * 300)])
+    x = randn(100, 1)
+    assert_close(ua_backprop(draws, x).sum(1), uncertainties(draws, x).epistemic, **EXACT)
+    assert sum(sizes) == 2 * 100 * 300**2 and max(sizes) <= 2**23
+
+
+def test_a_network_in_training_mode_is_told_to_be_one_or_its_user_would_look_for_a_random_forward():
+    with pytest.raises(ValueError, match="network is in training mode, so its layer 0 .Dropout."):
+        gradient(nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 3)).double(), randn(2, 5), 0)
+    with pytest.raises(TypeError, match="pass a module or function"):
+        gradient(3, randn(2, 5), 0)

@@ -62,6 +62,7 @@ def statuses(ran: subprocess.CompletedProcess[str]) -> dict[str, str]:
     return {words[1]: words[2] for words in lines}
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_leaves_its_traceback_the_others_go_on_and_only_what_changed_runs_again(tmp_path):
     write(tmp_path, "50_first", PUBLISH)
     write(tmp_path, "51_broken", "1 / 0")
@@ -102,6 +103,7 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the kernel in /proc")
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.slow
 def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path, blow):
     marker = tmp_path / "kernel"
     write(tmp_path, "50_whole", PUBLISH)

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from xuqlib.checks import check_choice, check_examples, check_logits, check_target
 from xuqlib.explainers.declaring import explainer
 from xuqlib.explainers.layer_maps import PSI, ChainGraph, as_map, over_channels, wide
-from xuqlib.fast.layers import NotAChain
+from xuqlib.fast.layers import NotAChain, raise_clearer
 from xuqlib.guided import depends
 from xuqlib.path import NO_GRADIENT, Network, blocks, rows_per_pass
 from xuqlib.posteriors.trial import try_out
@@ -100,8 +100,9 @@ class _BiasMode(TorchFunctionMode):
         given = tuple(values[number].detach() for number in inputs)
         if name in _LAYERS and inputs == [0] and given[0].dim() >= values[1].dim():  # not one image without a batch
             constant = call(torch.zeros_like(given[0][:1]))
-            first_place: Any = (..., *[slice(1)] * (constant.dim() - 2))
-            constant = constant[first_place] if name in _OF_CHANNELS else constant
+            if name in _OF_CHANNELS:
+                first_place: Any = (..., *[slice(1)] * (constant.dim() - 2))
+                constant = constant[first_place]
         elif name in _AFFINE:
             constant = call(*map(torch.zeros_like, given))
         else:  # number by number, so that the slope of the sum is that of each
@@ -247,11 +248,20 @@ def _summed(slope: Tensor, bias: Tensor, psi: str) -> Tensor:
 
 
 def logit_graph(network: Network, x: Tensor) -> ChainGraph | LogitGraph:
-    """Return the faster graph of the two that the network allows. They differ by rounding alone."""
+    """Return the faster graph of the two that the network allows. They differ by rounding alone.
+
+    Raises:
+        RuntimeError: the faster graph fails where the other does not, which is a fault of this library; any other
+            error is that of the network.
+    """
     try:
         return ChainGraph(network, x)
     except NotAChain:
         return LogitGraph(network, x)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise_clearer(error, lambda: LogitGraph(network, x))
 
 
 def fullgrad_terms(network: Network, x: Tensor, target: Any = None) -> FullGradTerms:

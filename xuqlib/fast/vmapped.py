@@ -19,7 +19,7 @@ from xuqlib.path import slope
 from xuqlib.posteriors.fixing import FixedNetwork, Fold, can_evaluate
 from xuqlib.posteriors.kinds import is_hooked
 from xuqlib.posteriors.shared import look_alike
-from xuqlib.views import at
+from xuqlib.views import View, at
 
 # Draws in a pass at least, for which batches are cut. Measured: cut for 8 or 16, small networks are slower.
 _SIDE_BY_SIDE = 4
@@ -56,16 +56,21 @@ class Vmapped(Together):
             raise NotVmapped("hooks see what goes through the network")
         if len(networks) < 2 or len({each.seed is None for each in self.fixed}) > 1:
             raise NotVmapped("one draw, or draws of several kinds")
+        if points.device.type == "cpu" and any(isinstance(layer, nn.LSTM) for layer in networks[0].modules()):
+            raise NotVmapped(
+                "an LSTM is one operation on a CPU, but some for each time step under vmap, at half the speed"
+            )
         self.own = self._own_tensors()
         if any(tensor.ndim > 3 for tensor in self.own.values()):
             raise NotVmapped("draws have convolutions of their own, which are no faster side by side")
         self.own_numbers = sum(tensor[0].numel() for tensor in self.own.values())
         self._folds: dict[range, Fold] = {}
-        if not can_evaluate(networks[-1], points):
-            raise NotVmapped("a draw does not evaluate an example by itself")
-        known = self.fixed[0].plans.refused_by_vmap if networks[0] is self.fixed[0] else {}
-        key = points.shape[1:], execution, tuple(self.own)
+        is_view = isinstance(networks[0], View)
+        known = self.fixed[0].plans.refused_by_vmap if is_view or networks[0] is self.fixed[0] else {}
+        key = points.shape[1:], execution, tuple(self.own), networks[0].kind if is_view else ()
         if key not in known:
+            if not can_evaluate(networks[-1], points):
+                raise NotVmapped("a draw does not evaluate an example by itself")
             known[key] = self._probe(points)
         if known[key]:
             raise NotVmapped(known[key])

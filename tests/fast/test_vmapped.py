@@ -166,6 +166,30 @@ class Scaled(Skip):
         return {"answer": super().forward(x) * scale}
 
 
+def vit_before_its_head() -> nn.Module:
+    vit = torchvision_vit()
+    for module in vit.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    vit.heads = nn.Sequential(nn.Dropout(0.3), vit.heads)
+    return vit
+
+
+@pytest.mark.filterwarnings("ignore:network called no ReLU")
+@pytest.mark.parametrize(
+    ("build", "is_split"), [(torchvision_vit, True), (attentive_vit, False), (vit_before_its_head, False)]
+)
+def test_many_rows_of_attention_behind_a_mask_are_evaluated_draw_by_draw(build, is_split):
+    draws, x = MCDropout(seeded(build)).sample(3, seed=1), randn(5, 3, 8, 8)
+    for _ in range(2):  # the second engine knows what the first found
+        engine = Engine(draws, x)
+        assert engine.how == "vmap"
+        assert [len(some) for some in engine.chain.folds(64, 4)] == [3]
+        assert [len(some) for some in engine.chain.folds(64, 5)] == ([1, 1, 1] if is_split else [3])
+        found = torch.stack(list(engine.attributions(Path(x), torch.ones(5).long())))
+        assert error(found, looped(draws, gradient, x, 1)) < PROMISE
+
+
 def test_draws_seen_through_a_view_are_evaluated_under_vmap():
     x, scale = randn(*TABLE), randn(4, 1, seed=3)
     drawn = MCDropout(seeded(Scaled)).sample(4, seed=1)

@@ -56,9 +56,7 @@ def ten_of(answer: Any) -> Tensor:
     return answer[:, :10] if isinstance(answer, Tensor) else answer.logits
 
 
-@pytest.mark.parametrize(
-    "build", [resnet_50, vit_b_16, bert_base, pytest.param(real_mobilenet_v2, marks=has_weights)]
-)
+@pytest.mark.parametrize("build", [resnet_50, vit_b_16, bert_base, pytest.param(real_mobilenet_v2, marks=has_weights)])
 def test_a_network_of_real_size_is_explained_as_by_the_loop(build: Callable[[], tuple[nn.Module, Any, Any]]) -> None:
     given: list[Any] = []
 

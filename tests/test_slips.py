@@ -400,3 +400,18 @@ def test_a_hook_on_a_layer_inside_of_a_draw_sees_that_draw_alone_or_what_it_keep
     e = explain(draws, gradient, x, 1)
     assert e.how.startswith("loop: hooks") and rows
     assert_close(e.values, torch.stack([gradient(draw, x, 1) for draw in draws]), **EXACT)
+
+
+def test_what_draws_share_is_run_once_however_many_passes_they_take_or_a_hundred_draws_would_cost_a_hundred_trunks(
+    monkeypatch,
+):
+    whole, calls = F.max_pool2d_with_indices, []
+    monkeypatch.setattr(F, "max_pool2d_with_indices", lambda *args: calls.append(len(args[0])) or whole(*args))
+    layers = nn.Conv2d(3, 2, 3), nn.MaxPool2d(8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(18, 2)
+    x, counts = randn(2, 3, 32, 32, dtype=torch.float32), []
+    for num_draws in (1, 6):  # 32 steps of two colour images fill a pass, so each draw has one of its own
+        calls.clear()
+        e = explain(MCDropout(nn.Sequential(*layers)).sample(num_draws), integrated_gradients, x, 0, num_steps=32)
+        assert e.how == "chain"
+        counts.append(calls.count(64))
+    assert counts[0] == counts[1] > 0

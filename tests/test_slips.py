@@ -415,3 +415,20 @@ def test_what_draws_share_is_run_once_however_many_passes_they_take_or_a_hundred
         assert e.how == "chain"
         counts.append(calls.count(64))
     assert counts[0] == counts[1] > 0
+
+
+def test_examples_that_were_made_in_inference_mode_are_explained_by_a_chain_that_begins_with_any_layer():
+    network = seeded(lambda: nn.Sequential(nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 2)))
+    draws = MCDropout(network).sample(2, seed=1)
+    with torch.inference_mode():
+        x = randn(3, 5)
+    e = explain(draws, gradient, x, 1)
+    assert e.how == "chain" and torch.is_inference(x)
+    assert_close(e.values, explain(draws, gradient, x.clone(), 1).values, **EXACT)
+
+
+def test_superpixels_of_numbers_that_are_none_are_refused_or_regions_would_be_made_of_nan():
+    with pytest.raises(ValueError, match="x holds 1 NaN"):
+        superpixels(randn(1, 3, 8, 8).index_fill(3, tensor([2]), math.nan)[:, :1, :1].expand(1, 1, 1, 8))
+    with pytest.raises(TypeError, match="uint8"):
+        superpixels(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

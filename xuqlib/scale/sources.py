@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, default_collate
 
 from xuqlib.inputs import Inputs, as_inputs
 
@@ -206,9 +206,10 @@ def as_source(data: Any) -> Source:
         if path.suffix not in (".csv", ".parquet"):
             raise ValueError(f"data is {path.name}; pass a .csv or .parquet file, or a folder of images")
         return Table(path)
-    if isinstance(data, Inputs | Tensor | np.ndarray | tuple | dict) or isinstance(getattr(data, "x", None), Tensor):
-        return InMemory(data)
     dataset = data.dataset if isinstance(data, DataLoader) else data
+    holds_x = isinstance(getattr(data, "x", None), Tensor) and not isinstance(data, Dataset)
+    if holds_x or isinstance(data, Inputs | Tensor | np.ndarray | tuple | dict):
+        return InMemory(data)
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise TypeError(
             f"data is a {type(data).__name__}, whose length and order are not known; pass Examples, a tensor, a "

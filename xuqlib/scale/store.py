@@ -151,9 +151,8 @@ class Store:
         folder.mkdir(exist_ok=True)
         mine = folder / f"{shard[0]}-of-{shard[1]}"
         with ExitStack() as stack:
-            for path in (mine, *sorted(folder.glob("*-of-*"))):
-                if path != mine and path.name.endswith(f"-of-{shard[1]}"):
-                    continue  # another of as many
+            others = [path for path in sorted(folder.glob("*-of-*")) if not path.name.endswith(f"-of-{shard[1]}")]
+            for path in (mine, *others):
                 lock = FileLock(path)
                 try:
                     lock.acquire(timeout=0)
@@ -222,12 +221,12 @@ class StoredExplanations:
         inner = [axis for axis in self.mean().dims if axis != "example"]
         if kind == "ratio":
             size = abs(self.mean()).astype("float64").sum(inner)
-            return (self.std().astype("float64").sum(inner) / size).where(size > 0)
+            return self.std().astype("float64").sum(inner) / size.where(size > 0)
         name = ("rescaled_mean", "rescaled_std") if kind == "paper" else ("mean", "std")
         mean, std = (self.dataset[each].astype("float64") for each in name)
         size = abs(mean)
         largest = size.max([axis for axis in mean.dims if axis != "example"])
-        return (std / size).where((size > floor * largest) & (largest > 0))
+        return std / size.where((size > floor * largest) & (largest > 0))
 
     def sign_agreement(self) -> xarray.DataArray:
         """Share of draws that agree with the more common sign, shaped like x; NaN where every draw gives 0."""

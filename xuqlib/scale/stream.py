@@ -315,7 +315,7 @@ def explain_dataset(
         first = min(failed)
         rows = parts[first]
         raise IncompleteError(
-            f"{len(failed)} of {len(todo)} batches failed, the first of examples {rows.start} to {rows.stop - 1}: "
+            f"{len(failed)} of {len(todo)} batches failed, first examples {rows.start} to {rows.stop - 1} (below: 0 to {len(rows) - 1}): "
             f"{failed[first]}; the others are in {store.path.name}. Mend or leave out those examples and run again",
             failed,
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -71,7 +71,9 @@ class Store:
         except FileNotFoundError:
             raise ValueError(f"{self.path} holds no explanations; pass what was `to` of explain_dataset") from None
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{described} is damaged, or of another program; remove it, or pass another path") from None
+            raise ValueError(
+                f"{described} is damaged, or of another program; remove it, or pass another path"
+            ) from None
         return recipe
 
     def create(
@@ -86,7 +88,9 @@ class Store:
         zarr, fresh = needs("zarr"), self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         group = zarr.open_group(fresh, mode="w", zarr_format=3)
         for name, variable in variables.items():
-            chunks = [recipe["batch_size"] if axis == "example" else n for axis, n in zip(variable.axes, variable.sizes)]
+            chunks = [
+                recipe["batch_size"] if axis == "example" else n for axis, n in zip(variable.axes, variable.sizes, strict=True)
+            ]
             is_text = variable.dtype == "str"
             group.create_array(
                 name,
@@ -125,7 +129,9 @@ class Store:
         """Numbers of the batches of a shard that are not written to the end."""
         chunks = self.path / WHOLE / "c"
         written = {int(chunk.name) for chunk in chunks.iterdir() if chunk.name.isdigit()} if chunks.exists() else set()
-        return [number for number in range(len(self.parts())) if number % shard[1] == shard[0] and number not in written]
+        return [
+            number for number in range(len(self.parts())) if number % shard[1] == shard[0] and number not in written
+        ]
 
     def write(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write a batch: its chunks, and, when those are on the disk, that it is whole."""

@@ -88,14 +88,12 @@ class Store:
         zarr, fresh = needs("zarr"), self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         group = zarr.open_group(fresh, mode="w", zarr_format=3)
         for name, variable in variables.items():
-            chunks = [
-                recipe["batch_size"] if axis == "example" else n for axis, n in zip(variable.axes, variable.sizes, strict=True)
-            ]
+            laid = zip(variable.axes, variable.sizes, strict=True)
             is_text = variable.dtype == "str"
             group.create_array(
                 name,
                 shape=variable.sizes,
-                chunks=tuple(chunks),
+                chunks=tuple(recipe["batch_size"] if axis == "example" else size for axis, size in laid),
                 dtype=str if is_text else variable.dtype,
                 fill_value="" if is_text else math.nan if variable.dtype.startswith("float") else -1,
                 dimension_names=variable.axes,

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from xuqlib.checks import check_choice, check_examples, check_logits, check_target
 from xuqlib.explainers.declaring import explainer
 from xuqlib.explainers.layer_maps import PSI, ChainGraph, as_map, over_channels, wide
-from xuqlib.fast.layers import NotAChain, raise_clearer
+from xuqlib.fast.layers import NotAChain
 from xuqlib.guided import depends
 from xuqlib.path import NO_GRADIENT, Network, blocks, rows_per_pass
 from xuqlib.posteriors.trial import try_out
@@ -248,20 +248,11 @@ def _summed(slope: Tensor, bias: Tensor, psi: str) -> Tensor:
 
 
 def logit_graph(network: Network, x: Tensor) -> ChainGraph | LogitGraph:
-    """Return the faster graph of the two that the network allows. They differ by rounding alone.
-
-    Raises:
-        RuntimeError: the faster graph fails where the other does not, which is a fault of this library; any other
-            error is that of the network.
-    """
+    """Return the faster graph of the two that the network allows. They differ by rounding alone."""
     try:
         return ChainGraph(network, x)
     except NotAChain:
         return LogitGraph(network, x)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise_clearer(error, lambda: LogitGraph(network, x))
 
 
 def fullgrad_terms(network: Network, x: Tensor, target: Any = None) -> FullGradTerms:

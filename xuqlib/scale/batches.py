@@ -147,11 +147,11 @@ class Job:
         agreeing = torch.maximum(positive, negative).double() / len(draws)
         maps = {"sign_agreement": torch.where(agreeing > 0, agreeing, torch.nan)}
         for kind, prefix in MOMENTS.items():
-            maps |= {f"{prefix}mean": moments.of[kind].mean, f"{prefix}std": moments.of[kind].std()}
+            maps |= {f"{prefix}mean": moments[kind].mean, f"{prefix}std": moments[kind].std()}
         if values:
             maps["attribution"] = torch.stack(values)
         stored = {name: value.numpy().astype(self.dtype) for name, value in maps.items()}
-        mean, back = moments.of["raw"].mean.flatten(1), torch.from_numpy(stored["mean"]).double().flatten(1)
+        mean, back = moments["raw"].mean.flatten(1), torch.from_numpy(stored["mean"]).double().flatten(1)
         error = (back - mean).norm(dim=1) / mean.norm(dim=1)
         return stored | {"rounding": error.float().nan_to_num().numpy()}
 

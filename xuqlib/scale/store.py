@@ -262,12 +262,10 @@ class StoredExplanations:
         )
 
     def _moments(self, some: xarray.Dataset) -> Moments:
-        moments = Moments()
+        count, moments = self.recipe["num_draws"], Moments()
         for kind, prefix in (("raw", ""), ("folded", "folded_"), ("rescaled", "rescaled_")):
-            welford = Welford()
-            welford.count, welford.mean = self.recipe["num_draws"], _tensor(some[f"{prefix}mean"]).double()
-            welford.squares = _tensor(some[f"{prefix}std"]).double().square() * welford.count
-            moments.of[kind] = welford
+            mean, std = (_tensor(some[f"{prefix}{name}"]).double() for name in ("mean", "std"))
+            moments[kind] = Welford(count, mean, std.square() * count)
         return moments
 
 

@@ -305,3 +305,14 @@ def test_the_default_folder_is_emptied_first_and_any_other_only_added_to(project
         assert run_all.main(["--project", str(project), "--site", str(folder)]) == 0
         assert (folder / "index.html").exists()
         assert (folder / "old.txt").exists() == left
+
+
+def test_damaged_notebooks_and_recipes_are_left_out_and_the_others_shown(project, tmp_path):
+    (project / "notebooks" / "52_third.ipynb").write_text('{"cells": [')
+    index = project / "figures" / "full" / "index.json"
+    index.write_text(index.read_text().replace('"seed": 7', '"seed": 8', 1))
+    pages.build(project, tmp_path / "site")
+    assert (tmp_path / "site" / "51_second.html").exists() and not (tmp_path / "site" / "52_third.html").exists()
+    assert [stem for _, stem in pages.published(project / "figures")] == ["50_claims"]
+    index.write_text("[]")
+    assert pages.published(project / "figures") == {}

@@ -120,6 +120,11 @@ class Job:
         return self.copies / f"{self.name}{suffix}"
 
     @property
+    def kernels(self) -> Path:
+        """How to reach the kernels of this run, each with its key."""
+        return self.copies.resolve() / "kernels"
+
+    @property
     def parts(self) -> Path:
         """What a notebook of exactly this job has measured so far; see `xuqlib.study.resuming`."""
         return self.path(f".{self.key[:16]}.parts").resolve()
@@ -339,7 +344,9 @@ def run(job: Job, *, force: bool) -> tuple[str, float]:
 def execute(job: Job) -> None:
     """Run the notebook in a kernel of its own, into a temporary copy."""
     import papermill  # takes seconds, and a run that finds everything cached does without
+    from traitlets.config import Config
 
+    job.kernels.mkdir(mode=0o700, exist_ok=True)
     # Notebooks run in threads of one process, which share its environment; this is set in one kernel alone.
     set_parts = f"__import__('os').environ['XUQ_PARTS'] = {str(job.parts)!r}"
     papermill.execute_notebook(
@@ -353,6 +360,7 @@ def execute(job: Job) -> None:
         # At a lower level the kernel warns that loopback is not encrypted.
         extra_arguments=["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={set_parts}"],
         progress_bar=False,
+        config=Config(KernelManager={"connection_file": str(job.kernels / f"{job.name}.json")}),
     )
 
 
@@ -491,6 +499,7 @@ def announce(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> Non
 def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int:
     """Run all jobs, tell of each as it ends and now and then what is running, and return how many failed."""
     failures, width, start = 0, max((len(job.name) for job in jobs), default=0), time.monotonic()
+    remove_kernel_files(jobs)  # of a run that was killed
     pool = ThreadPoolExecutor(workers)  # threads suffice: each notebook's kernel is a process of its own
     futures: dict[Future[tuple[str, float]], Job] = {pool.submit(run, job, force=args.force): job for job in jobs}
     left = set(futures)
@@ -509,9 +518,16 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int
             sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted; the next run goes on from what is whole", file=sys.stderr, flush=True)
+        remove_kernel_files(jobs)
         os._exit(130)  # without waiting for the notebooks; their kernels end when this process has gone
     pool.shutdown()
+    remove_kernel_files(jobs)
     return failures
+
+
+def remove_kernel_files(jobs: Sequence[Job]) -> None:
+    for folder in {job.kernels for job in jobs}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def close(shown: str, copies: str, failures: int) -> None:
@@ -618,6 +634,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return listing(args)
         workers = args.jobs or min(cores(), 3)  # each takes most of a gigabyte
         return make_site(args, workers) if args.site else run_notebooks(args, workers)
+    except study.DamagedError as error:  # a table of claims, which the site and the README show
+        stop(str(error))
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise

@@ -250,6 +250,7 @@ def cifar10_subset() -> tuple[Examples, torch.Tensor]:
     return examples, logits_of(members("cifar10"), examples.x)
 
 
+@pytest.mark.slow
 def test_cifar10_networks_score_as_stated():
     examples, logits = cifar10_subset()
     for kind, outputs in zip(MEMBERS, logits, strict=True):

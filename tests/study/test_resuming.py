@@ -87,6 +87,7 @@ def test_what_differs_has_another_fingerprint_and_what_is_equal_the_same():
     assert found == [resuming.fingerprint(copy.deepcopy(each)) for each in unlike]
 
 
+@pytest.mark.slow
 def test_a_fingerprint_is_the_same_in_another_process():
     values = [{"b", "a", "c"}, {"a": torch.arange(3)}, Recipe(), pd.DataFrame({"a": [1.0], "b": ["x"]})]
     found = Parallel(n_jobs=2)(delayed(resuming.fingerprint)(value) for value in values)

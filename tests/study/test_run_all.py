@@ -62,6 +62,7 @@ def statuses(ran: subprocess.CompletedProcess[str]) -> dict[str, str]:
     return {words[1]: words[2] for words in lines}
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_leaves_its_traceback_the_others_go_on_and_only_what_changed_runs_again(tmp_path):
     write(tmp_path, "50_first", PUBLISH)
     write(tmp_path, "51_broken", "1 / 0")
@@ -102,6 +103,7 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the kernel in /proc")
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.slow
 def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path, blow):
     marker = tmp_path / "kernel"
     write(tmp_path, "50_whole", PUBLISH)
@@ -119,16 +121,21 @@ def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path,
     assert second.returncode == 2 and second.stdout == ""
     assert re.fullmatch(rf"another run writes to .*quick \(process {running.pid}, since .*", second.stderr.strip())
     (tmp_path / "notebooks" / f".51_slow.ipynb.{running.pid}.tmp").write_text("half")  # as if it were writing
+    kernels = tmp_path / "build" / "quick" / "kernels"
+    (file,) = kernels.glob("*.json")  # how to reach the kernel, with its key
+    assert file.stat().st_mode & 0o777 == 0o600 and kernels.stat().st_mode & 0o777 == 0o700
     running.send_signal(blow)
     running.communicate(timeout=300)
     assert running.returncode == (-blow if blow == signal.SIGKILL else 130)
     kernel = int(marker.read_text())
     wait_for(lambda: gone(kernel))
+    assert kernels.exists() == (blow == signal.SIGKILL)  # which leaves no time; the next run removes them
 
     ran = start(tmp_path, "--jobs", "1")
     assert ran.returncode == 0, ran.stderr
     assert statuses(ran) == {"50_whole": "cached", "51_slow": "ran"}
     assert not list(tmp_path.rglob("*.tmp*"))
+    assert not kernels.exists()
 
 
 def finished(project: Path) -> run_all.Job:

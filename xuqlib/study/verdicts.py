@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import textwrap
@@ -15,6 +16,7 @@ from matplotlib.patches import Rectangle
 from xuqlib.study.checked import Column, Table, check_columns, checked
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.figures.charts import HUES, Picture, styled
+from xuqlib.study.names import plain
 from xuqlib.study.record import CLAIM_COLUMNS, ROOT, VERDICTS, read_published
 from xuqlib.study.runs import READS
 
@@ -124,7 +126,7 @@ def verdict_grid(counts: Table, statements: Mapping[str, str] = STATEMENTS, *, t
         counted = "/".join(str(row[verdict]) for verdict in VERDICTS.values())
         axes.text(x, y, f"{row['verdict']}\n{counted}", ha="center", va="center", fontsize=13)
     axes.set(xlim=(-0.5, len(datasets) - 0.5), ylim=(len(statements) - 0.5, -0.5))
-    axes.set_xticks(range(len(datasets)), [str(name).replace("_", "\n") for name in datasets])
+    axes.set_xticks(range(len(datasets)), [plain(name).replace("_", "\n") for name in datasets])
     axes.set_yticks(range(len(statements)), [_wrapped(f"{name}: {text}") for name, text in statements.items()])
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
@@ -146,14 +148,16 @@ def verdict_bars(claims: Table, *, by: Column = "notebook", title: str = "") -> 
     """
     check_columns(claims, "verdict")
     counts = pd.crosstab(claims[by], claims["verdict"])
-    figure = Picture(figsize=(9, 1.8 + 0.42 * len(counts)))
+    names = [plain(name) for name in counts.index]
+    figure = Picture(figsize=(9, 1.8 + 0.42 * len(names)))
     axes, left = figure.subplots(), pd.Series(0, index=counts.index)
     for verdict, hatch in (("holds", ""), ("undecided", ".."), ("fails", "//")):
         length = counts.get(verdict, pd.Series(0, index=counts.index))
         look: Any = {"color": COLOURS[verdict], "hatch": hatch, "edgecolor": "white"}
-        axes.barh(counts.index.astype(str), length, left=left, label=verdict, **look)
+        axes.barh(range(len(names)), length, left=left, label=verdict, **look)
         left = left + length
     axes.set(xlabel="claims", ylabel=by)
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=3)
     figure.suptitle(title)
@@ -175,10 +179,16 @@ def markdown_table(claims: Table, statements: Mapping[str, str] = STATEMENTS) ->
     lines = ["| claim | what was found (rows of each verdict) | notebooks |", "|---|---|---|"]
     for name, text in statements.items():
         found = counts[counts["claim"] == name].to_dict("records")
-        fields = [f"{row['dataset']}: {_counted(row)}" for row in found]
+        fields = [f"{_cell(row['dataset'])}: {_counted(row)}" for row in found]
         notebooks = ", ".join(sorted(set(claims.loc[claims["claim"] == name, "notebook"])))
         lines.append(f"| {name}: {text} | {'; '.join(fields) or 'not measured'} | {notebooks} |")
     return "\n".join(lines)
+
+
+def _cell(name: object) -> str:
+    """A name inside a row of a Markdown table: neither markup nor the end of the field."""
+    text = html.escape(plain(name), quote=False)
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 
 @checked

@@ -21,12 +21,13 @@ from matplotlib.figure import Figure
 from xuqlib.study.checked import Columns, Count, Maps, Table, check_columns, checked, shown
 from xuqlib.study.figures.charts import HUES, dots
 from xuqlib.study.figures.maps import map_grid
+from xuqlib.study.names import in_script, plain
 
 Drawing = Callable[[pd.DataFrame, Mapping[str, object]], tuple[Figure, str]]
 BY_CLASS = ("posterior", "explainer", "statistic")
 RESULT = ("value", "low", "high", "n")
 MOST_STILLS = 400  # combinations that `stills` draws; about 10 kB each
-NO_RESULT = "<b>No such result: choose another combination.</b>"
+NO_RESULT = "No such result: choose another combination."
 
 
 @checked
@@ -41,7 +42,7 @@ def explore(frame: Table, by: Columns, draw: Drawing, *, sliders: Sequence[str] 
     Args:
         frame: results, one observation per row.
         by: columns to choose by; a column with one value gets no chooser.
-        draw: (rows chosen, chosen values) to a figure and one sentence about it.
+        draw: (rows chosen, chosen values) to a figure and one sentence about it, which is text and not HTML.
         sliders: those of `by` that get a slider; its stops are the column's values, in order of appearance.
 
     Raises:
@@ -64,7 +65,7 @@ def explore(frame: Table, by: Columns, draw: Drawing, *, sliders: Sequence[str] 
             line.value = NO_RESULT
             return
         figure, sentence = _drawn(draw, rows, chosen)
-        picture.value, line.value = png(figure), sentence
+        picture.value, line.value = png(figure), html.escape(sentence)
 
     for chooser in choosers.values():
         chooser.observe(show, names="value")
@@ -76,8 +77,8 @@ def _chooser(
     column: str, values: Sequence[object], slider: bool
 ) -> ipywidgets.ToggleButtons | ipywidgets.SelectionSlider:
     """Buttons or a slider for the values of a column, labelled with its name."""
-    named = [(str(value).replace("_", " "), value) for value in values]
-    label = {"description": column.replace("_", " ")}
+    named = [(_words(value), value) for value in values]
+    label = {"description": _words(column)}
     if slider:
         return ipywidgets.SelectionSlider(
             options=named, **label, style={"description_width": "110px"}, layout={"width": "640px", "max_width": "100%"}
@@ -123,11 +124,16 @@ def stills(
         (_range if column in sliders and len(values) > 1 else _radios)(column, values)
         for column, values in options.items()
     )
-    data = json.dumps(shown).replace("</", "<\\/")  # or it would end the script
     return (
         f'<div class="chooser">{fields}{left}<img alt="Figure of the chosen results" src="{first[0]}">'
-        f'<p aria-live="polite">{first[1]}</p><script type="application/json">{data}</script></div>'
+        f'<p aria-live="polite">{html.escape(first[1])}</p>'
+        f'<script type="application/json">{in_script(shown)}</script></div>'
     )
+
+
+def _words(name: object) -> str:
+    """A value or column as it is read."""
+    return plain(name).replace("_", " ")
 
 
 def _chosen(frame: pd.DataFrame, chosen: Mapping[str, object]) -> pd.DataFrame:
@@ -139,19 +145,19 @@ def _chosen(frame: pd.DataFrame, chosen: Mapping[str, object]) -> pd.DataFrame:
 
 def _radios(column: str, values: Sequence[object]) -> str:
     """Radio buttons for the values of a column; none for a single value. The script gives each group its name."""
-    words = [html.escape(str(value).replace("_", " ")) for value in values]
+    words = [html.escape(_words(value)) for value in values]
     buttons = "".join(
         f'<label><input type="radio" value="{place}"{" checked" * (not place)}> {word}</label>'
         for place, word in enumerate(words)
     )
     hidden = " hidden" if len(values) == 1 else ""
-    return f"<fieldset{hidden}><legend>{html.escape(column.replace('_', ' '))}</legend>{buttons}</fieldset>"
+    return f"<fieldset{hidden}><legend>{html.escape(_words(column))}</legend>{buttons}</fieldset>"
 
 
 def _range(column: str, values: Sequence[object]) -> str:
     """A slider over the places of a column's values; the script writes the value beside it."""
-    words = [str(value).replace("_", " ") for value in values]
-    name, stops = html.escape(column.replace("_", " ")), html.escape(json.dumps(words))
+    words = [_words(value) for value in values]
+    name, stops = html.escape(_words(column)), html.escape(json.dumps(words))
     slider = f'<input type="range" min="0" max="{len(words) - 1}" value="0" aria-label="{name}" data-stops="{stops}">'
     return f"<fieldset><legend>{name}</legend>{slider}<output>{html.escape(words[0])}</output></fieldset>"
 
@@ -283,13 +289,13 @@ def class_dots(frame: Table, chosen: Mapping[str, object]) -> tuple[Figure, str]
     if marked.empty:
         raise ValueError(f"no row for {', '.join(map(str, chosen.values()))}; choose values that the frame has")
     place, row = int(marked[0]), rows.loc[marked[0]]
-    statistic = str(chosen["statistic"])
-    title = ", ".join(str(chosen[column]) for column in ("posterior", "explainer")).replace("_", " ")
+    statistic = plain(chosen["statistic"])
+    title = ", ".join(_words(chosen[column]) for column in ("posterior", "explainer"))
     of = "95 % over examples"
     figure = dots(rows, x="value", y="class", low="low", high="high", interval=of, label=statistic, title=title)
     figure.axes[0].axhspan(place - 0.5, place + 0.5, color=HUES[1], alpha=0.35, zorder=0)
     sentence = (
-        f"<b>{row['class']}</b>: {statistic} {row['value']:.3g} ({row['low']:.3g} to {row['high']:.3g}, {of}, "
+        f"{plain(row['class'])}: {statistic} {row['value']:.3g} ({row['low']:.3g} to {row['high']:.3g}, {of}, "
         f"n = {row['n']}); number {place + 1} of {len(rows)} classes, the largest first."
     )
     return figure, sentence

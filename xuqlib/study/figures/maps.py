@@ -23,6 +23,7 @@ from torch import Tensor
 from xuqlib.checks import check_choice
 from xuqlib.study.checked import Count, Grid, Map, Maps, Pictures, checked
 from xuqlib.study.figures.charts import Picture, styled
+from xuqlib.study.names import plain_lines
 
 # Dark blue, neutral grey, bright yellow: lightness rises from end to end, so the sign survives in grey.
 SIGNED = LinearSegmentedColormap.from_list("xuq_signed", ["#0b2a6f", "#5b7fb5", "#b0b0b0", "#f5c242", "#fff3a0"])
@@ -136,9 +137,9 @@ def map_grid(
     for row, line in zip(rows, grid, strict=True):
         _draw_row(line, row, kinds, dataset)
     for axes, name in zip(grid[0], column_titles, strict=True):
-        axes.set_title(name)
+        axes.set_title(plain_lines(name))
     for axes, name in zip(grid[:, 0], row_titles or [""] * len(rows), strict=True):
-        axes.set_ylabel(name)
+        axes.set_ylabel(plain_lines(name))
     figure.suptitle(title)
     return figure
 

@@ -113,7 +113,11 @@ def page(study: PairStudy, *, question: str = QUESTION, shortest: Amount = SHORT
         for button in buttons:
             button.disabled = not (done if button is buttons[-1] else shown)
         if rater:
-            text.value = f"{html.escape(shown.pair.caption)} <b>{question}</b>" if shown else "That was all. Thank you!"
+            text.value = (
+                f"{html.escape(shown.pair.caption)} <b>{html.escape(question)}</b>"
+                if shown
+                else "That was all. Thank you!"
+            )
             progress.value = f"{html.escape(rater)}: {done} of {total} answered"
 
     def click(button: ipywidgets.Button) -> None:

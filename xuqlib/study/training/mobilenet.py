@@ -61,7 +61,7 @@ def mobilenet_v2(*, dropout: Share = 0.0, data: Folder = None) -> nn.Sequential:
     network = _untrained(dropout)
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     operations = [entry for entry in json.loads(graph.read_text())["ops"] if "layer" in entry]
-    with np.load(weights) as integers, torch.no_grad():
+    with np.load(weights, allow_pickle=False) as integers, torch.no_grad():
         for layer, operation in zip(layers, operations, strict=True):
             _fill(layer, operation, integers)
     return network.eval()

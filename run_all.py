@@ -8,14 +8,17 @@
 
 A notebook runs again only when it, the library, its parameters, the published checkpoints or the versions of the
 packages have changed, or a file that it wrote has gone. A run may be interrupted at any moment: every file is written
-whole or not at all, and a notebook counts as done only when everything it leaves is in place.
+whole or not at all, and a notebook counts as done only when everything it leaves is in place. Of two runs that would
+write to the same folder, the second stops.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -23,15 +26,19 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from filelock import FileLock, Timeout
+
 from xuqlib.study import record as study
 from xuqlib.study import runs
-from xuqlib.study.site.pages import PLACEHOLDER, read_notebook
+from xuqlib.study.runs import read_notebook
+from xuqlib.study.site.pages import PLACEHOLDER
 
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # names a model that lives no longer than its kernel
@@ -40,12 +47,54 @@ STORED_LIMIT = 300_000  # bytes of a stored notebook
 HEARTBEAT = 30.0  # seconds without news after which a run tells what it is doing
 CHOOSER = re.compile(r"\bexplore\w*\(")  # a cell that shows a chooser of xuqlib.study.figures.choosers
 COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
+# A disk that is full, or that may not be written: no fault of a notebook's, and none that the next one would not meet.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def stop(message: str) -> NoReturn:
     """End the run before it has begun, with the exit code of a wrong command line."""
     print(message, file=sys.stderr)
     sys.exit(2)
+
+
+def give_up(error: OSError) -> NoReturn:
+    """End a run whose results cannot be written, without waiting for its notebooks."""
+    told = f"{error.filename} cannot be written: {error.strerror}\n"
+    sys.stderr.write(told + "make room there, or have it writable, and run the same again: what is whole is kept\n")
+    sys.stderr.flush()
+    os._exit(2)  # their kernels end when this process has gone
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within it, no other run writes to this folder of copies. Stops where one does; a dead run holds nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / ".run.lock"), folder / ".run.txt"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        whose = holder.read_text() if holder.exists() else "it has just begun"
+        stop(f"another run writes to {folder} ({whose}); wait until it ends, then run the same again")
+    try:
+        study.replace_file(holder, f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def remove_leftovers(args: argparse.Namespace, jobs: Sequence[Job]) -> None:
+    """Remove what runs that were killed had begun to write, here and among the checkpoints."""
+    from xuqlib.study.training.checkpoints import folders
+
+    places = {args.project, args.project / "notebooks", args.site, *folders()}
+    places |= {place for folder in folders() for place in folder.glob("*/")}
+    for job in jobs:
+        places |= {job.copies, job.figures, *job.copies.glob("*.parts")}
+        for partial in job.copies.glob("*.tmp.ipynb"):
+            partial.unlink()
+    for place in places - {None}:
+        study.remove_temporaries(place)
 
 
 @dataclass(frozen=True)
@@ -97,12 +146,22 @@ def sources(notebook: Mapping[str, Any]) -> list[list[object]]:
 
 
 def known_parameters(path: Path) -> dict[str, str]:
-    """Names in the cell tagged `parameters`, each with its stored value as written."""
+    """Names in the cell tagged `parameters`, each with its stored value as written.
+
+    Raises:
+        DamagedError: no notebook, or one without such a cell, or with something else than Python in it.
+    """
     cells = [cell for cell in read_notebook(path)["cells"] if "parameters" in tags(cell)]
     if len(cells) != 1:
-        stop(f"{path.name} has {len(cells)} cells tagged 'parameters'; it should have one")
+        told = f"{path} has {len(cells)} cells tagged 'parameters'; it should have one: restore the notebook"
+        raise study.DamagedError(told)
     found = {}
-    for line in ast.parse("".join(cells[0]["source"])).body:
+    try:
+        lines = ast.parse("".join(cells[0]["source"])).body
+    except (SyntaxError, ValueError) as error:  # null bytes are another error
+        told = f"{path} is damaged: its parameters are no Python ({error}); restore the notebook"
+        raise study.DamagedError(told) from None
+    for line in lines:
         if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
             found[line.targets[0].id] = ast.unparse(line.value)
         elif isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None:
@@ -123,6 +182,37 @@ def choose(notebooks: Path, only: str | None) -> list[Path]:
         names = ", ".join(path.stem for path in known)
         stop(f"notebook {', '.join(unknown) or '(none given)'} is not known; known are {names}")
     return [path for path in known if path.stem in wanted or path.stem[:2] in wanted]
+
+
+def readable(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """The notebooks asked for that can be read, and what is wrong with the others."""
+    found, problems = [], []
+    for path in choose(args.project / "notebooks", args.only):
+        try:
+            known_parameters(path)
+        except study.DamagedError as error:
+            problems.append(str(error))
+        else:
+            found.append(path)
+    return found, problems
+
+
+def tell(problems: Sequence[str]) -> int:
+    """Print what is damaged; return how much."""
+    sys.stderr.write("".join(f"{problem}\n" for problem in problems))
+    sys.stderr.flush()
+    return len(problems)
+
+
+def record_problems(records: Sequence[Path]) -> list[str]:
+    """Which of these records of notebooks' last runs are damaged."""
+    found = []
+    for path in records:
+        try:
+            runs.read_record(path)
+        except study.DamagedError as error:
+            found.append(str(error))
+    return found
 
 
 def overrides(words: Sequence[str]) -> dict[str, object]:
@@ -154,14 +244,17 @@ def sizes(args: argparse.Namespace, number: str) -> dict[str, object]:
 
 
 def plan(args: argparse.Namespace) -> list[Job]:
-    """The jobs of this run. Stops on the first notebook or parameter that is not known, before anything has run."""
+    """The jobs of this run: of those notebooks asked for that can be read.
+
+    Stops on the first notebook or parameter that is not known, before anything has run.
+    """
     project, given = args.project, overrides([*args.parameter, *args.parameters])
     branch = "retrained" if args.retrain else "custom" if given else "stills" if args.site else ""
     build = project / "build" / branch
     figures = build / "figures" if branch else project / "figures"
     common = environment_key(project)
     jobs = []
-    for source in choose(project / "notebooks", args.only):
+    for source in readable(args)[0]:
         values = {**sizes(args, source.stem[:2]), **given}
         known = known_parameters(source)
         if unknown := sorted(set(values) - set(known)):
@@ -197,14 +290,16 @@ def read_results(project: Path, number: str) -> list[list[str]]:
 def is_whole(job: Job) -> bool:
     """Whether an earlier run of exactly this job finished, and every file that it left is still what it was."""
     try:
-        record = json.loads(job.path(".json").read_text())
+        record = runs.read_record(job.path(".json"))
+        recipes = study.whole_recipes(job.figures)
         return bool(
             record["key"] == job.key
             and digest(job.path(".ipynb")) == record["copy"]
             and all(digest(job.figures / name) == known for name, known in record["figures"].items())
+            and all(recipes[stem]["sha256"] == known for stem, known in record["recipes"].items())
         )
-    except (OSError, ValueError, KeyError):
-        return False  # missing, or not a record that this version wrote
+    except (OSError, study.DamagedError, KeyError):
+        return False  # missing, damaged, or not a record that this version wrote
 
 
 def own_figures(job: Job) -> dict[str, int]:
@@ -229,9 +324,12 @@ def run(job: Job, *, force: bool) -> tuple[str, float]:
         keep(job, before, start)
         shutil.rmtree(job.parts, ignore_errors=True)
     except Exception as error:  # whatever happened to this notebook, the others go on
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            error.filename = error.filename or str(job.copies)
+            raise
         told = "\n".join(getattr(error, "traceback", ())) or traceback.format_exc()
         told = COLOUR_CODES.sub("", told)
-        job.path(".error.txt").write_text(told)
+        study.replace_file(job.path(".error.txt"), told.encode())
         if job.path(".tmp.ipynb").exists():
             os.replace(job.path(".tmp.ipynb"), job.path(".failed.ipynb"))
         sys.stderr.write(f"\n{job.name} failed:\n{told}\n")
@@ -264,17 +362,22 @@ def execute(job: Job) -> None:
 
 def keep(job: Job, before: Mapping[str, int], start: float) -> None:
     """Put the executed copy in place, drop figures that it no longer makes, and last write down that it is whole."""
-    os.replace(job.path(".tmp.ipynb"), job.path(".ipynb"))
+    study.replace_file(job.path(".ipynb"), job.path(".tmp.ipynb").read_bytes())
+    job.path(".tmp.ipynb").unlink()
     written = {name for name, when in own_figures(job).items() if before.get(name) != when}
     drop_stale_figures(job, set(before) - written)
+    stems = {Path(name).stem for name in written}
+    recipes = {stem: recipe["sha256"] for stem, recipe in study.whole_recipes(job.figures).items() if stem in stems}
     record = {
         "key": job.key,
         "copy": digest(job.path(".ipynb")),
         "figures": {name: digest(job.figures / name) for name in sorted(written)},
+        "recipes": recipes,
         "parameters": job.parameters,
         "seconds": round(time.monotonic() - start, 1),
     }
-    study.replace_file(job.path(".json"), json.dumps(record, indent=1, default=str).encode())
+    sealed = {**record, "sha256": study.seal(record)}
+    study.replace_file(job.path(".json"), json.dumps(sealed, indent=1, default=str).encode())
 
 
 def drop_stale_figures(job: Job, stale: set[str]) -> None:
@@ -325,7 +428,7 @@ def compare(published: Path, retrained: Path, tolerances: Mapping[str, float]) -
 
     if not published.exists():
         return "not published, nothing to compare with"
-    old, new = pd.read_csv(published), pd.read_csv(retrained)
+    old, new = pd.read_csv(io.BytesIO(study.read_published(published))), pd.read_csv(retrained)
     scores = [column for column in tolerances if column in old]
     labels = [column for column in old if not pd.api.types.is_float_dtype(old[column])]
     if list(old) != list(new) or not old[labels].equals(new[labels]) or not scores:
@@ -392,8 +495,6 @@ def announce(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> Non
 def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int:
     """Run all jobs, tell of each as it ends and now and then what is running, and return how many failed."""
     failures, width, start = 0, max((len(job.name) for job in jobs), default=0), time.monotonic()
-    for partial in {path for job in jobs for path in job.copies.glob("*.tmp*")}:  # of a run that was interrupted
-        partial.unlink()
     remove_kernel_files(jobs)  # of a run that was killed
     pool = ThreadPoolExecutor(workers)  # threads suffice: each notebook's kernel is a process of its own
     futures: dict[Future[tuple[str, float]], Job] = {pool.submit(run, job, force=args.force): job for job in jobs}
@@ -439,33 +540,45 @@ def make_site(args: argparse.Namespace, workers: int) -> int:
     """Draw the notebooks' choosers, then build the site. Returns the number of notebooks that failed."""
     from xuqlib.study.site.pages import build
 
-    sources = choose(args.project / "notebooks", None)
+    sources, problems = readable(args)
+    for preset in study.PRESETS:
+        problems += study.index_problems(args.project / "figures" / preset)
+    failures = tell(problems)
     texts = {path: ["".join(cell["source"]) for cell in read_notebook(path)["cells"]] for path in sources}
     drawn = [path.stem for path in sources if any(CHOOSER.search(text) for text in texts[path])]
-    copies, failures = args.project / "build" / "stills" / "quick", 0
+    copies = args.project / "build" / "stills" / "quick"
     args.site = args.site.resolve()
     shown = os.path.relpath(args.site / "index.html")
-    if drawn:
-        args.only = ",".join(drawn)
-        jobs = plan(args)
-        set_environment(args, jobs, workers)
-        os.environ["XUQ_STILLS"] = "1"
-        announce(jobs, args, workers)
-        failures = run_jobs(jobs, args, workers)
-    if args.site == (args.project / SITE).resolve():  # a folder of the reader's own is only added to
-        shutil.rmtree(args.site, ignore_errors=True)
-    build(args.project, args.site, copies)
+    with alone(copies):
+        if drawn:
+            args.only = ",".join(drawn)
+            jobs = plan(args)
+            set_environment(args, jobs, workers)
+            os.environ["XUQ_STILLS"] = "1"
+            remove_leftovers(args, jobs)
+            announce(jobs, args, workers)
+            failures += run_jobs(jobs, args, workers)
+        if args.site == (args.project / SITE).resolve():  # a folder of the reader's own is only added to
+            shutil.rmtree(args.site, ignore_errors=True)
+        build(args.project, args.site, copies)
     size = sum(path.stat().st_size for path in args.site.rglob("*") if path.is_file())
     print(f"site of {size / 1e6:.0f} MB; open {shown} in a browser")
     return failures
 
 
-def listing(args: argparse.Namespace) -> None:
-    for source in choose(args.project / "notebooks", args.only):
+def listing(args: argparse.Namespace) -> int:
+    """Print the notebooks that can be read, and what is damaged; return how much is."""
+    found, problems = readable(args)
+    for source in found:
         changed = sizes(args, source.stem[:2])
         values = {**known_parameters(source), **{name: repr(value) for name, value in changed.items()}}
         took = runs.in_words(runs.last_seconds(args.project, args.preset, source.stem))
         print(f"{source.stem}  {', '.join(f'{name}={value}' for name, value in values.items())}  (last took: {took})")
+    sys.stdout.flush()
+    problems += study.index_problems(args.project / "figures" / args.preset)
+    return tell(
+        problems + record_problems([args.project / "build" / args.preset / f"{path.stem}.json" for path in found])
+    )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -499,27 +612,46 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for. Returns the number of notebooks that failed."""
+    """Run what the command line asks for. Returns the number of notebooks that failed or are damaged."""
     args = parse(argv)
-    if args.list:
-        listing(args)
-        return 0
-    workers = args.jobs or min(cores(), 3)  # each takes most of a gigabyte
-    if args.site:
-        return make_site(args, workers)
+    try:
+        if args.list:
+            return listing(args)
+        workers = args.jobs or min(cores(), 3)  # each takes most of a gigabyte
+        return make_site(args, workers) if args.site else run_notebooks(args, workers)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        give_up(error)
+
+
+def run_notebooks(args: argparse.Namespace, workers: int) -> int:
+    """Run the notebooks asked for. Returns the number of those that failed, or are damaged."""
     jobs = plan(args)
-    set_environment(args, jobs, workers)
-    # papermill changes the working directory while it runs
-    shown, copies = os.path.relpath(jobs[0].figures), os.path.relpath(jobs[0].copies)
-    announce(jobs, args, workers)
-    failures = run_jobs([job for job in jobs if job.number not in runs.READS], args, workers)
-    readers = [job for job in plan(args) if job.number in runs.READS]  # planned anew: what they read has changed
-    failures += run_jobs(readers, args, workers)
-    if args.preset == "full" and jobs[0].figures == args.project / "figures" / "full":
-        refresh_readme(args.project)
-    if args.retrain:
-        compare_retrained(jobs, args.project)
-    close(shown, copies, failures)
+    failures = tell(readable(args)[1])
+    if not jobs:
+        return failures
+    figures, copies = jobs[0].figures, jobs[0].copies
+    problems = study.index_problems(figures)
+    try:
+        study.read_index(figures)
+    except study.DamagedError as error:  # no notebook could publish
+        stop(str(error))
+    with alone(copies):
+        set_environment(args, jobs, workers)
+        remove_leftovers(args, jobs)
+        tell(problems + record_problems([job.path(".json") for job in jobs]))
+        # papermill changes the working directory while it runs
+        shown = os.path.relpath(figures), os.path.relpath(copies)
+        announce(jobs, args, workers)
+        failures += run_jobs([job for job in jobs if job.number not in runs.READS], args, workers)
+        readers = [job for job in plan(args) if job.number in runs.READS]  # planned anew: what they read has changed
+        failures += run_jobs(readers, args, workers)
+        if args.preset == "full" and figures == args.project / "figures" / "full":
+            refresh_readme(args.project)
+        if args.retrain:
+            compare_retrained(jobs, args.project)
+    close(*shown, failures)
     return failures
 
 

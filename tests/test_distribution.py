@@ -31,7 +31,7 @@ def test_mean_and_std_by_hand():
     assert torch.equal(HAND.mean(), tensor([[2.0, 0.0, 0.0]], dtype=torch.float64))
     assert torch.equal(HAND.std(), tensor([[1.0, 2.0, 0.0]], dtype=torch.float64))
     assert_close(HAND.std(correction=1), HAND.std() * math.sqrt(2), **EXACT)
-    assert (HAND.num_draws, HAND.num_examples, HAND.is_picture) == (2, 1, False)
+    assert (HAND.num_draws, HAND.num_examples) == (2, 1)
 
 
 def test_the_signed_cv_by_hand_is_undefined_where_the_mean_is_below_its_floor():

@@ -104,7 +104,7 @@ def test_what_moments_hold_does_not_grow_with_the_draws():
     def numbers(num_draws: int) -> int:
         e = explain(posterior.sample(num_draws), gradient, x, keep="moments")
         assert e.values is None
-        return sum(welford.mean.numel() + welford.squares.numel() for welford in e.moments.of.values())
+        return sum(welford.mean.numel() + welford.squares.numel() for welford in e.moments.values())
 
     assert numbers(2) == numbers(30) == 2 * 3 * 20
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,7 @@ CASES = {  # what is changed in the copy of each number, and what fails then
 }
 
 
+@pytest.mark.slow
 def test_a_changed_number_or_word_turns_the_tests_red(tmp_path, monkeypatch):
     for name in ("pyproject.toml", "conftest.py", "tests/nbval_sanitize.cfg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

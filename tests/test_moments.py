@@ -64,19 +64,19 @@ def test_a_flat_map_becomes_zeros(value):
 
 def test_moments_of_parts_join_to_those_of_the_whole():
     values = randn(6, 5, 3, 4, 4)
-    whole = Moments.over(values)
-    joined = Moments.joined([Moments.over(values[:, :2]), Moments.over(values[:, 2:])])
+    whole = Moments.streamed(values)
+    joined = Moments.joined([Moments.streamed(values[:, :2]), Moments.streamed(values[:, 2:])])
     assert joined.num_draws == whole.num_draws == 6
     for name in ("raw", "folded", "rescaled"):
-        assert torch.equal(joined.of[name].mean, whole.of[name].mean)
-        assert torch.equal(joined.of[name].std(), whole.of[name].std())
+        assert torch.equal(joined[name].mean, whole[name].mean)
+        assert torch.equal(joined[name].std(), whole[name].std())
 
 
 def test_what_is_kept_does_not_grow_with_the_number_of_draws():
     def numbers(moments: Moments) -> int:
-        return sum(w.mean.numel() + w.squares.numel() for w in moments.of.values())
+        return sum(w.mean.numel() + w.squares.numel() for w in moments.values())
 
     few, many = Moments.streamed(randn(2, 5, 3, 4, 4)), Moments.streamed(randn(40, 5, 3, 4, 4))
     assert numbers(few) == numbers(many) == 2 * 5 * (3 + 1 + 1) * 16
-    kept = [value for w in many.of.values() for value in vars(w).values() if isinstance(value, torch.Tensor)]
+    kept = [value for w in many.values() for value in vars(w).values() if isinstance(value, torch.Tensor)]
     assert math.prod(kept[0].shape) == kept[0].untyped_storage().nbytes() / 8, "no view of something larger"

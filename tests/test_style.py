@@ -56,7 +56,11 @@ def test_every_tool_and_storey_has_files():
 
 @pytest.mark.parametrize(
     "command",
-    ["ruff check --no-cache .", "ruff format --no-cache --check .", "mypy xuqlib run_all.py notebooks/helpers"],
+    [
+        "ruff check --no-cache .",
+        "ruff format --no-cache --check .",
+        pytest.param("mypy xuqlib run_all.py notebooks/helpers", marks=pytest.mark.slow),
+    ],
 )
 def test_the_tool_finds_nothing(command):
     tool, *arguments = command.split()

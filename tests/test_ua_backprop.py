@@ -38,7 +38,7 @@ from xuqlib.ua_backprop import (
     spread_shares,
     ua_backprop,
 )
-from xuqlib.uncertainty import KINDS, number_shares, probability_shares
+from xuqlib.uncertainty import KINDS, uncertainty_shares
 
 LOG2 = math.log(2)
 
@@ -73,9 +73,9 @@ def test_shares_of_two_draws_by_hand():
     aleatoric = [[0.75 * (2 * LOG2 - log3) / 2, 0.25 * 2 * LOG2 / 2]]
     epistemic = [[0.75 * (log3 - LOG2) / 2, -0.25 * LOG2 / 2]]
     mirrored = lambda rows: tensor([rows, [rows[0][::-1]]], dtype=torch.float64)  # noqa: E731
-    assert_close(probability_shares(logits, "total"), total, **EXACT)
-    assert_close(probability_shares(logits, "aleatoric"), mirrored(aleatoric), **EXACT)
-    assert_close(probability_shares(logits, "epistemic"), mirrored(epistemic), **EXACT)
+    assert_close(uncertainty_shares(logits, "total"), total, **EXACT)
+    assert_close(uncertainty_shares(logits, "aleatoric"), mirrored(aleatoric), **EXACT)
+    assert_close(uncertainty_shares(logits, "epistemic"), mirrored(epistemic), **EXACT)
 
 
 def test_coefficients_of_three_classes_by_hand():
@@ -198,7 +198,7 @@ def test_the_linear_variant_weighs_the_signed_terms_of_every_logit(name, coeffic
         found = ua_backprop_linear(draws, x, "epistemic", coefficients=coefficients)
     logits = draws(x).detach()
     handed_on = logit_coefficients(logits, coefficients, SETTINGS["paper"].tau1)
-    shares = torch.einsum("sni,snij->snj", probability_shares(logits), handed_on)
+    shares = torch.einsum("sni,snij->snj", uncertainty_shares(logits), handed_on)
     wanted = 0
     for network, share in zip(draws, shares, strict=True):
         for label in range(3):
@@ -247,7 +247,7 @@ def test_sure_draws_that_disagree_keep_all_they_have_to_tell(size):
     logits = tensor([[[size, 0.0, 0.0]], [[0.0, size, 0.0]]], dtype=torch.float64)
     for kind, coefficients in itertools.product(KINDS, COEFFICIENTS):
         rows = logit_coefficients(logits, coefficients)
-        shares = torch.einsum("sni,snij->snj", probability_shares(logits, kind), rows)
+        shares = torch.einsum("sni,snij->snj", uncertainty_shares(logits, kind), rows)
         assert_close(rows.sum(-1), torch.ones_like(rows[..., 0]), **EXACT)
         assert shares.sum().item() == pytest.approx(0 if kind == "aleatoric" else LOG2, abs=1e-12)
 
@@ -272,7 +272,7 @@ def test_a_blank_picture_is_attributed_evenly(setting):
 
 
 def test_shares_over_draws_and_over_classes_are_never_negative():
-    shares = probability_shares(5 * randn(6, 200, 4))
+    shares = uncertainty_shares(5 * randn(6, 200, 4))
     assert shares.min() < -0.01
     assert (shares.sum(0) >= -1e-15).all() and (shares.sum(-1) >= -1e-15).all()
 
@@ -321,7 +321,7 @@ def test_networks_and_x_are_left_untouched(build):
 
 def test_the_shares_of_a_regression_hold_its_noise_to_the_last_digit():
     answers = torch.tensor([[[1.0]], [[2.0]]], dtype=torch.float64)
-    shares = number_shares(answers, "total", 0.1, "regression")  # in float32, 0.1 is off by 1.5e-9
+    shares = uncertainty_shares(answers, "total", 0.1, "regression")  # in float32, 0.1 is off by 1.5e-9
     assert_close(shares.sum(), torch.tensor(0.35, dtype=torch.float64), rtol=1e-15, atol=0)
 
 
@@ -349,7 +349,7 @@ BAD = {
         ValueError,
         "explainer 'shap'; known: gradient, .*fullgrad",
     ),
-    "no explainer": (lambda: ua_backprop(DRAWS, X, explainer=3), ValueError, "unknown explainer 3"),
+    "no explainer": (lambda: ua_backprop(DRAWS, X, explainer=3), TypeError, "explainer is 3"),
     "batch statistics": (
         lambda: class_maps(nn.BatchNorm1d(5, track_running_stats=False).double().eval(), randn(4, 5)),
         ValueError,
@@ -382,8 +382,8 @@ BAD = {
     ),
     "linear": (lambda: ua_backprop_linear(DRAWS, X, "both"), ValueError, "unknown kind 'both'"),
     "linear tau1": (lambda: ua_backprop_linear(DRAWS, X, tau1=-1), ValueError, "tau1 is -1.0"),
-    "shares": (lambda: probability_shares(randn(2, 3, 4), "both"), ValueError, "unknown kind 'both'"),
-    "flat logits": (lambda: probability_shares(randn(2, 3)), ValueError, r"shape \(2, 3\)"),
+    "shares": (lambda: uncertainty_shares(randn(2, 3, 4), "both"), ValueError, "unknown kind 'both'"),
+    "flat logits": (lambda: uncertainty_shares(randn(2, 3)), ValueError, r"shape \(2, 3\)"),
 }
 
 

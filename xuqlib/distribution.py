@@ -72,10 +72,6 @@ class ExplanationDistribution:
         return len(self.mean())
 
     @property
-    def is_picture(self) -> bool:
-        return self.mean().ndim == 4
-
-    @property
     def has_channels(self) -> bool:
         """Whether these are images or volumes, whose channels are folded; a signal's axes are left as they are."""
         return self.mean().ndim > 3
@@ -96,11 +92,11 @@ class ExplanationDistribution:
 
     def mean(self) -> Tensor:
         """Mean over draws, shaped like x, in the unit of the attribution."""
-        return self.moments.of["raw"].mean
+        return self.moments["raw"].mean
 
     def std(self, *, correction: int = 0) -> Tensor:
         """Standard deviation over draws, divisor num_draws - correction, shaped like x. 0 is the paper's choice."""
-        return self.moments.of["raw"].std(correction)
+        return self.moments["raw"].std(correction)
 
     def cv(self, kind: str = "paper", *, floor: float = 0.05, rescale: bool = True) -> Tensor:
         """Coefficient of variation, std over mean, by one of three definitions.
@@ -123,7 +119,7 @@ class ExplanationDistribution:
             spread, size = self.std().flatten(1).sum(1), self.mean().abs().flatten(1).sum(1)
             return torch.where(size > 0, spread / size, math.nan)
         name = "raw" if kind == "signed" else "rescaled" if rescale else "folded"
-        mean, std = self.moments.of[name].mean.abs(), self.moments.of[name].std()
+        mean, std = self.moments[name].mean.abs(), self.moments[name].std()
         largest = mean.flatten(1).amax(1).view(-1, *(1,) * (mean.ndim - 1))
         return torch.where((mean > floor * largest) & (largest > 0), std / mean, math.nan)
 
@@ -209,8 +205,62 @@ class ExplanationDistribution:
         return pd.DataFrame(columns)
 
     def diagnose(self) -> list[str]:
-        """Say in words what looks wrong with these explanations; see the function `diagnose`."""
-        return diagnose(self)
+        """Name the signatures of explanations that failed, or whose statistics cannot be trusted.
+
+        Values that are not finite, maps of zeros, draws that do not differ, a map that is nearly equal everywhere, a CV
+        that is undefined on most pixels or as large as that of noise without a sign, and too few draws.
+
+        Returns:
+            One sentence per finding: what was found, for how many examples, and what to do. Empty if nothing was.
+
+        Source: arXiv 2403.17224, section 5, names undefined CVs and uniformly activated maps.
+        """
+        mean, std, size = (each.flatten(1) for each in (self.mean(), self.std(), self.moments["folded"].mean))
+        finite = (mean.isfinite() & std.isfinite()).all(1)  # (N,)
+        dead = finite & ((mean == 0) & (std == 0)).all(1)
+        alive = finite & ~dead
+        # Round-off of the running variance is this far below the mean.
+        identical = alive & (std <= 1e-12 * mean.abs().amax(1, keepdim=True)).all(1) & (self.num_draws > 1)
+        evenness = size.std(1, correction=0) / size.mean(1)
+        uniform = alive & (evenness < UNIFORM) & (size.shape[1] > 1)
+        share, ceiling = self.undefined_share("paper"), self.noise_ceiling
+        cv = self.cv("paper", rescale=False).flatten(1).nanmedian(1).values
+        undefined = alive & ~uniform & (share > MANY_UNDEFINED)
+        noisy = alive & ~identical & (cv > NEAR_CEILING * ceiling)
+        findings = [
+            (~finite, "hold NaN or infinite attributions: look for overflow in the network or its input"),
+            (dead, "are zero everywhere, in every draw: check the target, for dead ReLUs, and what LIME has to hide"),
+            (identical, "are the same in every draw: check that the posterior is random where it matters"),
+            (
+                uniform,
+                "are nearly equal everywhere (over pixels or features they vary by "
+                f"{100 * evenness[uniform].mean():.1f} % of their mean): do not read a place into them; try another "
+                "explainer",
+            ),
+            (
+                undefined,
+                f"have no coefficient of variation on {100 * share[undefined].mean():.1f} % of their pixels or "
+                'features, where the mean is too small: report that share, and use cv("ratio") or sign_agreement()',
+            ),
+            (
+                noisy,
+                f"are no steadier than noise without a sign (median folded CV {cv[noisy].mean():.2f}, noise has "
+                f"{ceiling:.2f}): do not trust a single draw's map; look at the mean and its standard_error()",
+            ),
+        ]
+        sentences = [
+            f"The explanations of {int(which.sum())} of {len(which)} examples {what}."
+            for which, what in findings
+            if which.any()
+        ]
+        if self.num_draws == 1:
+            sentences.append("There is 1 draw, so no spread can be told: take at least 10.")
+        elif self.num_draws < FEW_DRAWS:
+            error = 1 / math.sqrt(2 * (self.num_draws - 1))
+            sentences.append(
+                f"There are {self.num_draws} draws, so each std is off by about {error:.0%}: take at least {FEW_DRAWS}."
+            )
+        return sentences
 
     def to_frame(self) -> pd.DataFrame:
         """Return every attribution in tidy form: draw, example, then channel, height, width or feature; attribution.
@@ -249,88 +299,3 @@ class ExplanationDistribution:
         if self.values is None:
             raise ValueError(f'{what} needs every draw, but only moments were kept; explain with keep="all"')
         return self.values
-
-
-def diagnose(explanation: ExplanationDistribution) -> list[str]:
-    """Name the signatures of explanations that failed, or whose statistics cannot be trusted.
-
-    Values that are not finite, maps of zeros, draws that do not differ, a map that is nearly equal everywhere, a CV
-    that is undefined on most pixels or as large as that of noise without a sign, and too few draws.
-
-    Returns:
-        One sentence per finding: what was found, for how many examples, and what to do. Empty if nothing was.
-
-    Source: arXiv 2403.17224, section 5, names undefined CVs and uniformly activated maps.
-    """
-    mean, std = explanation.mean().flatten(1), explanation.std().flatten(1)
-    finite = (mean.isfinite() & std.isfinite()).all(1)  # (N,)
-    dead = finite & (mean == 0).all(1) & (std == 0).all(1)
-    alive = finite & ~dead
-    # Round-off of the running variance is this far below the mean.
-    identical = alive & (std <= 1e-12 * mean.abs().amax(1, keepdim=True)).all(1) & (explanation.num_draws > 1)
-    sentences = [
-        _sentence(~finite, "hold NaN or infinite attributions", "look for overflow in the network or its input"),
-        _sentence(
-            dead,
-            "are zero everywhere, in every draw",
-            "check the target, for dead ReLUs, and that what LIME hides is hidden",
-        ),
-        _sentence(identical, "are the same in every draw", "check that the posterior is random where it matters"),
-        *_of_maps(explanation, alive, alive & ~identical),
-        _of_draws(explanation.num_draws),
-    ]
-    return [sentence for sentence in sentences if sentence]
-
-
-def _of_maps(explanation: ExplanationDistribution, alive: Tensor, spread: Tensor) -> list[str]:
-    """Findings on the folded maps of those examples that have one, and whose draws differ."""
-    folded = explanation.moments.of["folded"]
-    size = folded.mean.flatten(1)
-    evenness = size.std(1, correction=0) / size.mean(1)
-    uniform = alive & (evenness < UNIFORM) & (size.shape[1] > 1)
-    share = explanation.undefined_share("paper")
-    undefined = alive & ~uniform & (share > MANY_UNDEFINED)
-    cv, ceiling = explanation.cv("paper", rescale=False).flatten(1).nanmedian(1).values, explanation.noise_ceiling
-    noisy = spread & (cv > NEAR_CEILING * ceiling)
-    return [
-        _sentence(
-            uniform,
-            f"are nearly equal everywhere (over pixels or features they vary by {_percent(evenness, uniform)} of their "
-            "mean)",
-            "do not read a place into them; try another explainer",
-        ),
-        _sentence(
-            undefined,
-            f"have no coefficient of variation on {_percent(share, undefined)} of their pixels or features, where the "
-            "mean is too small",
-            'report that share, and use cv("ratio") or sign_agreement()',
-        ),
-        _sentence(
-            noisy,
-            f"are no steadier than noise without a sign (median folded CV {_mean(cv, noisy):.2f}, noise has "
-            f"{ceiling:.2f})",
-            "do not trust a single draw's map; look at the mean and its standard_error()",
-        ),
-    ]
-
-
-def _of_draws(num_draws: int) -> str:
-    if num_draws == 1:
-        return "There is 1 draw, so no spread can be told: take at least 10."
-    if num_draws >= FEW_DRAWS:
-        return ""
-    error = 1 / math.sqrt(2 * (num_draws - 1))
-    return f"There are {num_draws} draws, so each std is off by about {error:.0%}: take at least {FEW_DRAWS}."
-
-
-def _sentence(which: Tensor, what: str, advice: str) -> str:
-    affected = int(which.sum())
-    return f"The explanations of {affected} of {len(which)} examples {what}: {advice}." if affected else ""
-
-
-def _mean(values: Tensor, which: Tensor) -> float:
-    return float(values[which].mean()) if which.any() else math.nan
-
-
-def _percent(values: Tensor, which: Tensor) -> str:
-    return f"{100 * _mean(values, which):.1f} %"

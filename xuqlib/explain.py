@@ -18,8 +18,9 @@ from xuqlib.explainers import Explainer
 from xuqlib.explainers.declaring import Options, declared_by, named
 from xuqlib.fast.engine import PRECISIONS, Engine, computing_in
 from xuqlib.moments import Moments
+from xuqlib.outputs import probabilities
 from xuqlib.path import blocks, rows_per_pass
-from xuqlib.posteriors.draws import Draws, inner
+from xuqlib.posteriors.draws import Draws, fixed_draws, inner
 from xuqlib.views import View
 
 
@@ -71,18 +72,18 @@ def explain(
 
     Source: arXiv 2403.17224, section 3.
     """
-    explainer = named(explainer) if isinstance(explainer, str) else explainer
-    if not callable(explainer):
-        raise TypeError(f"explainer is {explainer!r}; pass a function (network, x, target), such as xuqlib.gradient")
+    explainer = named(explainer)
     check_choice(keep, ("all", "moments", "mean"), "keep")
     check_choice(precision, PRECISIONS, "precision")
     where = torch.device(device) if device is not None else default_device()
-    draws, x = (draws if isinstance(draws, Draws) else Draws(draws)).seen(x, output)
+    draws, x, _ = fixed_draws(draws, x, output)
     if any(parameter.device != where for network in draws for parameter in inner(network).parameters()):
         draws = draws.to(where)
     given, path_of, one = Options(explainer, options, x), declared_by(explainer).path, x[:1].detach().to(where)
     path = None if path_of is None else path_of(one, **given.of(slice(1), where))
-    engine = None if path is None else Engine(draws.at(slice(1)), one, guided=path.guided, precision=precision)
+    engine = None
+    if path is not None and all(getattr(network, "resampling", None) is None for network in draws):
+        engine = Engine(draws.at(slice(1)), one, guided=path.guided, precision=precision)
     # An engine has all steps of the path in one pass; what other explainers need is not known.
     at_once = 2**18 // one.numel() if path is None else rows_per_pass(one, None) // path.num_steps
     parts = given.parts(max(1, at_once), chunk)
@@ -166,6 +167,4 @@ def _mean_probs(draws: Draws, x: Tensor) -> Tensor:
         return view.output.where.flatten(2).sum(2)  # the class that fills the most places
     if draws.output in ("regression", "mean_variance"):
         return F.one_hot(torch.zeros_like(numbers[0, :, 0], dtype=torch.long), numbers.shape[2])  # the first
-    if draws.output == "probabilities":
-        return numbers.mean(0)
-    return (numbers.sigmoid() if draws.output == "multilabel" else numbers.softmax(-1)).mean(0)
+    return probabilities(numbers, draws.output).mean(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,13 +38,16 @@ def rescaled(attribution: Tensor) -> Tensor:
 ONLY_MEAN = 'only the mean over draws was kept; explain with keep="moments", or "all"'
 
 
+_KINDS: dict[str, Callable[[Tensor], Tensor]] = {"raw": lambda value: value, "folded": folded, "rescaled": rescaled}
+
+
+@dataclass
 class Welford:
     """Mean and variance of tensors that come one after another, in float64. Source: Welford 1962."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(())
-        self.squares: Tensor | None = torch.zeros(())
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor | None = field(default_factory=lambda: torch.zeros(()))  # None where only the mean was kept
 
     def append(self, value: Tensor) -> None:
         value = value.double()
@@ -69,28 +73,24 @@ class Welford:
         return self.squares
 
 
-_KINDS: dict[str, Callable[[Tensor], Tensor]] = {"raw": lambda value: value, "folded": folded, "rescaled": rescaled}
-
-
-class Moments:
-    """Moments of the attributions of one or more draws: as they are, folded, and folded then rescaled.
+class Moments(dict[str, Welford]):
+    """Moments of the attributions of one or more draws, by kind: "raw", "folded", and "rescaled" once folded.
 
     Attributes:
-        of: a `Welford` by kind, "raw", "folded" or "rescaled".
+        stack: all draws, (draw, example, ...), if they were kept: each kind is then computed when first asked for.
     """
 
-    def __init__(self) -> None:
-        self.of: dict[str, Welford] = {kind: Welford() for kind in _KINDS}
+    stack: Tensor | None = None
 
     def append(self, attribution: Tensor) -> None:
         """Take in one draw's attributions, (N, ...)."""
         attribution = attribution.double()
-        for kind, welford in self.of.items():
-            welford.append(_KINDS[kind](attribution))
+        for kind, function in _KINDS.items():
+            self.setdefault(kind, Welford()).append(function(attribution))
 
     @property
     def num_draws(self) -> int:
-        return self.of["raw"].count
+        return self["raw"].count
 
     @classmethod
     def streamed(cls, attributions: Iterable[Tensor]) -> Moments:
@@ -102,51 +102,37 @@ class Moments:
 
     @classmethod
     def over(cls, values: Tensor) -> Moments:
-        """Moments of a stack of draws, (draw, example, ...); each kind is computed when it is first asked for."""
+        """Moments of a stack of draws, (draw, example, ...)."""
         moments = cls()
-        moments.of = _OfValues(values)
+        moments.stack = values
         return moments
 
     @classmethod
     def of_mean(cls, mean: Tensor, num_draws: int) -> Moments:
         """Nothing but the mean attribution over draws, (N, ...)."""
-        moments, only = cls(), Welford()
-        only.count, only.mean, only.squares = num_draws, mean.double(), None
-        moments.of = _OnlyMean(raw=only)
-        return moments
+        return cls(raw=Welford(num_draws, mean.double(), None))
 
     @classmethod
     def joined(cls, parts: Sequence[Moments]) -> Moments:
         """Put the moments of consecutive examples together, on the CPU."""
-        moments, only_mean = cls(), isinstance(parts[0].of, _OnlyMean)
-        moments.of = _OnlyMean() if only_mean else {}
-        for kind in ("raw",) if only_mean else _KINDS:
-            each = [part.of[kind] for part in parts]
-            moments.of[kind] = joint = Welford()
-            joint.count, joint.mean = each[0].count, torch.cat([welford.mean.cpu() for welford in each])
+        moments = cls()
+        for kind in parts[0]:
+            each = [part[kind] for part in parts]
             squares = [welford.squares.cpu() for welford in each if welford.squares is not None]
-            joint.squares = torch.cat(squares) if squares else None
+            mean = torch.cat([welford.mean.cpu() for welford in each])
+            moments[kind] = Welford(each[0].count, mean, torch.cat(squares) if squares else None)
         return moments
 
-
-class _OfValues(dict[str, Welford]):
-    def __init__(self, values: Tensor) -> None:
-        super().__init__()
-        self._values = values
-
     def __missing__(self, kind: str) -> Welford:
+        if self.stack is None:
+            raise ValueError(ONLY_MEAN)
         self[kind] = welford = Welford()
-        for value in self._values if kind != "raw" else ():
+        for value in self.stack if kind != "raw" else ():
             welford.append(_KINDS[kind](value.double()))
         if kind == "raw":  # with all of them at hand, the mean first and then the squares takes half as long
-            welford.count, welford.mean = len(self._values), self._values.mean(0, dtype=torch.float64)
+            welford.count, welford.mean = len(self.stack), self.stack.mean(0, dtype=torch.float64)
             welford.squares = torch.zeros_like(welford.mean)
-            for value in self._values:
+            for value in self.stack:
                 deviation = value - welford.mean  # in float64
                 welford.squares.addcmul_(deviation, deviation)
         return welford
-
-
-class _OnlyMean(dict[str, Welford]):
-    def __missing__(self, kind: str) -> Welford:
-        raise ValueError(ONLY_MEAN)

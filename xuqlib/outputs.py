@@ -50,9 +50,7 @@ class Output:
 
     def at(self, examples: slice) -> Output:
         """Return the same for some of the examples."""
-        if not isinstance(self.where, Tensor) or len(self.where) == 1:
-            return self
-        return replace(self, where=self.where[examples])
+        return self.changed(lambda mask: mask if len(mask) == 1 else mask[examples])
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Output:
         """Return the same with its mask changed, such as moved to a device."""
@@ -176,6 +174,13 @@ def as_output(given: Any, known: str | None = None) -> Output:
     raise TypeError(
         f"output is {given!r}; pass one of {', '.join(OUTPUTS)}, a key or function of the answer, or (key, name)"
     )
+
+
+def probabilities(numbers: Tensor, kind: str | None) -> Tensor:
+    """Return the probability of each class or label, the last axis of what draws answer."""
+    if kind == "probabilities":
+        return numbers
+    return numbers.sigmoid() if kind in ("binary", "multilabel") else numbers.softmax(-1)
 
 
 def are_probabilities(numbers: Tensor) -> bool:

@@ -116,40 +116,28 @@ def slope(network: Network, x: Tensor, target: Any) -> Tensor:
 
 
 def along(network: Network, path: Path, target: Any, rows: int) -> Tensor:
-    """Evaluate a path for one network, with as many rows in one pass as `rows` allows. Returns (N, ...)."""
-    mode = GuidedMode() if path.guided else None
-    total = along_in(mode, network, path, target, rows)
-    message = None if mode is None else warning_of(mode.num_met, mode.unguided)
-    if message is not None:
-        warnings.warn(message, stacklevel=4)  # where the explainer was called
-    return total
-
-
-def along_in(mode: GuidedMode | None, network: Network, path: Path, target: Any, rows: int) -> Tensor:
-    """Evaluate a path for one network, its ReLUs guided by `mode`."""
+    """Evaluate a path for one network, at most `rows` rows in one pass, or x itself. Returns (N, ...)."""
+    mode, origin = GuidedMode() if path.guided else None, path.origin
 
     def evaluated(examples: slice) -> Network:
         seen = at(network, examples)
         return seen if mode is None else partial(mode.evaluate, seen)
 
-    if path.factor is None and len(path.origin) <= rows:
-        total = slope(evaluated(slice(None)), path.origin, target)
+    if path.factor is None:
+        total = slope(evaluated(slice(None)), origin, target)
     else:
-        total = _summed(evaluated, path, target, rows)
+        total, first = torch.zeros_like(origin), slice(rows)
+        with torch.no_grad():  # a network may write into its input, so it gets a copy
+            num_classes = check_logits(evaluated(first)(origin[first].clone()), len(origin[first])).shape[1]
+        classes = check_target(target, len(origin), num_classes)
+        for block in blocks(len(origin), rows):
+            num_examples, seen = len(origin[block]), evaluated(block)
+            for steps in blocks(path.num_steps, max(1, rows // num_examples)):
+                points = path.points(block, steps)
+                slopes = slope(seen, points, classes[block].repeat(len(points) // num_examples))
+                weights = path.weights[steps] if path.weights is not None else slopes.new_ones(1)
+                total[block] += torch.tensordot(weights, slopes.unflatten(0, (-1, num_examples)), dims=1)
+    message = None if mode is None else warning_of(mode.num_met, mode.unguided)
+    if message is not None:
+        warnings.warn(message, stacklevel=4)  # where the explainer was called
     return path.finished(total)
-
-
-def _summed(network_at: Callable[[slice], Network], path: Path, target: Any, rows: int) -> Tensor:
-    origin, first = path.origin, slice(rows)
-    with torch.no_grad():  # a network may write into its input, so it gets a copy
-        num_classes = check_logits(network_at(first)(origin[first].clone()), len(origin[first])).shape[1]
-    classes = check_target(target, len(origin), num_classes)
-    total = torch.zeros_like(origin)
-    for block in blocks(len(origin), rows):
-        num_examples, network = len(origin[block]), network_at(block)
-        for steps in blocks(path.num_steps, max(1, rows // num_examples)):
-            points = path.points(block, steps)
-            slopes = slope(network, points, classes[block].repeat(len(points) // num_examples))
-            weights = path.weights[steps] if path.weights is not None else slopes.new_ones(1)
-            total[block] += torch.tensordot(weights, slopes.unflatten(0, (-1, num_examples)), dims=1)
-    return total

@@ -20,11 +20,12 @@ from xuqlib.explainers import EXPLAINERS, Explainer
 from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, logit_graph, saliency
 from xuqlib.path import Network, blocks, rows_per_pass
-from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.draws import Draws, fixed_draws
 from xuqlib.posteriors.trial import try_out
-from xuqlib.uncertainty import class_draws, logits_of, number_shares, probability_shares
+from xuqlib.uncertainty import logits_of, uncertainty_shares
 
 _AT_ONCE = 2**23  # numbers of coefficients, or of maps, that are held at once: 64 MB in float64
+_REGRESSIONS = ("regression", "mean_variance")
 COEFFICIENTS = ("softmax", "row-normalised", "ratio")
 NORMALISATIONS = ("softmax", "sum")
 _OF_LOGITS = ChainMap[str, Explainer]({"fullgrad": fullgrad}, EXPLAINERS)
@@ -72,8 +73,8 @@ def ua_backprop(
     Args:
         draws: fixed networks, from `posterior.sample`, or a list of networks.
         x, output: as for `explain`: logits, probabilities, binary, or one place of a segmentation; of a regression or
-            "mean_variance", the variances are attributed, summed over the numbers (see `number_shares`), in squared
-            target units.
+            "mean_variance", the variances are attributed, summed over the numbers, in squared target units (see
+            `uncertainty_shares`).
         kind: "total", "aleatoric" or "epistemic". Pixels can be negative only for "epistemic".
         setting: "paper" or "recommended" (raw psi, divided by its sum, which points more at the uncertainty on
             validation images). The next five replace what it says; each None keeps it.
@@ -93,7 +94,9 @@ def ua_backprop(
     Source: the three steps are those of Wang, Joshi, Wang & Ji 2023, arXiv 2304.04824; the formulas are derived anew.
     """
     chosen = settle(setting, coefficients=coefficients, tau1=tau1, psi=psi, normalise=normalise, tau2=tau2)
-    draws, x, where = class_draws(draws, x, output)
+    draws, x, where = fixed_draws(draws, x, output)
+    if draws.output not in (None, "logits", *_REGRESSIONS):
+        draws = draws.of_classes()
     given, attributions = Options(named(explainer, _OF_LOGITS), options, x), []
     for part, shares in logit_shares(draws, x, kind, chosen, given.parts(rows_per_pass(x[:1].to(where), None), chunk)):
         some, total = x[part].detach().to(where), torch.zeros((), dtype=torch.float64, device=where)
@@ -220,11 +223,10 @@ def logit_shares(
     The shares come from the logits of all examples, so they do not depend on how the examples are cut.
     """
     logits = logits_of(draws, x)
-    if draws.output in ("regression", "mean_variance") or (draws.output is None and logits.shape[2] == 1):
-        of_numbers = number_shares(logits, kind, draws.noise_variance, draws.output)
-        yield from ((part, of_numbers[:, part]) for part in parts)  # without a softmax to hand them on
+    shares = uncertainty_shares(logits, kind, draws.noise_variance, draws.output)
+    if draws.output in _REGRESSIONS or logits.shape[2] == 1:  # without a softmax to hand them on
+        yield from ((part, shares[:, part].flatten(2)) for part in parts)
         return
-    shares = probability_shares(logits, kind)
     at_once = max(1, _AT_ONCE // (len(draws) * logits.shape[2] ** 2))  # examples
     for part in parts:
         handed_on = []

@@ -17,8 +17,8 @@ from xuqlib.explainers import explainer
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.gradients import gradient
 from xuqlib.path import Network
-from xuqlib.posteriors.draws import Draws
-from xuqlib.uncertainty import attribute_uncertainty, columns_of, fixed_draws, uncertainties
+from xuqlib.posteriors.draws import Draws, fixed_draws
+from xuqlib.uncertainty import attribute_uncertainty, columns_of, uncertainties
 
 
 def ua_replacement(

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_attribution, check_choice, check_count, check_fixed, check_number, check_target
+from xuqlib.checks import check_attribution, check_choice, check_count, check_number, check_target
 from xuqlib.explainers import EXPLAINERS, Explainer
 from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import fullgrad
@@ -23,8 +23,10 @@ from xuqlib.fast.engine import Engine
 from xuqlib.moments import folded
 from xuqlib.outputs import Output
 from xuqlib.path import blocks, rows_per_pass
-from xuqlib.posteriors.draws import Draws, inner
+from xuqlib.posteriors.draws import Draws, fixed_draws, inner
 from xuqlib.views import OfExamples, View
+
+KINDS = ("total", "aleatoric", "epistemic")
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,14 @@ class Uncertainties:
         return pd.DataFrame(columns, index=index).reset_index()
 
 
-def logits_of(draws: Draws, x: Any, *, batch_size: int = 256, output: Any = None) -> Tensor:
+def logits_of(draws: Draws | Sequence[nn.Module], x: Any, *, batch_size: int = 256, output: Any = None) -> Tensor:
     """Evaluate all draws in batches without a graph: (draw, example, class), on the CPU.
 
     Args:
         x, output: as for `explain`; a segmentation gives (draw, example, class, ...).
     """
-    if not isinstance(draws, Draws):
-        raise TypeError(f"draws is a {type(draws).__name__}; pass posterior.sample(num_draws)")
     check_count(batch_size, 1, "batch_size")
-    draws, x = draws.seen(x, output, explained=False)
-    where = next((p.device for p in draws[0].parameters()), torch.device("cpu"))
+    draws, x, where = fixed_draws(draws, x, output, explained=False)
     evaluate: Callable[[Draws, Tensor], Tensor] = Draws.read
     if draws.output != "segmentation" and not isinstance(inner(draws[0]), nn.Sequential):
         engine = Engine(draws.at(slice(1)), x[:1].to(where))
@@ -69,7 +68,9 @@ def logits_of(draws: Draws, x: Any, *, batch_size: int = 256, output: Any = None
         return torch.cat([evaluate(draws.at(part), x[part].to(where)).cpu() for part in parts], dim=1)
 
 
-def uncertainties(draws: Draws, x: Any, *, noise_variance: float | None = None, output: Any = None) -> Uncertainties:
+def uncertainties(
+    draws: Draws | Sequence[nn.Module], x: Any, *, noise_variance: float | None = None, output: Any = None
+) -> Uncertainties:
     """Split the uncertainty about each prediction into what more networks would and would not resolve.
 
     Classes: total is the entropy of the mean probability, aleatoric the mean entropy over draws, epistemic their
@@ -87,9 +88,7 @@ def uncertainties(draws: Draws, x: Any, *, noise_variance: float | None = None, 
     Source: arXiv 2304.04824, section 3; Depeweg et al. 2018, arXiv 1710.07283; Kendall & Gal 2017, arXiv 1703.04977,
         eq. 9, for networks that say a variance.
     """
-    if not isinstance(draws, Draws):
-        raise TypeError(f"draws is a {type(draws).__name__}; pass posterior.sample(num_draws)")
-    draws, x = draws.seen(x, output, explained=False)
+    draws, x, _ = fixed_draws(draws, x, output, explained=False)
     noise_variance = draws.noise_variance if noise_variance is None else noise_variance
     return decompose(logits_of(draws, x), noise_variance, draws.output)
 
@@ -101,42 +100,70 @@ def decompose(logits: Tensor, noise_variance: float | Tensor = 0.0, output: str 
         noise_variance: one number, or one for each output of a regression.
         output: a name in `xuqlib.outputs.OUTPUTS`; by default one class means regression, several logits.
     """
-    _check_stack(logits, "segmentation" if output == "segmentation" else None)
-    logits, noise = logits.double(), torch.as_tensor(noise_variance, dtype=torch.float64)
+    aleatoric, epistemic = (shares.sum(2).mean(0) for shares in _shares(logits, noise_variance, output))
+    if epistemic.shape[1:] == (1,) and output not in ("multilabel", "segmentation"):
+        aleatoric, epistemic = aleatoric[:, 0], epistemic[:, 0]
+    epistemic = epistemic.clamp(min=0)  # only rounding is below 0
+    return Uncertainties(total=aleatoric + epistemic, aleatoric=aleatoric, epistemic=epistemic)
+
+
+def uncertainty_shares(
+    numbers: Tensor, kind: str = "epistemic", noise_variance: float | Tensor = 0.0, output: str | None = None
+) -> Tensor:
+    """Split an uncertainty into one share per number of each draw; they sum to it over draws and numbers.
+
+    Classes: total -p log(mean p) / S, aleatoric -p log(p) / S, epistemic p log(p / mean p) / S, one for each
+    probability p of S draws. An epistemic share may be below 0; its sums over draws and over classes are not.
+    Regression: epistemic (y - mean y)^2 / S for each number y, aleatoric the variance that a draw says / S; total is
+    both, or with the noise where draws say none.
+
+    Args:
+        numbers: what the draws answer, (draw, example, number), as `Draws.read` gives it.
+        kind: "total", "aleatoric" or "epistemic".
+        noise_variance, output: as for `decompose`.
+
+    Returns:
+        Shares, float64: (draw, example, class) in nats; of K labels (draw, example, 2, K), no and yes; of K numbers
+        (draw, example, 1, K) in their squared units, or (draw, example, 2, K) of means and variances.
+
+    Raises:
+        ValueError: unknown kind; logits of another shape; the aleatoric part of a regression that says none.
+    """
+    check_choice(kind, KINDS, "kind")
+    aleatoric, epistemic = _shares(numbers, noise_variance, output)
+    if kind == "aleatoric" and (output == "regression" or (output is None and numbers.shape[2] == 1)):
+        raise ValueError(
+            "the aleatoric uncertainty of a regression is its noise_variance, the same for all x; pass networks that "
+            'say a variance (output="mean_variance"), or another kind'
+        )
+    return {"total": aleatoric + epistemic, "aleatoric": aleatoric, "epistemic": epistemic}[kind] / len(numbers)
+
+
+def _shares(numbers: Tensor, noise_variance: float | Tensor, output: str | None) -> tuple[Tensor, Tensor]:
+    """What each draw has to do with the aleatoric and epistemic uncertainty, (draw, example, share, ...).
+
+    Its mean over draws and sum over shares is the uncertainty, of each label, number or place behind the shares.
+    """
+    _check_stack(numbers, output)
+    Output(output).check(numbers)
+    numbers, noise = numbers.double(), torch.as_tensor(noise_variance, dtype=torch.float64)
     for value in noise.flatten().tolist():
         check_number(value, 0, "noise_variance")
-    if output == "segmentation":  # logits of the classes, or one of yes against no, in each place
-        logits, output = logits.movedim(2, -1), "binary" if logits.shape[2] == 1 else "logits"
-    if output in ("binary", "multilabel"):
-        parts = vars(_of_classes(torch.stack([-logits / 2, logits / 2], -1).log_softmax(-1)))
-        return Uncertainties(**{name: part[..., 0] if output == "binary" else part for name, part in parts.items()})
+    is_one = numbers.shape[2] == 1
     if output == "mean_variance":
-        means, variances = logits.chunk(2, -1)
-        Output(output).check(logits)
-        return _of_numbers(means, variances.mean(0))
-    if output == "regression" or (output is None and logits.shape[-1] == 1):
-        return _of_numbers(logits, noise.expand(logits.shape[1:]))
-    if output == "probabilities":
-        Output(output).check(logits)
-        return _of_classes(logits.clamp(min=torch.finfo(torch.float64).tiny).log())
-    return _of_classes(logits.log_softmax(-1))
-
-
-def _of_numbers(answers: Tensor, aleatoric: Tensor) -> Uncertainties:
-    """Variances of what the draws answer, (draw, example, number); (N,) where that is one number."""
-    epistemic = answers.var(0, correction=0)
-    if epistemic.shape[-1] == 1:
-        epistemic, aleatoric = epistemic[..., 0], aleatoric[..., 0]
-    return Uncertainties(total=aleatoric + epistemic, aleatoric=aleatoric, epistemic=epistemic)
-
-
-def _of_classes(log_probs: Tensor) -> Uncertainties:
-    """Entropies of classes, the last axis of (draw, example, ..., class)."""
+        means, variances = numbers.chunk(2, 2)
+        none = torch.zeros_like(means)
+        return torch.stack([none, variances], 2), torch.stack([(means - means.mean(0)) ** 2, none], 2)
+    if output == "regression" or (output is None and is_one):
+        return noise.expand_as(numbers)[:, :, None], ((numbers - numbers.mean(0)) ** 2)[:, :, None]
+    if output in ("binary", "multilabel") or (output == "segmentation" and is_one):
+        yes = numbers[:, :, 0] if output == "segmentation" else numbers
+        numbers = torch.stack([-yes / 2, yes / 2], 2)  # whose softmax is the sigmoid
+    tiny = torch.finfo(torch.float64).tiny
+    log_probs = numbers.clamp(min=tiny).log() if output == "probabilities" else numbers.log_softmax(2)
     log_mean = log_probs.logsumexp(0) - math.log(len(log_probs))  # (N, C)
-    aleatoric = torch.special.entr(log_probs.exp()).sum(-1).mean(0)
-    # The mean divergence from the mean, which is never a difference of two large numbers; only rounding is below 0.
-    epistemic = (log_probs.exp() * (log_probs - log_mean)).sum(-1).mean(0).clamp(min=0)
-    return Uncertainties(total=aleatoric + epistemic, aleatoric=aleatoric, epistemic=epistemic)
+    # Epistemic is the mean divergence from the mean, which is never a difference of two large numbers.
+    return -log_probs.exp() * log_probs, log_probs.exp() * (log_probs - log_mean)
 
 
 def _check_stack(logits: Tensor, output: str | None = None) -> None:
@@ -148,76 +175,6 @@ def _check_stack(logits: Tensor, output: str | None = None) -> None:
         )
     if not logits.isfinite().all():
         raise ValueError("logits hold NaN or infinite values, so their uncertainty is undefined; did training diverge?")
-
-
-KINDS = ("total", "aleatoric", "epistemic")
-
-
-def probability_shares(logits: Tensor, kind: str = "epistemic") -> Tensor:
-    """Split an uncertainty into one share per probability of each draw; they sum to it over draws and classes.
-
-    total -p log(mean p) / S, aleatoric -p log(p) / S, epistemic p log(p / mean p) / S. An epistemic share may be below
-    0; its sums over draws and over classes are not.
-
-    Args:
-        logits: (draw, example, class), at least two classes.
-        kind: "total", "aleatoric" or "epistemic".
-
-    Returns:
-        Shares in nats, (draw, example, class), float64.
-
-    Raises:
-        ValueError: unknown kind; logits of another shape, or of a regression.
-    """
-    check_choice(kind, KINDS, "kind")
-    _check_stack(logits)
-    if logits.shape[-1] < 2:
-        raise ValueError(
-            f"logits have shape {tuple(logits.shape)}; UA-Backprop splits entropies of class probabilities, so pass "
-            "(draw, example, class) with at least two classes, not a regression"
-        )
-    log_probs = logits.double().log_softmax(-1)  # (S, N, C)
-    log_mean = log_probs.logsumexp(0) - math.log(len(logits))  # (N, C)
-    surprise = {"total": -log_mean, "aleatoric": -log_probs, "epistemic": log_probs - log_mean}[kind]
-    return log_probs.exp() * surprise / len(logits)
-
-
-def number_shares(numbers: Tensor, kind: str, noise_variance: float | Tensor, output: str | None) -> Tensor:
-    """Split the variances of a regression, summed over its numbers, into one share per number of each draw.
-
-    Epistemic (y - mean y)^2 / S; aleatoric what a draw says of its own variance, / S, a share of that number; total
-    both, or with the noise of a regression that says none.
-
-    Args:
-        numbers: (draw, example, number), as `Draws.read` gives them.
-        kind, noise_variance, output: as for `decompose`.
-
-    Returns:
-        Shares in squared target units, (draw, example, number), float64.
-
-    Raises:
-        ValueError: unknown kind; the aleatoric part of a regression that says none.
-    """
-    check_choice(kind, KINDS, "kind")
-    _check_stack(numbers)
-    numbers = numbers.double()
-    says_variance = output == "mean_variance"
-    means, variances = numbers.chunk(2, -1) if says_variance else (numbers, None)
-    epistemic = (means - means.mean(0)) ** 2 / len(means)
-    if variances is None:
-        if kind == "aleatoric":
-            raise ValueError(_SAME_NOISE)
-        noise = torch.as_tensor(noise_variance, dtype=torch.float64)
-        return epistemic + (noise / len(means) if kind == "total" else 0)
-    aleatoric = variances / len(means)
-    none = torch.zeros_like(means)
-    return torch.cat([none if kind == "aleatoric" else epistemic, none if kind == "epistemic" else aleatoric], -1)
-
-
-_SAME_NOISE = (
-    "the aleatoric uncertainty of a regression is its noise_variance, the same for all x; pass networks that say a "
-    'variance (output="mean_variance"), or another kind'
-)
 
 
 # FullGrad's signed terms add up to U as far as it can; other explainers are taken as they come.
@@ -251,14 +208,8 @@ class UncertaintyOf(OfExamples):
         return UncertaintyOf(self.draws.at(examples), self.kind)
 
     def forward(self, x: Tensor) -> Tensor:
-        numbers = self.draws.read(x)
-        if self.draws.output in (None, "logits") and numbers.shape[2] > 1:
-            shares = probability_shares(numbers, self.kind)  # (S, N, C), float64
-            return shares.sum((0, 2)).clamp(min=0).to(x.dtype)[:, None]  # only rounding is below 0
-        if self.kind == "aleatoric" and self.draws.output in (None, "regression"):
-            raise ValueError(_SAME_NOISE)
-        parts = decompose(numbers, self.draws.noise_variance, self.draws.output)
-        return columns_of(self.draws, getattr(parts, self.kind)).to(x.dtype)
+        shares = uncertainty_shares(self.draws.read(x), self.kind, self.draws.noise_variance, self.draws.output)
+        return columns_of(self.draws, shares.sum((0, 2)).clamp(min=0)).to(x.dtype)  # only rounding is below 0
 
 
 def columns_of(draws: Draws, values: Tensor) -> Tensor:
@@ -325,29 +276,6 @@ def attribute_uncertainty(
             attribution = check_attribution(explainer(network.at(part), some, which, **given.of(part, where)), some)
             attributions.append((folded(attribution) if absolute else without_channels(attribution)).to(x))
     return torch.cat(attributions)
-
-
-def checked_draws(
-    draws: Draws | Sequence[nn.Module], x: Any, kind: str, output: Any = None
-) -> tuple[Draws, Tensor, torch.device]:
-    """As `fixed_draws`, of networks that tell classes apart: others are refused."""
-    draws, x, where = class_draws(draws, x, output)
-    probability_shares(logits_of(draws.at(slice(1)), x[:1]), kind)  # refuses an unknown kind, and one output
-    return draws, x, where
-
-
-def class_draws(draws: Draws | Sequence[nn.Module], x: Any, output: Any = None) -> tuple[Draws, Tensor, torch.device]:
-    """As `fixed_draws`, as maps to logits of classes, or numbers of a regression; another output is refused."""
-    draws, x, where = fixed_draws(draws, x, output)
-    return draws if draws.output in (None, "logits", "regression", "mean_variance") else draws.of_classes(), x, where
-
-
-def fixed_draws(draws: Draws | Sequence[nn.Module], x: Any, output: Any = None) -> tuple[Draws, Tensor, torch.device]:
-    """Refuse what `Draws.seen` refuses; return the draws as maps from x, that x, and the device of the draws."""
-    draws, x = (draws if isinstance(draws, Draws) else Draws(draws)).seen(x, output)
-    for network in draws:
-        check_fixed(network)
-    return draws, x, next((parameter.device for parameter in draws[0].parameters()), x.device)
 
 
 def without_channels(attribution: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def bar_table(e: ExplanationDistribution, examples: Examples) -> pd.DataFrame:
         wanted = "load diabetes or california_housing"
         raise ValueError(f"{examples.name} is no table with units; {wanted}")
     count, names = e.num_examples, list(examples.feature_names or ())
-    folded, unit = e.moments.of["folded"], target.std
+    folded, unit = e.moments["folded"], target.std
     x = np.asarray(examples.x[:count])
     columns = {
         "value": x * np.array(scale.std) + np.array(scale.mean),

@@ -289,11 +289,11 @@ def test_a_constant_of_channels_last_has_no_place_in_the_image():
     assert_close(terms.total(), network(x)[:, 0].detach(), **EXACT)
 
 
-def test_a_layer_whose_bias_depends_on_x_adds_no_constant():
+def test_a_layer_whose_bias_depends_on_x_adds_the_constant_that_is_left():
     inner, x = seeded(lambda: nn.Linear(5, 3)), randn(*TABLE)
     network = lambda x: F.linear(torch.ones(len(x), 3).double(), torch.eye(3).double(), inner(x[:1]).sum(0))  # noqa: E731
-    assert [term.shape for term in fullgrad_terms(network, x[:1], 0).dense] == [(1, 3)]
-    assert_close(fullgrad_terms(network, x[:1], 0).total(), network(x[:1])[:, 0].detach() - 1, **EXACT)
+    assert [term.shape for term in fullgrad_terms(network, x[:1], 0).dense] == [(1, 3), (1, 3)]
+    assert_close(fullgrad_terms(network, x[:1], 0).total(), network(x[:1])[:, 0].detach(), **EXACT)
 
 
 # Random networks that are piecewise linear
@@ -501,9 +501,9 @@ def failing(*_):
 
 
 @pytest.mark.parametrize("name", ["forward", "__init__"])
-def test_a_chain_that_fails_where_the_graph_does_not_is_a_fault_of_the_library(monkeypatch, name):
+def test_a_chain_that_fails_is_not_hidden_by_the_graph(monkeypatch, name):
     monkeypatch.setattr(Convolution, name, failing)
-    with pytest.raises(RuntimeError, match=r"fault of xuqlib, please report it \(ZeroDivisionError: a bug\)"):
+    with pytest.raises(ZeroDivisionError, match="a bug"):
         logit_graph(seeded(late_cnn).eval(), randn(*PICTURES))
 
 
@@ -516,8 +516,8 @@ def test_a_backward_pass_that_fails_raises(monkeypatch):
 
 def test_what_the_network_refuses_is_said_by_the_network():
     draw = MCDropout(seeded(late_cnn)).sample(1)[0]
-    with pytest.raises(ValueError, match=r"cannot evaluate x of shape \(3, 2, 8, 8\)"):
-        logit_graph(draw, randn(3, 2, 8, 8))
+    with pytest.raises(ValueError, match=r"cannot evaluate x of shape \(2, 2, 8, 8\)"):
+        fullgrad(draw, randn(3, 2, 8, 8), 0)
 
 
 # What every explainer promises

@@ -378,7 +378,7 @@ def test_dropout_layers_are_off_in_draws_of_weights(posterior):
 def test_draws_with_and_without_masks_may_be_mixed():
     network = seeded(table_mlp).eval()
     draws = Draws([FixedNetwork(network, 3), FixedNetwork(network, None), FixedNetwork(network, 4)])
-    assert_equals_the_loop(draws, randn(4, 5), 1)
+    assert_equals_the_loop(draws, randn(4, 5), 1, fast=False)
 
 
 @pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.Dropout1d, nn.Dropout3d])
@@ -895,7 +895,7 @@ class SmallMemory:
         self.most, whole = 0, Chain.forward
 
         def forward(chain: Chain, points: Tensor) -> Any:
-            rows = len(points) + sum(passed.rows for ref in self.held if (passed := ref()) is not None)
+            rows = len(points) + sum(len(passed.h) for ref in self.held if (passed := ref()) is not None)
             if rows > room:
                 raise torch.OutOfMemoryError(f"{rows} rows")
             self.most = max(self.most, rows)
@@ -940,11 +940,11 @@ def test_memory_that_runs_out_between_draws_loses_none_and_repeats_none(monkeypa
     draws, x = MCDropConnect(seeded(late_cnn), p=0.3).sample(6, seed=1), randn(2, 3, 8, 8)
     expected, whole, asked = looped(draws, gradient, x, 1), Chain.slopes, list[range]()
 
-    def slopes(chain: Chain, passed: Any, some: range, *args: Any) -> Tensor:
-        asked.append(some)
+    def slopes(chain: Chain, passed: Any, draws: range) -> Tensor:
+        asked.append(draws)
         if len(asked) == 2:
             raise torch.OutOfMemoryError("the second block of draws")
-        return whole(chain, passed, some, *args)
+        return whole(chain, passed, draws)
 
     monkeypatch.setattr(Chain, "slopes", slopes)
     cut_to(monkeypatch, 4)
@@ -1086,17 +1086,13 @@ def failing(*_: Any) -> None:
     raise ZeroDivisionError("a bug")
 
 
-OUR_FAULT = r"fast path failed where the plain loop over draws does not; this is a fault of xuqlib.*\(\w+: a bug\)"
-
-
 @pytest.mark.parametrize("keep", ["all", "moments", "mean"])
 @pytest.mark.parametrize("kind", [Convolution, Relu, Flatten])
-def test_a_step_that_fails_is_a_fault_of_the_library_and_the_loop_does_not_hide_it(monkeypatch, kind, keep):
+def test_a_layer_that_fails_is_not_hidden_by_the_loop(monkeypatch, kind, keep):
     draws, x = MCDropout(seeded(two_convolutions)).sample(3, seed=1), randn(2, 3, 8, 8)
     monkeypatch.setattr(kind, "backward", failing)
-    with pytest.raises(RuntimeError, match=OUR_FAULT) as caught:
+    with pytest.raises(ZeroDivisionError, match="a bug"):
         explain(draws, gradient, x, 1, keep=keep)
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, NotAChain, ValueError])
@@ -1113,7 +1109,7 @@ def test_a_failure_of_any_kind_is_raised_and_the_engine_stays_fast(monkeypatch, 
             lambda: found.mean(gradient.declared.path(x), torch.ones(2, dtype=torch.long)),
             lambda: found.logits(x),
         ):
-            with pytest.raises(RuntimeError, match=OUR_FAULT):
+            with pytest.raises(error, match="a bug"):
                 call()
     assert found.is_fast
     assert error_of_logits(found, draws, x) < PROMISE
@@ -1128,7 +1124,7 @@ def test_a_failure_while_an_engine_is_built_is_raised_unless_it_says_that_there_
     for name in ("__init__", "forward"):
         with monkeypatch.context() as patch:
             patch.setattr(Convolution, name, failing)
-            with pytest.raises(RuntimeError, match=OUR_FAULT):
+            with pytest.raises(ZeroDivisionError, match="a bug"):
                 Engine(draws, x)
 
     def not_a_chain(*_: Any) -> None:
@@ -1136,17 +1132,6 @@ def test_a_failure_while_an_engine_is_built_is_raised_unless_it_says_that_there_
 
     monkeypatch.setattr(Convolution, "forward", not_a_chain)
     assert Engine(draws, x).how == "vmap"
-
-
-def test_a_failure_is_looked_into_with_one_draw(monkeypatch):
-    draws, x, asked = MCDropout(seeded(two_convolutions)).sample(8, seed=1), randn(2, 3, 8, 8), list[Any]()
-    whole = FixedNetwork.forward
-    explain(draws, gradient, x, 1)  # they are tried out
-    monkeypatch.setattr(FixedNetwork, "forward", lambda draw, x: asked.append(draw) or whole(draw, x))
-    monkeypatch.setattr(Convolution, "backward", failing)
-    with pytest.raises(RuntimeError, match=OUR_FAULT):
-        explain(draws, gradient, x, 1)
-    assert len(asked) == 1
 
 
 def test_whether_draws_are_a_chain_is_known_before_they_are_evaluated():
@@ -1158,15 +1143,15 @@ def test_whether_draws_are_a_chain_is_known_before_they_are_evaluated():
 def test_x_that_does_not_fit_the_network_is_said_by_the_network():
     draws, good, bad = MCDropout(seeded(table_mlp)).sample(2), randn(3, 5), randn(3, 4)
     message, target = r"the network cannot evaluate x of shape \(3, 4\)", torch.ones(3, dtype=torch.long)
-    assert not Engine(draws, bad).is_fast
-    for found in (Engine(draws, good), Engine(draws, bad)):
-        for call in (
-            lambda found=found: next(found.attributions(gradient.declared.path(bad), target)),
-            lambda found=found: found.mean(gradient.declared.path(bad), target),
-            lambda found=found: found.logits(bad),
-        ):
-            with pytest.raises(ValueError, match=message):
-                call()
+    found = Engine(draws, bad)
+    assert Engine(draws, good).is_fast and not found.is_fast
+    for call in (
+        lambda: next(found.attributions(gradient.declared.path(bad), target)),
+        lambda: found.mean(gradient.declared.path(bad), target),
+        lambda: found.logits(bad),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 class Picky(nn.Module):
@@ -1330,8 +1315,8 @@ def test_no_maps_but_those_of_one_pass_are_held_while_moments_are_kept(monkeypat
     cut_to(monkeypatch, 4)  # two draws at a time
     whole, blocks = Chain.slopes, list[weakref.ref[Tensor]]()
 
-    def slopes(chain: Chain, *args: Any) -> Tensor:
-        found = whole(chain, *args)
+    def slopes(chain: Chain, passed: Any, draws: range) -> Tensor:
+        found = whole(chain, passed, draws)
         assert sum(ref() is not None for ref in blocks) <= 1, "maps of earlier draws are still held"
         blocks.append(weakref.ref(found))
         return found

@@ -16,9 +16,11 @@ from xuqlib import DeepEnsemble, Draws, MCDropConnect, MCDropout
 from xuqlib.explainers import layer_maps as saliencies
 from xuqlib.explainers.fullgrad import LogitGraph, logit_graph
 from xuqlib.explainers.layer_maps import ChainGraph
-from xuqlib.fast.chain import Chain, _Head
+from xuqlib.fast import chain
+from xuqlib.fast.chain import Chain
 from xuqlib.fast.engine import Engine
 from xuqlib.fast.layers import Convolution, Dense, Dropout, Flatten, Layer, MaxPool, Other, Relu
+from xuqlib.fast.vmapped import OneByOne
 
 X = randn(2, 3, 8, 8)
 
@@ -70,7 +72,7 @@ CASES: list[tuple[Any, str, Callable[[], Draws], Callable[[Draws], None]]] = [
     *((Dense, "slope_of", draws, compare_attributions) for draws in (MASKED, LAST, members)),
     *((Chain, name, MASKED, compare_attributions) for name in ("slopes", "mean_slope", "_through")),
     *((kind, "forward", MASKED, compare_logits) for kind in STEPS if kind is not Dropout),
-    *((_Head, "masked_logits", MASKED, compare_logits), (Dropout, "mask_of", MASKED, compare_logits)),
+    *((chain, "_masked_logits", MASKED, compare_logits), (Dropout, "mask_of", MASKED, compare_logits)),
     *((kind, "backward", GREY, compare_graphs) for kind in STEPS if kind is not Other),
     *((ChainGraph, "_at_once", GREY, compare_graphs), (saliencies, "_through", GREY, compare_graphs)),
     (saliencies, "over_channels", GREY, compare_graphs),
@@ -87,11 +89,11 @@ def wrong(value: Any) -> Any:
 def test_whatever_is_broken_turns_the_comparison_red(monkeypatch, kind, name, make, compare):
     draws, whole = make(), getattr(kind, name)
     with monkeypatch.context() as patch:
-        patch.setattr(kind, name, lambda *args: wrong(whole(*args)))
+        patch.setattr(kind, name, lambda *args, **named: wrong(whole(*args, **named)))
         with pytest.raises(AssertionError):
             compare(draws)
 
-    def failing(*_: Any) -> Tensor:
+    def failing(*_: Any, **__: Any) -> Tensor:
         raise RuntimeError("broken")
 
     with monkeypatch.context() as patch:
@@ -111,6 +113,7 @@ def test_every_step_is_broken_above():
 
 
 def test_draws_that_fall_to_the_loop_turn_the_comparison_red(monkeypatch):
-    monkeypatch.setattr(Engine, "_choose", lambda *_: ("loop: for a test", None))
+    looped = lambda self, _: ("loop: for a test", OneByOne(self.draws.networks, self.execution))  # noqa: E731
+    monkeypatch.setattr(Engine, "_choose", looped)
     with pytest.raises(AssertionError, match="the plain loop was taken"):
         compare_attributions(MASKED())

@@ -32,7 +32,6 @@ from xuqlib.posteriors.fixing import FixedNetwork, unit_mask
 
 CPU = torch.device("cpu")
 EXACTLY, ROUNDED = Execution(torch.float64, CPU), Execution(torch.float32, CPU)
-GUIDED = Execution(torch.float64, CPU, guided=True)
 
 
 def slope_of(layer: Any, x: Tensor, g: Tensor) -> Tensor:
@@ -178,10 +177,9 @@ def test_a_dense_layer_on_more_than_rows_is_refused():
 # ReLUs
 
 
-@pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4, 5), (1, 2, 1, 1)])
-def test_a_relu_is_that_of_torch(shape, in_place):
-    assert_step_is(Relu(guided=False, in_place=in_place), torch.relu, randn(*shape))
+def test_a_relu_is_that_of_torch(shape):
+    assert_step_is(Relu(guided=False), torch.relu, randn(*shape))
 
 
 def guided_relu(x: Tensor) -> Tensor:
@@ -189,34 +187,23 @@ def guided_relu(x: Tensor) -> Tensor:
         return torch.relu(x)
 
 
-@pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4, 5)])
-def test_a_guided_relu_is_that_of_guided_mode(shape, in_place):
-    assert_step_is(Relu(guided=True, in_place=in_place), guided_relu, randn(*shape))
+def test_a_guided_relu_is_that_of_guided_mode(shape):
+    assert_step_is(Relu(guided=True), guided_relu, randn(*shape))
 
 
 def test_relus_at_zero_and_their_rule_by_hand():
     x, g = torch.tensor([[-1.0, 0.0, 2.0, 2.0]]), torch.tensor([[3.0, 3.0, 3.0, -3.0]])
     for guided, expected in ((False, [0, 0, 3, -3]), (True, [0, 0, 3, 0])):
-        step = Relu(guided, in_place=False)
+        step = Relu(guided)
         _, kept = step.forward(x, 1)
         assert step.backward(g.clone(), kept).tolist() == [expected]
 
 
-def test_a_relu_works_in_place_only_on_what_a_step_has_just_made():
+def test_a_relu_leaves_what_it_is_given():
     x = randn(2, 5)
-    Relu(guided=False, in_place=False).forward(x, 2)
+    Relu(guided=False).forward(x, 2)
     assert torch.equal(x, randn(2, 5))
-    for layers, expected in (
-        ((nn.ReLU(),), [False]),
-        ((nn.Linear(5, 5), nn.ReLU()), [True]),
-        ((nn.Linear(5, 5), nn.ReLU(), nn.ReLU()), [True, False]),
-        ((nn.Flatten(), nn.ReLU()), [False]),
-        ((nn.Linear(5, 5), nn.Sigmoid(), nn.ReLU()), [False]),
-        ((nn.Linear(5, 5), nn.Dropout(), nn.ReLU()), [False]),
-    ):
-        steps = fast_layers([[frozen(layer) for layer in layers]], [1], EXACTLY)
-        assert [step.in_place for step in steps if isinstance(step, Relu)] == expected
 
 
 # Poolings
@@ -248,18 +235,6 @@ def test_a_max_pooling_gives_a_tie_to_its_first_input():
     assert found.tolist() == [[[[5, 0, 7, 0], [0, 0, 0, 0]]]]
 
 
-def rising(rows: int, guided: bool) -> list[type[Layer]]:
-    layers = [nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2, rows), nn.ReLU(), nn.Flatten()]
-    setting = GUIDED if guided else EXACTLY
-    return [type(step) for step in fast_layers([[frozen(layer) for layer in layers]], [None], setting)]
-
-
-def test_a_relu_goes_behind_the_pooling_unless_it_is_guided_and_windows_overlap():
-    behind, before = [Convolution, MaxPool, Relu, Relu, Flatten], [Convolution, Relu, MaxPool, Relu, Flatten]
-    assert rising(2, guided=False) == rising(2, guided=True) == rising(1, guided=False) == behind
-    assert rising(1, guided=True) == before
-
-
 # Dropout
 
 
@@ -267,7 +242,7 @@ def test_a_relu_goes_behind_the_pooling_unless_it_is_guided_and_windows_overlap(
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_dropout_has_the_masks_of_the_fixed_network(kind, rate):
     shape = {nn.Dropout: (4, 6), nn.Dropout1d: (4, 6), nn.Dropout2d: (4, 3, 3), nn.Dropout3d: (4, 2, 2, 2)}[kind]
-    x, seeds = randn(2, *shape), [5, None, 7]
+    x, seeds = randn(2, *shape), [5, 6, 7]
     step = Dropout(kind(rate), seeds, 1, EXACTLY)
     fixed = [FixedNetwork(kind(rate), seed) for seed in seeds]
     for given, inputs in ((x, [x] * 3), (torch.cat([x, 2 * x, 3 * x]), [x, 2 * x, 3 * x])):
@@ -327,7 +302,7 @@ def test_the_slope_that_another_layer_gives_may_be_written_into():
         step = Other(layer, EXACTLY)
         out, kept = step.forward(randn(2, 4, 3, 3), 2)
         g = step.backward(torch.ones_like(out), kept)
-        relu = Relu(guided=False, in_place=False)
+        relu = Relu(guided=False)
         _, where = relu.forward(randn(2, 4, 3, 3, seed=1), 2)
         expected = g.clone() * (randn(2, 4, 3, 3, seed=1) > 0)
         assert_close(relu.backward(g, where), expected, **EXACT)
@@ -365,7 +340,7 @@ def test_layers_become_the_steps_that_stand_for_them():
     conv, same = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3, padding="same")
     reflect = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
     norm, dense = nn.BatchNorm2d(4), nn.Linear(5, 4)
-    assert kinds(conv, norm, nn.ReLU(), nn.MaxPool2d(2)) == ["Convolution", "MaxPool", "Relu"]
+    assert kinds(conv, norm, nn.ReLU(), nn.MaxPool2d(2)) == ["Convolution", "Relu", "MaxPool"]
     assert kinds(dense, nn.BatchNorm1d(4), nn.Identity(), nn.ReLU()) == ["Dense", "Relu"]
     assert kinds(norm, conv, nn.ReLU(), norm) == ["Other", "Convolution", "Relu", "Other"]
     assert kinds(same, norm) == kinds(reflect, norm) == ["Other", "Other"]

@@ -136,7 +136,9 @@ def test_rows_cut_draws_examples_and_steps(monkeypatch, rows):
     met = []
     whole = Vmapped.slopes
     monkeypatch.setattr(
-        Vmapped, "slopes", lambda self, p, d, c, w: met.append(p.rows * len(d)) or whole(self, p, d, c, w)
+        Vmapped,
+        "slopes",
+        lambda self, passed, draws: met.append(len(passed.h) * len(draws)) or whole(self, passed, draws),
     )
     engine = Engine(draws, x)
     engine.rows = rows
@@ -150,10 +152,10 @@ def test_memory_that_runs_out_halves_the_rows(monkeypatch):
     draws, x = MCDropout(seeded(Skip)).sample(8, seed=1), randn(*TABLE)
     engine, whole = Engine(draws, x), Vmapped.slopes
 
-    def limited(self, passed, some, *rest):
-        if passed.rows * len(some) > 16:
+    def limited(self, passed, draws):
+        if len(passed.h) * len(draws) > 16:
             raise torch.OutOfMemoryError("too many rows")
-        return whole(self, passed, some, *rest)
+        return whole(self, passed, draws)
 
     monkeypatch.setattr(Vmapped, "slopes", limited)
     with pytest.warns(UserWarning, match="out of memory; going on with 16 rows"):
@@ -305,7 +307,7 @@ def test_what_is_broken_turns_the_comparison_red(monkeypatch, broken):
     elif broken == "slopes":
         monkeypatch.setattr(vmapped_module, "grad", lambda f: lambda x: 1.01 * torch.func.grad(f)(x))
     else:
-        engine.chain.own = {key: tensor.flip(0) for key, tensor in engine.chain.own.items()}
+        engine.together.own = {key: tensor.flip(0) for key, tensor in engine.together.own.items()}
     found = torch.stack(list(engine.attributions(Path(x), torch.ones(4).long())))
     assert error(found, expected) > 1e-3
 

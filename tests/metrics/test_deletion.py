@@ -14,9 +14,11 @@ from torch.testing import assert_close
 
 import xuqlib as xuq
 from xuqlib import ExplanationDistribution
-from xuqlib.metrics.deletion import CURVES, auc, deletion, filled, importance, insertion, perturbed, pixel_order
+from xuqlib.explainers.baselines import make_baseline
+from xuqlib.metrics.deletion import CURVES, auc, deletion, insertion, perturbed, pixel_order
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.study.judging.controls import one_draw, random_order
+from xuqlib.study.judging.orderings import importance
 
 
 def linear_network(weight):
@@ -72,7 +74,7 @@ def test_no_order_beats_that_by_contribution_and_none_is_worse_than_its_reverse(
 def test_curves_equal_a_loop_over_examples_and_steps(kind, fill):
     x, draws, target = pictures().double(), xuq.Draws(two_networks()).to(torch.float64), torch.tensor([2, 0, 1])
     order = random_order(3, (8, 8), seed=1)
-    replacement = filled(x, fill)
+    replacement = make_baseline(fill, x)
     expected = torch.zeros(3, 5, dtype=torch.float64)
     for i, step in itertools.product(range(3), range(5)):
         start, end = (x[i], replacement[i]) if kind == "deletion" else (replacement[i], x[i])
@@ -87,7 +89,7 @@ def test_curves_equal_a_loop_over_examples_and_steps(kind, fill):
 def test_curves_start_and_end_at_the_two_pictures():
     x, draws, target = pictures(), xuq.Draws(two_networks()), torch.tensor([0, 1, 2])
     found = insertion(draws, x, random_order(3, (8, 8)), target)
-    for end, picture in ((found[:, 0], filled(x, "blurred")), (found[:, -1], x)):
+    for end, picture in ((found[:, 0], make_baseline("blurred", x)), (found[:, -1], x)):
         assert_close(end, draws(picture).softmax(-1).mean(0).gather(1, target[:, None])[:, 0])
 
 
@@ -108,12 +110,12 @@ def test_a_perturbed_picture_has_all_channels_of_the_first_pixels_replaced():
 
 def test_fills_by_hand():
     x = pictures()
-    assert_close(filled(x, "mean_colour")[1, 2], x[1, 2].mean().expand(8, 8))
-    assert filled(x, "black").abs().max() == 0
+    assert_close(make_baseline("mean_colour", x)[1, 2], x[1, 2].mean().expand(8, 8))
+    assert make_baseline("black", x).abs().max() == 0
     # torchvision reflects at the border, we repeat it: only far from it are the two the same
     wide = pictures(1, 64)
     blurred = tvf.gaussian_blur(wide, kernel_size=[49, 49], sigma=[8.0, 8.0])
-    assert_close(filled(wide, "blurred")[..., 30:34, 30:34], blurred[..., 30:34, 30:34], rtol=1e-3, atol=1e-4)
+    assert_close(make_baseline("blurred", wide)[..., 30:34, 30:34], blurred[..., 30:34, 30:34], rtol=1e-3, atol=1e-4)
 
 
 def test_an_area_is_that_of_the_trapezoid():
@@ -173,11 +175,11 @@ def test_bad_input_is_refused():
         deletion(draws, x, torch.zeros(3, 64, dtype=torch.int64), target)
     with pytest.raises(ValueError, match="kind 'ablation'"):
         perturbed(x, order, 0.5, kind="ablation")
-    with pytest.raises(ValueError, match="fill 'white'"):
-        filled(x, "white")
-    with pytest.raises(ValueError, match="without places to take a mean colour of"):
-        filled(torch.zeros(3, 4), "mean_colour")
-    with pytest.raises(ValueError, match=r"order is \(2, 5\); wanted .*5 or 5 or 25 of them \(all different\)"):
+    with pytest.raises(ValueError, match="baseline 'white'"):
+        make_baseline("white", x)
+    with pytest.raises(ValueError, match="mean_colour baseline needs images"):
+        make_baseline("mean_colour", torch.zeros(3, 4))
+    with pytest.raises(ValueError, match=r"order is \(2, 5\); wanted .* 0 to 4 or 4 or 24 once"):
         perturbed(torch.zeros(2, 5, 5), torch.arange(5).expand(2, 5), 0.5)
     with pytest.raises(ValueError, match="share is 2"):
         perturbed(x, order, 2)

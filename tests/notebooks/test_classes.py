@@ -11,8 +11,8 @@ import torch
 from notebook_cells import definitions
 
 from xuqlib import explain, gradient, integrated_gradients, lime, load, train_or_load
-from xuqlib.metrics.similarity import spearman, ssim
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.judging.similarity import spearman, ssim
 
 notebook = definitions("05")
 QUESTIONS = notebook.QUESTIONS

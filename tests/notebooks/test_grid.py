@@ -13,11 +13,12 @@ from notebook_cells import definitions
 
 import xuqlib as xuq
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.metrics.deletion import importance, pixel_order
+from xuqlib.metrics.deletion import pixel_order
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.judging.controls import random_order
+from xuqlib.study.judging.orderings import importance
 from xuqlib.study.judging.steadiness import pool, steadiness
 from xuqlib.study.training.networks import mini_vgg
 from xuqlib.superpixels import superpixels

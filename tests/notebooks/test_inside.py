@@ -15,7 +15,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from xuqlib import Draws, Notebook, attribute_uncertainty, ua_backprop, uncertainties
-from xuqlib.metrics.deletion import filled, pixel_order
+from xuqlib.explainers.baselines import make_baseline
+from xuqlib.metrics.deletion import pixel_order
 from xuqlib.study.intervals import over_examples
 from xuqlib.study.judging.blurring import auc_urr, uncertainty_curves
 from xuqlib.study.judging.rivals import distance_to_blur, fullgrad_of_prediction
@@ -93,7 +94,7 @@ def test_the_score_is_the_area_under_the_fall_by_hand():
     marks = torch.zeros(2, 8, 8, dtype=torch.float64)
     marks[:, 0, 0] = 1
     frame = steps3.scored(LINES, x, {"right": marks, "wrong": -marks}).set_index(["map", "example"])
-    moved = torch.where(x > 0, filled(x, "blurred"), x)
+    moved = torch.where(x > 0, make_baseline("blurred", x), x)
     u, left = uncertainties(LINES, x).epistemic, uncertainties(LINES, moved).epistemic
     fall = (u - left) / u
     assert (fall > 0.1).all()

@@ -184,6 +184,7 @@ def test_the_closing_code_cell_shows_the_claims(path):
     assert "verdict" in json.dumps(calls[0]["outputs"])
 
 
+@pytest.mark.slow
 def test_helpers_can_be_imported_by_the_processes_that_share_a_notebooks_work():
     """A kernel runs in notebooks/; its workers are new processes, which get a helper's function by its name."""
     code = (

@@ -16,7 +16,8 @@ from torch import tensor
 from torch.testing import assert_close
 
 from xuqlib import Draws, Examples, Notebook, ua_backprop, ua_replacement, uncertainties
-from xuqlib.metrics.deletion import filled, pixel_order
+from xuqlib.explainers.baselines import make_baseline
+from xuqlib.metrics.deletion import pixel_order
 from xuqlib.study.judging import clue
 from xuqlib.study.judging.anomaly import iou, paste
 from xuqlib.study.judging.blurring import greedy_order
@@ -115,7 +116,7 @@ def test_the_maps_are_those_of_the_library():
 @pytest.mark.parametrize("fill", ["blurred", "data mean"])
 def test_blurring_is_a_loop_over_pictures_and_shares(fill):
     frame = lesson.blur_scores(CASE, "intensity", kind="total", fill=fill)
-    replacement = MEAN.expand_as(X) if fill == "data mean" else filled(X, fill)
+    replacement = MEAN.expand_as(X) if fill == "data mean" else make_baseline(fill, X)
     rows = iter(frame.sort_values(["example", "share"]).itertuples())
     for i in range(3):
         order, left = X[i].sum(0).flatten().argsort(descending=True), []

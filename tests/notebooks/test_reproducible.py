@@ -10,6 +10,8 @@ from nbclient import NotebookClient
 
 from conftest import check_published, tables
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 # That one thread gives the published numbers is asked of every notebook, after its cells have run as tests.

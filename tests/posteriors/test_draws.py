@@ -30,8 +30,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from xuqlib import DeepEnsemble, Draws, Flipout, Laplace, MCDropConnect, MCDropout, Posterior, explain, gradient
-from xuqlib.posteriors.draws import shared_trunk
 from xuqlib.posteriors.fixing import FixedNetwork, RandomNetworkError, generator_of
+from xuqlib.posteriors.shared import split
 
 
 def fitted_laplace(network: nn.Module, shape: tuple[int, ...]) -> Laplace:
@@ -167,8 +167,8 @@ def test_draws_can_be_pickled(posterior):
     again = pickled(draws)
     assert torch.equal(again(x), draws(x))
     assert again.posterior == draws.posterior
-    shared, kept = shared_trunk(draws.networks)[0], shared_trunk(again.networks)[0]
-    assert len(list(kept.parameters())) == len(list(shared.parameters())), "pickling lost what the draws share"
+    shared, kept = split(draws.networks), split(again.networks)
+    assert len(kept.trunk) == len(shared.trunk), "pickling lost what the draws share"
 
 
 def test_resampled_draws_can_be_pickled_and_go_on_where_they_were():
@@ -239,9 +239,9 @@ def test_what_the_draws_share_is_evaluated_once(method):
 
 def test_what_the_draws_share_survives_a_move():
     draws = MCDropout(seeded(late_cnn, dtype=torch.float32)).sample(3, seed=1)
-    depth = len(shared_trunk(draws.networks)[0].network)
+    depth = len(split(draws.networks).trunk)
     assert draws.to(torch.float64) is draws
-    assert len(shared_trunk(draws.networks)[0].network) == depth == 5
+    assert len(split(draws.networks).trunk) == depth == 5
     x = randn(2, 3, 8, 8)
     assert_close(draws(x), loop(draws, x), **EXACT)
 

@@ -51,7 +51,7 @@ def assert_is_right(found: Split, draws: Draws, x: Tensor) -> None:
     """Each head behind the trunk is its draw, for other examples than the one that was looked at."""
     with torch.no_grad():
         features = FixedNetwork(nn.Sequential(*found.trunk))(x)
-        heads = [found.head(draw) for draw in range(len(draws))]
+        heads = [found.fixed_heads()[draw] for draw in range(len(draws))]
         assert_close(torch.stack([head(features) for head in heads]), torch.stack([draw(x) for draw in draws]), **EXACT)
 
 

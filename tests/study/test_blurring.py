@@ -12,7 +12,8 @@ from torch import nn, tensor
 from torch.testing import assert_close
 
 import xuqlib as xuq
-from xuqlib.metrics.deletion import filled, pixel_order
+from xuqlib.explainers.baselines import make_baseline
+from xuqlib.metrics.deletion import pixel_order
 from xuqlib.study.judging.blurring import (
     BUDGETS,
     BlurringCurves,
@@ -99,7 +100,7 @@ def test_probability_and_answer_are_of_the_first_prediction_or_of_the_label(targ
 @pytest.mark.parametrize("fill", ["blurred", "black", "mean_colour", torch.full((3, 1, 1), 0.25)])
 def test_curves_equal_a_loop_over_examples_and_shares(kind, fill):
     x, draws, shares = pictures(), small_draws(), [0, 0.02, 0.3, 0.34, 1]
-    order, replacement = random_order(3, (8, 8), seed=1), filled(x, fill)
+    order, replacement = random_order(3, (8, 8), seed=1), make_baseline(fill, x)
     found = uncertainty_curves(draws, x, order, kind, fill=fill, shares=shares)
     for i, (column, count) in itertools.product(range(3), enumerate((0, 1, 19, 21, 64))):
         picture = x[i].clone()
@@ -213,7 +214,7 @@ def test_the_greedy_order_is_the_best_of_all_where_every_single_gradient_fails()
 @pytest.mark.parametrize(("group", "budget", "starts"), [(1, 0.1, range(6)), (4, 0.15, (0, 4, 8)), (1, 0.001, (0,))])
 def test_the_greedy_order_equals_a_loop_that_looks_again_after_each_step(kind, group, budget, starts):
     x, draws = pictures(), small_draws()
-    replacement = filled(x, "blurred")
+    replacement = make_baseline("blurred", x)
     found = greedy_order(draws, x, kind, budget=budget, group=group, batch_size=2)
     for i in range(3):
         picture, left, order = x[i].clone(), set(range(64)), []
@@ -240,7 +241,7 @@ def test_candidates_are_tried_for_real_where_the_slope_overshoots():
 
 def test_trying_every_pixel_is_an_exhaustive_search_at_each_step():
     x, draws = pictures(2), small_draws()
-    replacement = filled(x, "blurred")
+    replacement = make_baseline("blurred", x)
     found = greedy_order(draws, x, budget=0.05, candidates=64, batch_size=50)
     for i in range(2):
         picture, order = x[i].clone(), []
@@ -305,7 +306,7 @@ def test_uncertain_examples_lie_above_the_median_and_random_ones_anywhere():
     ("change", "message"),
     [
         ({"kind": "human"}, "unknown kind 'human'"),
-        ({"fill": "white"}, "fill 'white'"),
+        ({"fill": "white"}, "baseline 'white'"),
         ({"shares": [0.1, 1]}, "rise from 0 to at most 1"),
         ({"shares": [0, 0.5, 0.5]}, "rise from 0 to at most 1"),
         ({"shares": [0, 2]}, "rise from 0 to at most 1"),

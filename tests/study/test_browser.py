@@ -31,6 +31,8 @@ playwright = pytest.importorskip("playwright.sync_api") if not os.environ.get("C
 if playwright is None:
     from playwright import sync_api as playwright  # missing under CI: an error
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

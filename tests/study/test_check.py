@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import torch
 
 from xuqlib import __main__ as cli
 from xuqlib.study import check as command
+from xuqlib.study import record as study
 from xuqlib.study import runs
 from xuqlib.study.data import download, readers
 from xuqlib.study.data.loading import DATASETS
@@ -28,6 +30,11 @@ def places(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
     return tmp_path / "XUQ_DATA", tmp_path / "XUQ_CACHE"
+
+
+def write_record(path, seconds):
+    found = {"seconds": seconds}
+    path.write_text(json.dumps({**found, "sha256": study.seal(found)}))
 
 
 def put_mnist(folder, monkeypatch):
@@ -84,7 +91,22 @@ def test_damaged_checkpoints_are_counted_and_named(tmp_path, monkeypatch):
     (tmp_path / "bare.safetensors").unlink()
     section = command.check_checkpoints()
     assert section.damaged == 3
-    assert sorted(line.split()[1] for line in section.lines[1:]) == ["bare;", "cut;", "orphan;"]
+    assert [line.split()[1] for line in section.lines[1:]] == ["bare.safetensors", "cut.safetensors", "orphan.json"]
+    assert all(line.startswith("DAMAGED: ") and "delete" in line for line in section.lines[1:])
+
+
+def test_a_changed_manifest_and_a_pair_under_anothers_name_are_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "folders", lambda: [tmp_path])
+    for name in ("noisy", "first", "second"):
+        checkpoints.save_checkpoint(name, {"w": torch.ones(3)}, {"noise_variance": 0.5}, tmp_path)
+    noisy = tmp_path / "noisy.json"
+    noisy.write_text(noisy.read_text().replace("0.5", "5.0"))
+    for suffix in (".json", ".safetensors"):
+        (tmp_path / f"second{suffix}").replace(tmp_path / f"first{suffix}")
+    section = command.check_checkpoints()
+    assert section.damaged == 2
+    assert "first.json and its tensors are those of second" in section.lines[1]
+    assert "noisy.safetensors or its manifest is damaged" in section.lines[2]
 
 
 def test_checkpoints_in_a_folder_below_count_too(tmp_path, monkeypatch):
@@ -101,31 +123,74 @@ def test_figures_are_compared_with_their_recipes(tmp_path):
     folder.mkdir(parents=True)
     (folder / "50_a.csv").write_text("a")
     files = {"50_a.csv": hashlib.sha256(b"a").hexdigest(), "50_b.csv": "gone"}
-    (folder / "index.json").write_text(json.dumps({"50_a": {"files": files}}))
+    study.update_index(folder, {"50_a": {"files": files}})
     section = command.check_figures(tmp_path)
     assert section.damaged == 1
     assert section.lines[0] == "quick: 2 files, 1 damaged"
     assert "50_b.csv; restore it, or run notebook 50 again" in section.lines[1]
     assert "none published" in section.lines[2]
-    (folder / "index.json").write_text("{")
-    assert command.check_figures(tmp_path).damaged == 1
+    whole = (folder / "index.json").read_text()
+    for content in ("{", "", "[]", "null", '{"50_a": 1}', whole.replace("gone", "lost")):
+        (folder / "index.json").write_text(content)
+        section = command.check_figures(tmp_path)
+        assert section.damaged == 1, content
+        assert "restore it" in section.lines[1], content
+    (folder / "index.json").unlink()
+    section = command.check_figures(tmp_path)
+    assert section.damaged == 1 and "index.json is missing beside tables" in section.lines[1]
 
 
 def test_notebooks_tell_of_their_last_run(tmp_path):
-    for name, text in {"50_a": '{"cells": []}', "51_b": '{"cells": []}', "52_c": '{"cells": []}', "53_d": "{"}.items():
+    whole = '{"cells": [{"cell_type": "markdown", "metadata": {}, "source": []}]}'
+    for name, text in {"50_a": whole, "51_b": whole, "52_c": whole, "53_d": "{"}.items():
         (tmp_path / "notebooks").mkdir(exist_ok=True)
         (tmp_path / "notebooks" / f"{name}.ipynb").write_text(text)
     build = tmp_path / "build" / "full"
     build.mkdir(parents=True)
-    (build / "50_a.json").write_text('{"seconds": 240.0}')
+    write_record(build / "50_a.json", 240.0)
     (build / "51_b.error.txt").write_text("ZeroDivisionError")
     section = command.check_notebooks(tmp_path)
     first, second, third, fourth = section.lines
     assert "full run 20" in first and "took 4 min" in first
     assert "full run FAILED, see build/full/51_b.error.txt" in second
     assert third == "52_c: never ran here"
-    assert "DAMAGED: 53_d.ipynb" in fourth
+    assert re.search(r"DAMAGED: .*53_d.ipynb is damaged: it is no JSON .*; restore the notebook", fourth)
     assert section.damaged == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"seconds": "long"}', '{"seconds": 240.0}'])
+def test_a_damaged_record_of_a_run_is_told_with_its_remedy(tmp_path, content):
+    for folder in ("notebooks", "build/quick"):
+        (tmp_path / folder).mkdir(parents=True)
+    cell = {"cell_type": "code", "metadata": {}, "source": "", "outputs": []}
+    (tmp_path / "notebooks" / "50_a.ipynb").write_text(json.dumps({"cells": [cell]}))
+    (tmp_path / "build" / "quick" / "50_a.json").write_text(content)
+    section = command.check_notebooks(tmp_path)
+    assert section.damaged == 1
+    (line,) = section.lines
+    assert "quick/50_a.json is damaged" in line and "delete it; its notebook will run again" in line
+    assert runs.last_seconds(tmp_path, "quick", "50_a") is None
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        *(None, {}, [], [1], [{}], [{"cell_type": "code"}]),
+        [{"cell_type": "code", "metadata": {}, "source": 3, "outputs": []}],
+        [{"cell_type": "code", "metadata": [], "source": "", "outputs": []}],
+        [{"cell_type": "code", "metadata": {"tags": 1}, "source": "", "outputs": []}],
+        [{"cell_type": "code", "metadata": {"tags": [1]}, "source": "", "outputs": []}],
+        [{"cell_type": "code", "metadata": {}, "source": ""}],
+        [{"cell_type": "code", "metadata": {}, "source": "", "outputs": [1]}],
+    ],
+    ids=str,
+)
+def test_cells_that_are_none_are_told_before_anything_reads_them(tmp_path, cells):
+    (tmp_path / "50_a.ipynb").write_text(json.dumps({"cells": cells}))
+    with pytest.raises(
+        study.DamagedError, match=r"50_a.ipynb is damaged: it has no cells, or .*; restore the notebook"
+    ):
+        runs.read_notebook(tmp_path / "50_a.ipynb")
 
 
 def test_a_device_that_does_not_exist_is_damage(monkeypatch):
@@ -161,9 +226,9 @@ def test_the_last_run_here_goes_before_the_published_one(tmp_path):
         folder.mkdir(parents=True)
     recipes = {"50_x": ("50", 3.0), "50_y": ("50", 9.0), "50_z": ("50", None), "51_x": ("51", 99.0)}
     index = {stem: {"notebook": number, "seconds": seconds} for stem, (number, seconds) in recipes.items()}
-    (figures / "index.json").write_text(json.dumps(index))
+    study.update_index(figures, index)
     assert runs.last_seconds(tmp_path, "quick", "50_a") == 9.0
-    (build / "50_a.json").write_text('{"seconds": 12.5}')
+    write_record(build / "50_a.json", 12.5)
     assert runs.last_seconds(tmp_path, "quick", "50_a") == 12.5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,8 @@ def test_rounding_halves_matrices_alone_and_survives_the_file_exactly(tmp_path):
     path = save_checkpoint("it", kept, {"seed": 3}, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["it.json", "it.safetensors"]
     loaded, manifest = load_checkpoint(path.with_suffix(".json"))
-    assert manifest == {"seed": 3, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    facts = b'{"name": "it", "seed": 3}'  # the digest is of both, the manifest's own entries sorted
+    assert manifest == {"seed": 3, "name": "it", "sha256": hashlib.sha256(facts + path.read_bytes()).hexdigest()}
     for name, value in TENSORS.items():
         assert loaded[name].dtype == value.dtype
         assert torch.equal(loaded[name], kept[name].to(value.dtype))
@@ -58,8 +60,9 @@ def test_a_damaged_file_is_refused_and_both_digests_are_named(tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    found = hashlib.sha256(content).hexdigest()
-    with pytest.raises(CheckpointError, match=f"it.safetensors is damaged: expected SHA-256 {expected}, found {found}"):
+    found = hashlib.sha256(b'{"name": "it"}' + content).hexdigest()
+    told = f"it.safetensors or its manifest is damaged: expected SHA-256 {expected}, found {found}; restore it.json"
+    with pytest.raises(CheckpointError, match=told):
         load_checkpoint(path.with_suffix(".json"))
 
 
@@ -73,16 +76,62 @@ def test_a_truncated_file_is_refused_too(tmp_path):
 def test_a_manifest_without_its_file_is_refused(tmp_path):
     path = save_checkpoint("it", TENSORS, {}, tmp_path)
     path.unlink()
-    with pytest.raises(CheckpointError, match="it.safetensors is missing beside its manifest; restore it, or delete"):
+    with pytest.raises(CheckpointError, match="it.safetensors is missing beside its manifest; restore it.json"):
         load_checkpoint(path.with_suffix(".json"))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"recipe": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"recipe": 1}', '{"sha256": 1}', "null", "7", "[" * 100_000])
 def test_a_manifest_that_is_none_is_refused(tmp_path, content):
     path = save_checkpoint("it", TENSORS, {}, tmp_path).with_suffix(".json")
     path.write_text(content)
-    with pytest.raises(CheckpointError, match="it.json is not the manifest of a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"it.json is (not the manifest|damaged).*; restore it.json and it.saf"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise_variance": 5.0},
+        {"noise_variance": float("nan")},
+        {"noise_variance": "0.5"},
+        {"recipe": {"epochs": 2}},
+        {"seed": 1},
+        {"dataset": "mnist"},
+        {"more": None},
+        {"name": "other"},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_was_changed_is_refused_whatever_is_asked_of_it(home, change):
+    manifest = {"noise_variance": 0.5, "recipe": {"epochs": 1}, "seed": 0, "dataset": "digits"}
+    path = save_checkpoint("it", TENSORS, manifest, folders()[0]).with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError, match="manifest is damaged"):
+        load_checkpoint(path)
+    if set(change) & {"recipe", "seed", "dataset"}:  # neither stale nor another's: nobody knows what it was
+        with pytest.raises(CheckpointError, match="manifest is damaged"):
+            find_checkpoint("it", {"epochs": 1}, seed=0, dataset="digits")
+
+
+def test_a_pair_under_anothers_name_is_refused(home):
+    path = save_checkpoint("digits-seed1", TENSORS, {"seed": 1}, folders()[0])
+    for suffix in (".json", ".safetensors"):
+        path.with_suffix(suffix).rename(path.with_name(f"digits-seed0{suffix}"))
+    found = find_checkpoint("digits-seed0")
+    with pytest.raises(CheckpointError, match="digits-seed0.json and its tensors are those of digits-seed1; restore"):
+        load_checkpoint(found)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"seed": 1}, {"dataset": "mnist"}, {"member": 2}, {"placement": "all"}], ids=lambda asked: "".join(asked)
+)
+def test_a_whole_checkpoint_that_is_not_what_was_asked_for_is_refused(home, asked):
+    facts = {"seed": 0, "dataset": "digits", "member": 0, "placement": "last"}
+    save_checkpoint("it", TENSORS, facts, folders()[0])
+    assert find_checkpoint("it", **facts) == folders()[0] / "it.json"
+    ((name, value),) = asked.items()
+    with pytest.raises(CheckpointError, match=f"it.json has {name} {facts[name]!r} instead of {value!r}; restore"):
+        find_checkpoint("it", **{**facts, **asked})
 
 
 class Interrupted(BaseException):
@@ -109,7 +158,10 @@ def test_an_interrupted_save_is_as_if_it_had_not_begun(home, monkeypatch, step, 
     monkeypatch.undo()
     monkeypatch.setattr(checkpoints, "ROOT", home)
     monkeypatch.setenv("XUQ_CACHE", str(home / "cache"))
-    assert find_checkpoint("it") is None, "nothing is half there"
+    is_orphan = older or step == 2
+    told = r"it is trained anew: .*it.safetensors has no manifest beside it"
+    with pytest.warns(UserWarning, match=told) if is_orphan else nullcontext():
+        assert find_checkpoint("it") is None, "nothing is half there"
     save_checkpoint("it", TENSORS, {"version": 3}, folder)
     found = find_checkpoint("it")
     assert found is not None and load_checkpoint(found)[1]["version"] == 3
@@ -128,7 +180,16 @@ def test_one_of_another_recipe_does_not_hide_one_of_this(home):
     save_checkpoint("it", TENSORS, {"recipe": {"epochs": 2}}, folders()[0])
     save_checkpoint("it", TENSORS, {"recipe": {"epochs": 1, "widths": (1, 2)}}, folders()[1])
     assert find_checkpoint("it", {"epochs": 1, "widths": (1, 2)}) == folders()[1] / "it.json"
-    assert find_checkpoint("it", {"epochs": 3}) is None
+    reasons = r"published/it.json.*\(epochs 2 instead of 3\); .*cache/checkpoints/it.json.*\(epochs 1 instead of 3\)"
+    with pytest.warns(UserWarning, match=reasons.replace("published", "checkpoints")):
+        assert find_checkpoint("it", {"epochs": 3}) is None
+
+
+def test_one_that_was_made_from_another_network_is_stale(home):
+    save_checkpoint("it", TENSORS, {"recipe": {"epochs": 2}, "network": "ab"}, folders()[0])
+    assert find_checkpoint("it", {"epochs": 2}, network="ab") is not None
+    with pytest.warns(UserWarning, match="it.json has another network"):
+        assert find_checkpoint("it", {"epochs": 2}, network="cd") is None
 
 
 def test_while_everything_is_trained_anew_no_older_checkpoint_counts(home, monkeypatch):
@@ -140,5 +201,5 @@ def test_while_everything_is_trained_anew_no_older_checkpoint_counts(home, monke
 
 def test_a_leftover_of_an_interrupted_save_is_no_checkpoint(home):
     folders()[1].mkdir(parents=True)
-    save_file(TENSORS, folders()[1] / ".it.1.partial")
+    save_file(TENSORS, folders()[1] / ".it.safetensors.1.tmp")
     assert find_checkpoint("it") is None

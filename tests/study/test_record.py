@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import multiprocessing
+import os
+import re
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +22,7 @@ from matplotlib.figure import Figure
 
 from xuqlib.device import device
 from xuqlib.study import record as study
-from xuqlib.study.record import Notebook, csv_bytes, figures_folder, save, update_index, versions
+from xuqlib.study.record import DamagedError, Notebook, csv_bytes, figures_folder, save, update_index, versions
 from xuqlib.study.runs import parameters
 
 RECIPE = {
@@ -129,15 +136,36 @@ def test_a_write_that_breaks_off_leaves_the_old_file_whole(tmp_path, monkeypatch
     path = tmp_path / "index.json"
     study.replace_file(path, b"old")
 
-    def broken(self: Path, content: bytes) -> int:
-        with self.open("wb") as stream:
-            stream.write(content[:1])
-        raise OSError("no space left")
+    def broken(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", broken)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="No space left.*index.json"):
         study.replace_file(path, b"new")
     assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["index.json"]
+
+
+def test_a_file_and_its_name_are_on_the_disk_before_anything_rests_on_them(tmp_path, monkeypatch):
+    steps, replace, fsync = [], os.replace, os.fsync
+
+    def of(number: int) -> str:
+        return "folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "file"
+
+    monkeypatch.setattr(os, "fsync", lambda number: (steps.append(of(number)), fsync(number))[1])
+    monkeypatch.setattr(os, "replace", lambda *paths: (steps.append("name"), replace(*paths))[1])
+    study.replace_file(tmp_path / "a", b"new")
+    assert steps == ["file", "name", "folder"]
+
+
+def test_temporaries_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = f".a.csv.{dead.pid}.tmp", f".a.csv.{os.getpid()}.tmp", ".index.lock", "b.csv", ".mine.tmp"
+    for name in names:
+        (tmp_path / name).write_text("half")
+    study.remove_temporaries(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
 
 
 def _publish_many(folder: Path, start: int) -> None:
@@ -159,7 +187,54 @@ def test_notebooks_that_publish_at_once_lose_no_entry(tmp_path):
 def test_an_index_entry_can_be_dropped(tmp_path):
     update_index(tmp_path, {"a": {"seed": 1}, "b": {"seed": 2}})
     update_index(tmp_path, {"a": None})
-    assert json.loads((tmp_path / "index.json").read_text()) == {"b": {"seed": 2}}
+    (entry,) = json.loads((tmp_path / "index.json").read_text()).items()
+    assert entry == ("b", {"sha256": hashlib.sha256(b'{"seed": 2, "stem": "b"}').hexdigest(), "seed": 2})
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "7", '{"04_a": 1}', '{"04_a": []}'])
+def test_an_index_that_is_none_is_one_error_with_its_remedy_and_stays_as_it_is(tmp_path, content):
+    path = tmp_path / "index.json"
+    path.write_text(content)
+    told = f"{re.escape(str(path))} is damaged: .*; restore it, or delete it and run the notebooks again$"
+    for ask in (study.read_index, study.whole_recipes, lambda folder: update_index(folder, {"b": {"seed": 2}})):
+        with pytest.raises(DamagedError, match=told):
+            ask(tmp_path)
+    assert len(study.index_problems(tmp_path)) == 1
+    assert path.read_text() == content
+
+
+def test_an_entry_that_was_changed_or_renamed_or_lost_is_told_by_name(tmp_path):
+    update_index(tmp_path, {"04_a": {"seed": 1}, "05_b": {"seed": 1}, "06_c": {"seed": 1}})
+    (tmp_path / "04_a.csv").write_text("x")
+    assert study.index_problems(tmp_path) == []
+    path = tmp_path / "index.json"
+    path.write_text(path.read_text().replace("04_a", "04_z", 1).replace('"seed": 1\n }\n}', '"seed": 2\n }\n}'))
+    told = [problem.rpartition("index.json ")[2] for problem in study.index_problems(tmp_path)]
+    assert told == [
+        "has nothing on 04_a; restore it, or run notebook 04 again",
+        "is damaged at 04_z; restore it, or run notebook 04 again",
+        "is damaged at 06_c; restore it, or run notebook 06 again",
+    ]
+    assert set(study.whole_recipes(tmp_path)) == {"05_b"}
+    update_index(tmp_path, study.read_index(tmp_path))  # whoever vouches for what stands there seals it again
+    assert set(study.whole_recipes(tmp_path)) == {"04_z", "05_b", "06_c"}
+
+
+def test_an_index_that_is_missing_beside_tables_is_told(tmp_path):
+    assert study.index_problems(tmp_path) == []
+    for stem in ("04_a", "05_b"):
+        (tmp_path / f"{stem}.csv").write_text("x")
+    (told,) = study.index_problems(tmp_path)
+    assert told == f"{tmp_path / 'index.json'} is missing beside tables; restore it, or run their notebooks again"
+
+
+def test_a_published_file_is_read_only_as_it_was_published(figures):
+    save(None, FRAME, "std_error", **RECIPE)
+    path = figures / "quick" / "04_std_error.csv"
+    assert study.read_published(path) == csv_bytes(FRAME)
+    path.write_text("draws,error\n8,0.26\n32,0.125\n")
+    with pytest.raises(DamagedError, match="04_std_error.csv is not what index.json says; restore both, or run noteb"):
+        study.read_published(path)
 
 
 def notebook() -> Notebook:

@@ -32,23 +32,30 @@ def test_training_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatc
     class Interrupted(Exception):
         pass
 
-    state, save = tmp_path / "net.state", torch.save
+    state, write = tmp_path / "net.state", resnet18.replace_file
 
-    def save_once(*args):
-        save(*args)
-        monkeypatch.setattr(resnet18.torch, "save", interrupt)
+    def write_once(*args):
+        write(*args)
+        monkeypatch.setattr(resnet18, "replace_file", interrupt)
 
     def interrupt(*_):
         raise Interrupted
 
-    monkeypatch.setattr(resnet18.torch, "save", save_once)
+    monkeypatch.setattr(resnet18, "replace_file", write_once)
     with pytest.raises(Interrupted):
         resnet18.train_plainly(seeded(Small, dtype=torch.float32), x, y, TINY, state=state)
-    monkeypatch.setattr(resnet18.torch, "save", save)
+    monkeypatch.setattr(resnet18, "replace_file", write)
+    kept = state.read_bytes()
     other = seeded(Small, seed=5, dtype=torch.float32)
     resumed = resnet18.train_plainly(other, x, y, TINY, state=state)
     assert all(torch.equal(whole.state_dict()[key], value) for key, value in resumed.state_dict().items())
     assert not resumed.training
+    for damaged in (kept[:-1], kept[:5], b"", kept[:-9] + b"?" + kept[-8:]):
+        state.write_bytes(damaged)
+        again = seeded(Small, dtype=torch.float32)
+        with pytest.warns(UserWarning, match="net.state is damaged, in .*; the training begins anew"):
+            resnet18.train_plainly(again, x, y, TINY, state=state)
+        assert all(torch.equal(whole.state_dict()[key], value) for key, value in again.state_dict().items())
 
 
 def test_the_trained_network_is_kept_without_what_stayed_as_it_started(tmp_path, monkeypatch):

@@ -87,6 +87,7 @@ def test_what_differs_has_another_fingerprint_and_what_is_equal_the_same():
     assert found == [resuming.fingerprint(copy.deepcopy(each)) for each in unlike]
 
 
+@pytest.mark.slow
 def test_a_fingerprint_is_the_same_in_another_process():
     values = [{"b", "a", "c"}, {"a": torch.arange(3)}, Recipe(), pd.DataFrame({"a": [1.0], "b": ["x"]})]
     found = Parallel(n_jobs=2)(delayed(resuming.fingerprint)(value) for value in values)
@@ -106,7 +107,7 @@ def test_results_come_in_the_order_of_the_jobs(kernel, tmp_path, monkeypatch, pr
     for _ in range(2):
         kernel()
         assert side_by_side((delayed(abs)(-each) for each in range(6)), processes) == list(range(6))
-    assert len(list(tmp_path.glob("*.pickle"))) == 6
+    assert len(list(tmp_path.glob("*.part"))) == 6
 
 
 def test_a_measurement_that_fails_leaves_nothing_and_does_not_silence_the_next(kernel, tmp_path, monkeypatch):
@@ -114,9 +115,9 @@ def test_a_measurement_that_fails_leaves_nothing_and_does_not_silence_the_next(k
     kernel()
     with pytest.raises(TypeError):
         side_by_side([delayed(square)("three")], 1)
-    assert not list(tmp_path.glob("*.pickle"))
+    assert not list(tmp_path.glob("*.part"))
     inner(1)
-    assert len(list(tmp_path.glob("*.pickle"))) == 1
+    assert len(list(tmp_path.glob("*.part"))) == 1
 
 
 @pytest.mark.parametrize(("change", "first"), [([], 2), (["-p", "seed=1"], 0), (["--force"], 0)], ids=str)

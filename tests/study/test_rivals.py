@@ -47,7 +47,7 @@ from xuqlib.study.judging.rivals import (
     random,
     shuffled_shares,
 )
-from xuqlib.uncertainty import UncertaintyOf, attribute_uncertainty, probability_shares
+from xuqlib.uncertainty import UncertaintyOf, attribute_uncertainty, uncertainty_shares
 
 KINDS = ("total", "aleatoric", "epistemic")
 EVERY = RIVALS | CONTROLS
@@ -146,7 +146,7 @@ def test_every_explainer_takes_it_for_a_network():
 def test_rounding_takes_it_nowhere_below_zero():
     network, x = seeded(table_mlp).eval(), 3 * randn(100, 5)
     draws = Draws([network] * 10)
-    assert probability_shares(draws(x)).sum((0, 2)).min() < 0  # ten draws that agree, by a few 1e-17
+    assert uncertainty_shares(draws(x)).sum((0, 2)).min() < 0  # ten draws that agree, by a few 1e-17
     assert UncertaintyOf(draws)(x).min() >= 0
 
 
@@ -495,7 +495,7 @@ OWN = {
     "draws of U": (lambda: UncertaintyOf(seeded(table_mlp)), TypeError, "posterior.sample"),
     "noise of U": (lambda: UncertaintyOf([seeded(OneOutput).eval()], "aleatoric")(X), ValueError, "the same for all x"),
     "explainer": (lambda: attribute_uncertainty(DRAWS, X, explainer="shap"), ValueError, "'shap'; known: gradient, "),
-    "no explainer": (lambda: attribute_uncertainty(DRAWS, X, explainer=3), ValueError, "unknown explainer 3"),
+    "no explainer": (lambda: attribute_uncertainty(DRAWS, X, explainer=3), TypeError, "explainer is 3"),
     "chunk": (lambda: attribute_uncertainty(DRAWS, X, chunk=0), ValueError, "chunk is 0"),
     "map shape": (
         lambda: attribute_uncertainty(DRAWS, X, explainer=lambda network, x, target: x[:, :2]),

@@ -5,6 +5,7 @@ Most tests ask the functions; three run real kernels in a small project of their
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -61,6 +62,7 @@ def statuses(ran: subprocess.CompletedProcess[str]) -> dict[str, str]:
     return {words[1]: words[2] for words in lines}
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_leaves_its_traceback_the_others_go_on_and_only_what_changed_runs_again(tmp_path):
     write(tmp_path, "50_first", PUBLISH)
     write(tmp_path, "51_broken", "1 / 0")
@@ -101,6 +103,7 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the kernel in /proc")
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.slow
 def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path, blow):
     marker = tmp_path / "kernel"
     write(tmp_path, "50_whole", PUBLISH)
@@ -114,6 +117,10 @@ def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: marker.exists() and marker.read_text())
+    second = start(tmp_path, "--only", "50")
+    assert second.returncode == 2 and second.stdout == ""
+    assert re.fullmatch(rf"another run writes to .*quick \(process {running.pid}, since .*", second.stderr.strip())
+    (tmp_path / "notebooks" / f".51_slow.ipynb.{running.pid}.tmp").write_text("half")  # as if it were writing
     kernels = tmp_path / "build" / "quick" / "kernels"
     (file,) = kernels.glob("*.json")  # how to reach the kernel, with its key
     assert file.stat().st_mode & 0o777 == 0o600 and kernels.stat().st_mode & 0o777 == 0o700
@@ -127,7 +134,7 @@ def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path,
     ran = start(tmp_path, "--jobs", "1")
     assert ran.returncode == 0, ran.stderr
     assert statuses(ran) == {"50_whole": "cached", "51_slow": "ran"}
-    assert not list((tmp_path / "build" / "quick").glob("*.tmp*"))
+    assert not list(tmp_path.rglob("*.tmp*"))
     assert not kernels.exists()
 
 
@@ -226,12 +233,151 @@ def test_a_wrong_command_line_stops_before_anything_runs(tmp_path, capsys, argum
     assert not (tmp_path / "build").exists()
 
 
-def test_a_notebook_without_its_parameters_cell_stops_the_run(tmp_path, capsys):
-    path = write(tmp_path, "50_first", PUBLISH)
-    path.write_text(path.read_text().replace('"parameters"', '"other"'))
-    with pytest.raises(SystemExit):
-        plan(tmp_path)
-    assert "has 0 cells tagged 'parameters'" in capsys.readouterr().err
+UNREADABLE = {
+    "empty": ("", "is no JSON"),
+    "cut": ('{"cells": [{"cell_ty', "is no JSON"),
+    "list": ("[]", "no JSON object"),
+    "null": ("null", "no JSON object"),
+    "bytes": (b"\xff\xfe{}", "is no JSON"),
+    "cells": ('{"cells": [7]}', "has no cells, or something else among them"),
+    "tag": (lambda text: text.replace('"parameters"', '"other"'), "has 0 cells tagged 'parameters'"),
+    "python": (lambda text: text.replace("seed = 0", "seed = (0"), "its parameters are no Python"),
+}
+
+
+@pytest.mark.parametrize("how", UNREADABLE)
+def test_a_notebook_that_is_none_is_one_error_and_the_others_go_on(tmp_path, monkeypatch, capsys, how):
+    for name in ("50_first", "51_broken", "52_last"):
+        path = write(tmp_path, name, PUBLISH)
+    path, (content, told) = tmp_path / "notebooks" / "51_broken.ipynb", UNREADABLE[how]
+    content = content(path.read_text()) if callable(content) else content
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    ran: list[str] = []
+    monkeypatch.setattr(run_all, "run", lambda job, force: (ran.append(job.name), ("ran", 0.0))[1])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for arguments in ([], ["--list"], ["--only", "51"]):
+        assert run_all.main(["--project", str(tmp_path), *arguments]) == 1
+        out, err = capsys.readouterr()
+        assert err.count("\n") == 1 and str(path) in err and told in err and "restore the notebook" in err
+        assert ("52_last" in out) == (arguments != ["--only", "51"])
+    assert ran == ["50_first", "52_last"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"50_table": []}'])
+def test_a_damaged_index_stops_the_run_before_it_begins_and_the_list_goes_on(tmp_path, monkeypatch, capsys, content):
+    job = finished(tmp_path)
+    (job.figures / "index.json").write_text(content)
+    monkeypatch.setattr(run_all, "run", lambda job, force: pytest.fail("ran"))
+    with pytest.raises(SystemExit) as stopped:
+        run_all.main(["--project", str(tmp_path)])
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert (
+        err.startswith(str(job.figures / "index.json")) and "restore it, or delete it" in err and err.count("\n") == 1
+    )
+    assert run_all.main(["--project", str(tmp_path), "--list"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("50_first") and err.startswith(str(job.figures / "index.json"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"seconds": "long"}', "changed"])
+def test_a_damaged_record_is_told_and_its_notebook_runs_again(tmp_path, monkeypatch, capsys, content):
+    job = finished(tmp_path)
+    path = job.path(".json")
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "seconds": 9.0}) if content == "changed" else content)
+    assert run_all.main(["--project", str(tmp_path), "--list"]) >= 1  # and its table has no recipe
+    out, err = capsys.readouterr()
+    assert "last took: unknown" in out
+    assert str(path) in err and "delete it; its notebook will run again" in err
+    ran: list[str] = []
+    monkeypatch.setattr(run_all, "run", lambda job, force: (ran.append(job.name), ("ran", 0.0))[1])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert run_all.main(["--project", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert ran == ["50_first"] and "0 whole already" in out and str(path) in err
+
+
+def test_a_notebook_whose_recipe_was_lost_or_changed_runs_again(tmp_path):
+    job = finished(tmp_path)
+    run_all.study.update_index(job.figures, {"50_table": {"seed": 0}, "51_other": {"seed": 0}})
+    job.path(".tmp.ipynb").write_bytes(job.source.read_bytes())
+    run_all.keep(job, {}, time.monotonic())
+    index = job.figures / "index.json"
+    whole = index.read_text()
+    assert run_all.is_whole(job)
+    for changed, wanted in ((whole.replace("51_other", "51_others"), True), (whole.replace(": 0", ": 1"), False)):
+        index.write_text(changed)
+        assert run_all.is_whole(job) == wanted
+    index.unlink()
+    assert not run_all.is_whole(job)
+
+
+def test_of_two_runs_the_second_stops_and_names_the_first_and_presets_do_not_meet(tmp_path, monkeypatch, capsys):
+    write(tmp_path, "50_first", PUBLISH)
+    (tmp_path / "notebooks" / "sizes.yaml").write_text("full: {}")
+    monkeypatch.setattr(run_all, "run", lambda job, force: ("ran", 0.0))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with run_all.alone(tmp_path / "build" / "quick"):
+        with pytest.raises(SystemExit) as stopped:
+            run_all.main(["--project", str(tmp_path)])
+        told = f"another run writes to .*build/quick \\(process {os.getpid()}, since .*; wait until it ends"
+        assert stopped.value.code == 2 and re.search(told, capsys.readouterr().err)
+        assert run_all.main(["--project", str(tmp_path), "--preset", "full"]) == 0
+        assert run_all.main(["--project", str(tmp_path), "--list"]) == 0
+    assert run_all.main(["--project", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("where", ["execute", "replace_file"])
+def test_a_disk_that_cannot_be_written_ends_the_run_in_two_plain_lines(tmp_path, monkeypatch, capsys, error, where):
+    write(tmp_path, "50_first", PUBLISH)
+
+    def refuse(*_, **__):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(run_all if where == "execute" else run_all.study, where, refuse)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    if where == "execute":
+        monkeypatch.setattr(run_all.study, "replace_file", lambda *_: None)
+    with pytest.raises(SystemExit) as stopped:
+        run_all.main(["--project", str(tmp_path)])
+    assert stopped.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(f"cannot be written: {os.strerror(error)}")
+    assert second.startswith("make room there")
+
+
+def test_another_error_of_the_system_is_a_notebooks_own(tmp_path, monkeypatch, capsys):
+    write(tmp_path, "50_first", PUBLISH)
+
+    def refuse(job):
+        raise OSError(errno.ECONNREFUSED, "Connection refused")
+
+    monkeypatch.setattr(run_all, "execute", refuse)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert run_all.main(["--project", str(tmp_path)]) == 1
+    assert "Connection refused" in (tmp_path / "build" / "quick" / "50_first.error.txt").read_text()
+
+
+def test_what_a_killed_run_was_writing_is_removed_by_the_next_and_not_seen_by_git(tmp_path, monkeypatch):
+    job = finished(tmp_path)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    parts = job.copies / "50_first.0123456789abcdef.parts"
+    parts.mkdir()
+    places = tmp_path, tmp_path / "notebooks", job.figures, job.copies, parts, tmp_path / "cache" / "checkpoints"
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f".a.{dead.pid}.tmp").write_text("half")
+    job.path(".tmp.ipynb").write_text("half")
+    monkeypatch.setattr(os, "environ", {**os.environ, "XUQ_CACHE": str(tmp_path / "cache")})
+    assert run_all.main(["--project", str(tmp_path)]) == 0
+    assert not list(tmp_path.rglob("*.tmp*"))
+    ignored = ["git", "-c", f"core.excludesFile={ROOT / '.gitignore'}", "check-ignore", "-q", ".a.csv.1.tmp"]
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(ignored, cwd=tmp_path, check=True)
 
 
 def test_a_folder_without_notebooks_stops_the_run(tmp_path, capsys):
@@ -431,7 +577,7 @@ def test_a_notebook_that_reads_results_runs_after_the_others(tmp_path, monkeypat
 
 def publish_seconds(project: Path, number: str, seconds: float) -> None:
     index = {f"{number}_x": {"notebook": number, "seconds": seconds}}
-    run_all.study.replace_file(project / "figures" / "quick" / "index.json", json.dumps(index).encode())
+    run_all.study.update_index(project / "figures" / "quick", index)
 
 
 def test_a_run_says_what_it_will_do_how_long_it_takes_and_where_to_look(tmp_path, monkeypatch, capsys):

@@ -10,9 +10,9 @@ from core_networks import FunctionalRelu, randn, seeded
 from torch import nn
 
 from xuqlib import DeepEnsemble, Flipout, MCDropConnect, MCDropout, gradient, guided_backprop
-from xuqlib.metrics.similarity import spearman
 from xuqlib.posteriors.draws import inner
 from xuqlib.study.judging.sanity import OTHER_PICTURE, cascade, independent, randomised, sanity_checks
+from xuqlib.study.judging.similarity import spearman
 from xuqlib.study.training.networks import mini_vgg
 
 

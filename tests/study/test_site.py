@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import re
@@ -16,7 +17,7 @@ import pytest
 import run_all
 from xuqlib.study.figures import choosers as widgets
 from xuqlib.study.figures.charts import Picture
-from xuqlib.study.record import CLAIM_COLUMNS
+from xuqlib.study.record import CLAIM_COLUMNS, update_index
 from xuqlib.study.site import pages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,10 @@ def notebook(path: Path, title: str, *cells) -> Path:
     return path
 
 
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @pytest.fixture
 def project(tmp_path):
     """Two notebooks, one with a chooser; one figure, one table of claims."""
@@ -65,8 +70,8 @@ def project(tmp_path):
     pd.DataFrame([row], columns=list(CLAIM_COLUMNS)).to_csv(full / "50_claims.csv", index=False)
     recipe = {"notebook": "50", "dataset": "cifar10", "seed": 7}
     files = {"50_bars": ("50_bars.csv", "50_bars.png"), "50_claims": ("50_claims.csv",)}
-    index = {stem: {**recipe, "files": dict.fromkeys(names, "digest")} for stem, names in files.items()}
-    (full / "index.json").write_text(json.dumps({**index, "50_lost": {**recipe, "files": {"50_lost.csv": "digest"}}}))
+    index = {stem: {**recipe, "files": {name: digest(full / name) for name in names}} for stem, names in files.items()}
+    update_index(full, {**index, "50_lost": {**recipe, "files": {"50_lost.csv": "digest"}}})
     (tmp_path / "README.md").write_text("# The question\n\n![A picture](figures/full/50_bars.png)\n\n## Start\n")
     return tmp_path
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xuqlib.checks import check_choice
 
-BASELINES = ("black", "blurred", "mean")
+BASELINES = ("black", "blurred", "mean", "mean_colour")
 
 
 def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
@@ -21,11 +21,12 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
     Args:
         kind: None or "black" for zeros; "blurred" for a Gaussian blur along all axes after the channels (images,
             volumes, signals (N, C, L)), whose sigma is an eighth of the longest (4 pixels of 32); "mean" for the mean
-            over the examples of x (for the mean of the training data pass that tensor); or a tensor broadcastable to x.
+            over the examples of x (for the mean of the training data pass that tensor); "mean_colour" for the mean of
+            each channel over the places of its own example; or a tensor broadcastable to x.
         x: examples, (N, ...).
 
     Raises:
-        ValueError: unknown name, blurred tables, or a tensor that does not broadcast to x.
+        ValueError: unknown name, "blurred" or "mean_colour" of tables, or a tensor that does not broadcast to x.
     """
     if isinstance(kind, Tensor):
         baseline = expand(kind, x, "baseline")
@@ -40,9 +41,11 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
         return x.detach().mean(0, keepdim=True).expand_as(x)
     if x.dim() < 3:
         raise ValueError(
-            f"blurred baseline needs images (N, C, H, W) or signals (N, C, L), x is {tuple(x.shape)}; use black, mean "
+            f"{kind} baseline needs images (N, C, H, W) or signals (N, C, L), x is {tuple(x.shape)}; use black, mean "
             "or a tensor"
         )
+    if kind == "mean_colour":
+        return x.detach().mean(tuple(range(2, x.dim())), keepdim=True).expand_as(x)
     return _blur(x.detach(), sigma=max(x.shape[2:]) / 8)
 
 

@@ -90,10 +90,12 @@ def named(function: str | Explainer, known: Mapping[str, Explainer] = EXPLAINERS
     """Return the explainer of a name, or the function that was passed instead of one.
 
     Raises:
-        ValueError: no such name.
+        TypeError, ValueError: neither a name nor a function; no such name.
     """
     if callable(function):
         return function
+    if not isinstance(function, str):
+        raise TypeError(f"explainer is {function!r}; pass a function (network, x, target), such as xuqlib.gradient")
     check_choice(function, known, "explainer")
     return known[function]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from xuqlib.checks import check_choice, check_examples, check_logits, check_target
 from xuqlib.explainers.declaring import explainer
 from xuqlib.explainers.layer_maps import PSI, ChainGraph, as_map, over_channels, wide
-from xuqlib.fast.layers import NotAChain, raise_clearer
+from xuqlib.fast.layers import NotAChain
 from xuqlib.guided import depends
 from xuqlib.path import NO_GRADIENT, Network, blocks, rows_per_pass
 from xuqlib.posteriors.trial import try_out
@@ -37,29 +36,14 @@ NOT_COMPLETE = (
 )
 
 
-def _layer_bias(input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> Tensor | None:
-    return None if bias is None else bias.view(-1, *[1] * (weight.dim() - 2))
-
-
-def _batch_norm_bias(
-    input: Tensor, mean: Tensor, var: Tensor, *, weight: Any, bias: Any, eps: float, **_: Any
-) -> Tensor:
-    """Return what BatchNorm adds to its rescaled input: beta - mean * gamma / sqrt(var + eps)."""
-    shift = -mean * torch.rsqrt(var + eps) * (1 if weight is None else weight)
-    return (shift if bias is None else shift + bias).view(-1, *[1] * (input.dim() - 2))
-
-
-# Each call of a layer: how to read off its arguments the bias that it adds, from the axis of the channels on.
-_LAYERS: dict[Any, Callable[..., Tensor | None]] = {
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _layer_bias),
-    **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _layer_bias),
-    **{F.linear: _layer_bias, F.batch_norm: _batch_norm_bias},
-}
-# Other calls that are affine in what depends on x: with zeros in its place they return the constant that they add.
+# Calls that are affine in what depends on x: with zeros in its place they return the constant that they add. That of a
+# layer is the same for every example, and but for a dense one at every place of a channel.
+_OF_CHANNELS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm"}
+_LAYERS = _OF_CHANNELS | {"linear"}
 _AFFINE = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract", "lerp", "addcmul", "addcdiv", "addmm", "addmv"}
 _AFFINE |= {"addr", "addbmm", "baddbmm", "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "pad"}
 _AFFINE |= {"column_stack", "where", "masked_fill", "masked_scatter", "index_fill", "index_put", "index_copy", "copy"}
-_AFFINE |= {"index_add", "scatter", "scatter_add", "slice_scatter", "select_scatter", "setitem", "fill"}
+_AFFINE |= {"index_add", "scatter", "scatter_add", "slice_scatter", "select_scatter", "setitem", "fill"} | _LAYERS
 # Calls that are piecewise linear: their constant is what they return less their slope times their input.
 _PIECEWISE = {"clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6", "threshold", "maximum", "minimum", "fmax"}
 _PIECEWISE |= {"fmin", "hardsigmoid", "softshrink", "round", "floor", "ceil"}
@@ -86,42 +70,39 @@ class _BiasMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").split(".")[0].strip("_")
-        if func not in _LAYERS and name in _AFFINE | _PIECEWISE and "out" not in kwargs:
-            return self._with_constant(func, name in _AFFINE, args, kwargs)
-        output = func(*args, **kwargs)
-        if func in _LAYERS and self._depends_on_x(output):
-            bias = _LAYERS[func](*args, **kwargs)
-            if func is not F.linear and output.dim() == 4 and len(output) == self.num_examples:
-                self.sizes.add(output.shape[2:])
-            if bias is not None and not self._depends_on_x(bias):
-                if output._is_view():  # the edge of a view leaves the graph once the next layer works in place
-                    output = output.clone()
-                self._note(output, bias.detach()[(None,) * (output.dim() - bias.dim())], func is not F.linear)
-        return output
+        if name in _AFFINE | _PIECEWISE and "out" not in kwargs:
+            return self._with_constant(func, name, args, kwargs)
+        return func(*args, **kwargs)
 
-    def _note(self, output: Tensor, constant: Tensor, has_places: bool = True) -> None:
+    def _note(self, output: Tensor, constant: Tensor, has_places: bool) -> None:
         # The edge, not the tensor: an in-place ReLU makes the tensor its own, the edge stays where the bias came in.
         is_map = output.dim() == 4 and len(output) == self.num_examples and output.shape[2:] in self.sizes
         self.met.append(_Biased(get_gradient_edge(output), constant, is_map and has_places))
 
-    def _with_constant(self, func: Any, is_affine: bool, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _with_constant(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         values, structure = tree_flatten((args, kwargs))
         inputs = [number for number, value in enumerate(values) if self._depends_on_x(value)]
         others = [value for value in values if isinstance(value, Tensor | Real) and not self._depends_on_x(value)]
-        if not inputs or (is_affine and not others):
+        if not inputs or (name in _AFFINE and not others):
             return func(*args, **kwargs)
 
         def call(*given: Tensor) -> Tensor:
-            copies = [value.detach().clone() if isinstance(value, Tensor) else value for value in values]
+            copies = [value.detach() if isinstance(value, Tensor) else value for value in values]
             for number, tensor in zip(inputs, given, strict=True):
-                copies[number] = tensor.clone()
+                copies[number] = tensor
+            if name not in _LAYERS:  # which may write into what it is given
+                copies = [value.clone() if isinstance(value, Tensor) else value for value in copies]
             own, named = tree_unflatten(copies, structure)
             output = func(*own, **named)
             return own[0] if output is None else output
 
         # Before the call itself, which may work in place.
         given = tuple(values[number].detach() for number in inputs)
-        if is_affine:
+        if name in _LAYERS and inputs == [0] and given[0].dim() >= values[1].dim():  # not one image without a batch
+            constant = call(torch.zeros_like(given[0][:1]))
+            first_place: Any = (..., *[slice(1)] * (constant.dim() - 2))
+            constant = constant[first_place] if name in _OF_CHANNELS else constant
+        elif name in _AFFINE:
             constant = call(*map(torch.zeros_like, given))
         else:  # number by number, so that the slope of the sum is that of each
             shape = torch.broadcast_shapes(*(value.shape for value in values if isinstance(value, Tensor)))
@@ -133,6 +114,10 @@ class _BiasMode(TorchFunctionMode):
             constant = whole.detach() - linear
         output = func(*args, **kwargs)
         made = args[0] if output is None else output
+        if name in _OF_CHANNELS and made.dim() == 4 and len(made) == self.num_examples:
+            self.sizes.add(made.shape[2:])
+        if made is not args[0] and made._is_view():  # its edge leaves the graph once the next layer works in place
+            output = made = made.clone()
         if made is args[0] and made._is_view():  # what is used later may be what it is a view of
             view, made = made, made._base
             whole = torch.zeros_like(made) if 0 in inputs else made.detach().clone()
@@ -140,7 +125,7 @@ class _BiasMode(TorchFunctionMode):
             constant = whole
         if made.requires_grad and constant.any():
             # A constant that is infinite, as where attention is masked, has no slope behind it.
-            self._note(made, torch.nan_to_num(constant, nan=0.0, posinf=0.0, neginf=0.0))
+            self._note(made, torch.nan_to_num(constant, nan=0.0, posinf=0.0, neginf=0.0), name != "linear")
         return output
 
     def _depends_on_x(self, value: Any) -> bool:
@@ -262,20 +247,11 @@ def _summed(slope: Tensor, bias: Tensor, psi: str) -> Tensor:
 
 
 def logit_graph(network: Network, x: Tensor) -> ChainGraph | LogitGraph:
-    """Return the faster graph of the two that the network allows. They differ by rounding alone.
-
-    Raises:
-        RuntimeError: the faster graph fails where the other does not, which is a fault of this library; any other
-            error is that of the network.
-    """
+    """Return the faster graph of the two that the network allows. They differ by rounding alone."""
     try:
         return ChainGraph(network, x)
     except NotAChain:
         return LogitGraph(network, x)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise_clearer(error, lambda: LogitGraph(network, x))
 
 
 def fullgrad_terms(network: Network, x: Tensor, target: Any = None) -> FullGradTerms:

@@ -26,14 +26,10 @@ def _attribute(
     check_examples(x)
     try_out(network, x)
     path = path_of(x.detach(), **options)
-    return along(network, path, target, len(x) if path.factor is None else rows_per_pass(x, chunk))
+    return along(network, path, target, rows_per_pass(x, chunk))
 
 
-def _gradient_path(x: Tensor) -> Path:
-    return Path(x)
-
-
-@explainer("gradient", path=_gradient_path)
+@explainer("gradient", path=Path)
 def gradient(network: Network, x: Tensor, target: Any = None) -> Tensor:
     """Attribute each target logit to the input by its slope, d logit / d x.
 
@@ -51,7 +47,7 @@ def gradient(network: Network, x: Tensor, target: Any = None) -> Tensor:
 
     Source: Simonyan, Vedaldi & Zisserman 2014, section 3, without the absolute value. arXiv 1312.6034.
     """
-    return _attribute(network, x, target, _gradient_path)
+    return _attribute(network, x, target, Path)
 
 
 def _gradient_x_input_path(x: Tensor) -> Path:

@@ -54,44 +54,38 @@ class _Copies(NamedTuple):
     unit: Tensor | int
 
 
-class _Surrogate:
-    """Weighted ridge regression with a free intercept on a fixed design.
+def _surrogate(design: Tensor, weights: Tensor, alpha: float, y: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
+    """Fit a weighted ridge regression with a free intercept to each row of y, on a fixed design, in float64 on the CPU.
 
-    Minimises sum_m w_m (y_m - b - z_m coefficients)^2 + alpha |coefficients|^2, in float64 on the CPU.
+    Minimises sum_m w_m (y_m - b - z_m coefficients)^2 + alpha |coefficients|^2.
 
     Args:
         design: z, (M, K).
         weights: w, (M,), positive.
         alpha: ridge penalty.
+        y: logits, (..., M).
+        rounding: precision of the network's numbers; a logit that changes by less than 32 of its last digits, which a
+            sum may well lose, has no variance to explain.
+
+    Returns:
+        Coefficients, (..., K), and the weighted R2, (...).
     """
-
-    def __init__(self, design: Tensor, weights: Tensor, alpha: float) -> None:
-        self.share = weights / weights.sum()
-        self.centred = design - self.share @ design
-        weighted = self.centred * weights[:, None]
-        gram = self.centred.T @ weighted + alpha * torch.eye(design.shape[1], dtype=design.dtype)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        if failed:
-            raise ValueError(
-                f"{len(design)} perturbations do not determine {design.shape[1]} coefficients at alpha = {alpha}; "
-                "raise num_samples, or alpha above 0"
-            )
-        # The centred design makes weighted sums of a constant 0, so y needs no centring.
-        self.smoother = torch.cholesky_solve(weighted.T, factor)  # (K, M)
-
-    def fit(self, y: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
-        """Return the coefficients, (N, K), and the weighted R2, (N,), for logits y, (N, M).
-
-        `rounding` is the precision of the network's numbers; a logit that changes by less than 32 of its last digits,
-        which a sum may well lose, has no variance to explain.
-        """
-        coefficients = y @ self.smoother.T
-        centred = y - (y @ self.share)[:, None]
-        unexplained = ((centred - coefficients @ self.centred.T) ** 2) @ self.share
-        variance = (centred**2) @ self.share
-        constant = variance <= (32 * rounding * y.abs().amax(1)) ** 2
-        r2 = torch.where(constant, torch.nan, 1 - unexplained / variance)
-        return torch.where(constant[:, None], 0, coefficients), r2  # of a constant they would be rounding
+    share = weights / weights.sum()
+    centred = design - share @ design
+    weighted = centred * weights[:, None]
+    factor, failed = torch.linalg.cholesky_ex(centred.T @ weighted + alpha * torch.eye(len(design.T)).to(design))
+    if failed:
+        raise ValueError(
+            f"{len(design)} perturbations do not determine {design.shape[1]} coefficients at alpha = {alpha}; "
+            "raise num_samples, or alpha above 0"
+        )
+    # The centred design makes weighted sums of a constant 0, so y needs no centring.
+    coefficients = y @ torch.cholesky_solve(weighted.T, factor).T
+    moved = y - (y @ share)[..., None]
+    unexplained, variance = ((moved - coefficients @ centred.T) ** 2) @ share, (moved**2) @ share
+    constant = variance <= (32 * rounding * y.abs().amax(-1)) ** 2
+    r2 = torch.where(constant, torch.nan, 1 - unexplained / variance)
+    return torch.where(constant[..., None], 0, coefficients), r2  # of a constant they would be rounding
 
 
 def lime_fit(
@@ -239,10 +233,10 @@ def _fitted(draws: Draws, copies: _Copies, x: Tensor, target: Any, alpha: float)
     sizes = labels.flatten(1).amax(1) + 1  # (N,)
     for size in sizes.unique().tolist():
         same, design = sizes == size, copies.design[:, :size]
-        surrogate = _Surrogate(design, copies.weigh(design), alpha)
-        for draw, y in enumerate(logits):
-            coefficients, r2[draw, same] = surrogate.fit(y[same], torch.finfo(x.dtype).eps)
-            maps[draw, same] = coefficients.gather(1, labels[same].flatten(1)).view(-1, *labels.shape[1:])
+        y = logits[:, same]
+        coefficients, r2[:, same] = _surrogate(design, copies.weigh(design), alpha, y, torch.finfo(x.dtype).eps)
+        where = labels[same].flatten(1).expand(len(draws), -1, -1)
+        maps[:, same] = coefficients.gather(2, where).unflatten(2, labels.shape[1:])
     return LimeFit((maps / copies.unit).expand(-1, *x.shape).to(x).contiguous(), r2.to(x))
 
 

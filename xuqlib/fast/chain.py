@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,63 +23,55 @@ DRAWS_KEPT = 64  # whose masks stay for the next examples; memory must not grow 
 
 @dataclass
 class Passed:
-    """A forward pass through the trunk: what came out of it, what its layers kept, and of which examples it is."""
+    """Rows (step, example), R = K * N, that went through the trunk, and what is asked about them.
+
+    Attributes:
+        h: what came out of the trunk, (R, ...).
+        kept: what its layers kept.
+        examples, num_examples: of which examples they are.
+        classes: of each row, (R,).
+        weights: of each row, (R,); None if all are 1.
+    """
 
     h: Tensor
     kept: list[Any]
-    rows: int
     examples: slice = field(default_factory=lambda: slice(None))
+    num_examples: int = 1
+    classes: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
+    weights: Tensor | None = None
 
 
-@dataclass
-class _Head:
-    """Draws side by side, behind the trunk. `last` gives the logits, if that is a dense layer."""
-
-    layers: list[Layer]
-    last: Dense | None
-    num_draws: int
-
-    def cotangent(self, h: Tensor, classes: Tensor) -> Tensor:
-        """Slope of each row's class at the output of the last of `layers`: (S * R, ...) for classes (R,)."""
-        if self.last is not None:  # which needs no logits
-            return self.last.slope_of(check_target(classes, len(classes), self.last.weight.shape[-2]), self.num_draws)
-        logits = check_logits(h, self.num_draws * len(classes))
-        check_target(classes, len(classes), logits.shape[1])
-        return torch.zeros_like(logits).scatter_(1, classes.repeat(self.num_draws)[:, None], 1).view_as(h)
-
-    @property
-    def all_layers(self) -> list[Layer]:
-        return self.layers if self.last is None else [*self.layers, self.last]
-
-    def masked_logits(self, h: Tensor) -> Tensor:
-        """Logits of draws that differ in the dropout before their last layer alone, (S, R, C).
-
-        Masks are put on the few weights instead of on the many rows.
-        """
-        dropout, last = cast(Dropout, self.layers[0]), cast(Dense, self.last)
-        weights = last.weight * dropout.mask_of(h.shape[1:])  # (S, C, D)
-        logits = F.linear(h, weights.flatten(0, 1)).unflatten(1, (len(weights), -1)).transpose(0, 1)
-        return logits if last.bias is None else logits + last.bias
-
-
-class Together:
-    """Draws that are evaluated at once.
+class Together(ABC):
+    """Draws, and how they are evaluated.
 
     Attributes:
-        num_draws: how many there are.
+        networks: the draws.
         at_least: how many are to stand side by side in a pass, for which examples and steps are cut.
         is_foldable: whether several draws side by side are as fast as one.
+        is_masked_dense: whether draws differ in the dropout before their last layer alone.
         own_numbers: in the weights that a draw does not share.
     """
 
-    num_draws: int
-    at_least, is_foldable, own_numbers = 1, True, 0
+    networks: Sequence[nn.Module]
+    at_least, is_foldable, is_masked_dense, own_numbers = 1, True, False, 0
 
     def folds(self, rows: int, rows_of_one: int, first: int = 0) -> list[range]:
         """Cut the draws from number `first` on into folds, one a pass of at most `rows` rows, `rows_of_one` a draw."""
-        most = NUMBERS_AT_ONCE // max(self.own_numbers, 1) if self.is_foldable else 1
+        most, count = NUMBERS_AT_ONCE // max(self.own_numbers, 1) if self.is_foldable else 1, len(self.networks)
         at_once = max(1, min(rows // rows_of_one, most))
-        return [range(start, min(start + at_once, self.num_draws)) for start in range(first, self.num_draws, at_once)]
+        return [range(start, min(start + at_once, count)) for start in range(first, count, at_once)]
+
+    @abstractmethod
+    def forward(self, points: Tensor) -> Passed:
+        """Run points (R, ...) through what all draws share."""
+
+    @abstractmethod
+    def logits(self, passed: Passed, draws: range) -> Tensor:
+        """Evaluate some draws: (S, R, C)."""
+
+    @abstractmethod
+    def slopes(self, passed: Passed, draws: range) -> Tensor:
+        """Sum the weighted slopes of each example over its steps, for some draws: (S, N, ...), float32 or better."""
 
 
 class Chain(Together):
@@ -88,7 +81,6 @@ class Chain(Together):
         points: an example or more, on which the trunk and the first head are tried, layer by layer.
 
     Attributes:
-        is_masked_dense: whether draws differ in the dropout before their last layer alone.
         is_linear_behind_trunk: whether a draw's logits are linear in what its trunk gives.
 
     Raises:
@@ -100,87 +92,68 @@ class Chain(Together):
         parts = split(networks)
         if parts is None:
             raise NotAChain("draws that are no layers in a row")
-        self.split, self.execution, self.num_draws = parts, execution, len(networks)
+        self.networks, self.split, self.execution = networks, parts, execution
         self.trunk = fast_layers([parts.trunk], [None], execution)
-        self._heads: dict[range, _Head] = {}
-        columns = list(zip(*parts.heads, strict=True))
-        own = [column for column in columns if not kinds.have_same_tensors(column)]
-        # A layer that all draws share, and so they do the norm that may be behind it.
-        shared = [all(layer is column[0] for layer in column) for column in columns]
-        both = zip(columns, shared, [*shared[1:], True], strict=True)
-        self._made: dict[int, Layer | None] = {id(column[0]): None for column, *are in both if all(are)}
+        self._heads: dict[range, list[Layer]] = {}
+        own = [column for column in zip(*parts.heads, strict=True) if not kinds.have_same_tensors(column)]
         first = parts.heads[0][0]
-        masked = type(first) in kinds.DROPOUTS and any(seed is not None for seed in parts.seeds)
+        masked = type(first) in kinds.DROPOUTS and parts.seeds[0] is not None
         begins_at_once = masked or any(column[0] is first for column in own)
         self.is_foldable = begins_at_once and all(kinds.kind_of(column[0]) is nn.Linear for column in own)
         self.own_numbers = sum(p.numel() for column in own for p in column[0].parameters())
-        head = self._head(range(1))
-        ends_dense, kept = head.last is not None, [type(layer) for layer in head.layers]
-        self.is_masked_dense = ends_dense and kept == [Dropout] and self.own_numbers == 0
-        self.is_linear_behind_trunk = ends_dense and set(kept) <= {Dense, Dropout}
         with suppress(torch.OutOfMemoryError):  # evaluating a path halves the rows, or says what is wrong
-            self._probe(points)
-
-    def _probe(self, points: Tensor) -> None:
-        passed = self.forward(points)
-        h = passed.h
-        for layer in self._head(range(1)).all_layers:
-            h, _ = layer.forward(h, passed.rows)
-        check_logits(h, passed.rows)
+            self.logits(self.forward(points), range(1))
+        made = [type(layer) for layer in self._head(range(1))]
+        self.is_masked_dense = made == [Dropout, Dense] and self.own_numbers == 0
+        self.is_linear_behind_trunk = made[-1:] == [Dense] and set(made) <= {Dense, Dropout}
 
     def forward(self, points: Tensor) -> Passed:
-        """Run points (R, ...) through the trunk."""
         h, kept = self.execution.convert(points), []
         for layer in self.trunk:
             h, keep = layer.forward(h, len(points))
             kept.append(keep)
-        return Passed(h, kept, len(points))
+        return Passed(h, kept)
 
     def logits(self, passed: Passed, draws: range) -> Tensor:
-        """Evaluate some draws behind the trunk: (S, R, C)."""
-        head, h = self._head(draws), passed.h
+        layers, h = self._head(draws), passed.h
         if self.is_masked_dense:
-            return head.masked_logits(h)
-        for layer in head.all_layers:
-            h, _ = layer.forward(h, passed.rows)
-        return check_logits(h, len(h)).unflatten(0, (len(draws), -1))
+            return _masked_logits(h, *cast(tuple[Dropout, Dense], layers))
+        for layer in layers:
+            h, _ = layer.forward(h, len(passed.h))
+        return check_logits(h, len(passed.h) * len(draws)).unflatten(0, (len(draws), -1))
 
-    def slopes(self, passed: Passed, draws: range, classes: Tensor, weights: Tensor | None) -> Tensor:
-        """Sum the weighted slopes of each example over its steps, for some draws.
+    def slopes(self, passed: Passed, draws: range) -> Tensor:
+        g, layers, kept = self._to_trunk(passed, draws)
+        return self._through(g, [*self.trunk, *layers], [*passed.kept, *kept], len(draws), passed.num_examples)
 
-        Args:
-            passed: rows (step, example), R = K * N.
-            classes: of each example, (N,).
-            weights: of each row, (R,); None if all are 1.
-
-        Returns:
-            (S, N, ...) in float32 or better.
-        """
-        g, layers, kept = self._to_trunk(passed, draws, classes, weights)
-        return self._through(g, [*self.trunk, *layers], [*passed.kept, *kept], len(draws), len(classes))
-
-    def mean_slope(self, passed: Passed, classes: Tensor, weights: Tensor | None, rows: int) -> Tensor:
+    def mean_slope(self, passed: Passed, rows: int) -> Tensor:
         """Mean over all draws of `slopes`, (N, ...), by one backward pass; where `is_linear_behind_trunk`."""
         total = 0.0
-        for draws in self.folds(rows, passed.rows):
-            g, layers, kept = self._to_trunk(passed, draws, classes, weights)
+        for draws in self.folds(rows, len(passed.h)):
+            g, layers, kept = self._to_trunk(passed, draws)
             for layer, keep in zip(reversed(layers), reversed(kept), strict=True):
                 g = layer.backward(g, keep)
             total = total + g.unflatten(0, (len(draws), -1)).sum(0, dtype=torch.promote_types(g.dtype, torch.float32))
-        mean = torch.as_tensor(total) / self.num_draws
-        return self._through(mean.to(self.execution.dtype), self.trunk, passed.kept, 1, len(classes))[0]
+        mean = (torch.as_tensor(total) / len(self.networks)).to(self.execution.dtype)
+        return self._through(mean, self.trunk, passed.kept, 1, passed.num_examples)[0]
 
-    def _to_trunk(
-        self, passed: Passed, draws: range, classes: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, list[Layer], list[Any]]:
-        head, h, kept = self._head(draws), passed.h, []
-        for layer in head.layers:
-            h, keep = layer.forward(h, passed.rows)
+    def _to_trunk(self, passed: Passed, draws: range) -> tuple[Tensor, list[Layer], list[Any]]:
+        """Run some draws forward: the slope of each row's class at the output of the last of these layers of a head."""
+        layers, h, kept, classes = self._head(draws), passed.h, [], passed.classes
+        last = layers[-1] if layers and isinstance(layers[-1], Dense) else None
+        layers = layers[: -1 if last else None]
+        for layer in layers:
+            h, keep = layer.forward(h, len(classes))
             kept.append(keep)
-        g = head.cotangent(h, classes.repeat(passed.rows // len(classes)))
-        if weights is not None:
-            g = g * weights.to(g).repeat(len(draws)).view(-1, *(1,) * (g.ndim - 1))
-        return g, head.layers, kept
+        if last is not None:  # which needs no logits
+            g = last.slope_of(check_target(classes, len(classes), last.weight.shape[-2]), len(draws))
+        else:
+            logits = check_logits(h, len(draws) * len(classes))
+            check_target(classes, len(classes), logits.shape[1])
+            g = torch.zeros_like(logits).scatter_(1, classes.repeat(len(draws))[:, None], 1).view_as(h)
+        if passed.weights is not None:
+            g = g * passed.weights.to(g).repeat(len(draws)).view(-1, *(1,) * (g.ndim - 1))
+        return g, layers, kept
 
     def _through(self, g: Tensor, layers: list[Layer], kept: list[Any], num_draws: int, num_examples: int) -> Tensor:
         # The first layer is linear, so it may wait until the steps of the path are summed.
@@ -193,17 +166,23 @@ class Chain(Together):
             g = lead.backward(g, kept[0])
         return g.to(torch.promote_types(g.dtype, torch.float32)).unflatten(0, (num_draws, num_examples))
 
-    def _head(self, draws: range) -> _Head:
+    def _head(self, draws: range) -> list[Layer]:
+        """Make the layers of some draws side by side, behind the trunk."""
         if draws in self._heads:
             return self._heads[draws]
         some = slice(draws.start, draws.stop)
-        layers = fast_layers(self.split.heads[some], self.split.seeds[some], self.execution, self._made)
-        last = layers[-1] if layers and isinstance(layers[-1], Dense) else None
-        head = _Head(layers[: -1 if last else None], last, len(draws))
+        layers = fast_layers(self.split.heads[some], self.split.seeds[some], self.execution)
         kept = sum(len(some) for some in self._heads)
         if not self._heads or (self.own_numbers == 0 and kept < DRAWS_KEPT):
-            self._heads[draws] = head
-        return head
+            self._heads[draws] = layers
+        return layers
+
+
+def _masked_logits(h: Tensor, dropout: Dropout, last: Dense) -> Tensor:
+    """Logits (S, R, C) of draws that mask what is before their last layer: on its few weights, not on many rows."""
+    weights = last.weight * dropout.mask_of(h.shape[1:])  # (S, C, D)
+    logits = F.linear(h, weights.flatten(0, 1)).unflatten(1, (len(weights), -1)).transpose(0, 1)
+    return logits if last.bias is None else logits + last.bias
 
 
 def _summed_over_steps(g: Tensor, num_draws: int, num_examples: int) -> Tensor:
@@ -215,33 +194,12 @@ def _summed_over_steps(g: Tensor, num_draws: int, num_examples: int) -> Tensor:
     return total.permute(0, 3, 1, 2) if images else total
 
 
-def _affine(column: list[Any], norms: list[Any], execution: Execution, made: dict[int, Layer | None] | None) -> Layer:
-    """Make a convolution or a dense layer of a layer of each draw, or find the one that was made."""
-    made, key = made or {}, id(column[0])
-    layer = made.get(key)
-    if layer is None and isinstance(column[0], nn.Linear):
-        same = kinds.have_same_tensors(column) and (norms[0] is None or kinds.have_same_tensors(norms))
-        count = 1 if same else len(column)
-        layer = Dense(column[:count], norms[:count], execution)
-    elif layer is None:
-        layer = Convolution(column[0], norms[0], execution)
-    if key in made:
-        made[key] = layer
-    return layer
-
-
-def fast_layers(
-    heads: Sequence[Sequence[nn.Module]],
-    seeds: Sequence[int | None],
-    execution: Execution,
-    made: dict[int, Layer | None] | None = None,
-) -> list[Layer]:
+def fast_layers(heads: Sequence[Sequence[nn.Module]], seeds: Sequence[int | None], execution: Execution) -> list[Layer]:
     """Make layers of the fast path of those of some draws: batch norms folded into what is before them.
 
     Args:
         heads: the layers of each draw, as many in each.
         seeds: of each draw's dropout masks.
-        made: by id, layers that all draws share, and what was made of them for other draws, if anything.
 
     Raises:
         NotAChain: a layer of a user's own, or one with a hook.
@@ -251,30 +209,24 @@ def fast_layers(
     columns: list[list[Any]] = [[kinds.plain(layer) for layer in column] for column in zip(*heads, strict=True)]
     layers: list[Layer] = []
     calls = 0
-
-    def may_wait(pool: nn.MaxPool2d) -> bool:
-        # A guided ReLU in front of windows that overlap sees the sum of their slopes, not each by itself.
-        return not (execution.guided and kinds.windows_overlap(pool))
-
     while columns:
         column = columns.pop(0)
         kind, norms = kinds.kind_of(column[0]), [None] * len(column)
         if kind in (nn.Conv2d, nn.Linear) and columns and kinds.is_fixed_norm(columns[0][0], kind):
             norms = columns.pop(0)
-        if kind is nn.Linear or (kind is nn.Conv2d and kinds.is_zero_padded(column[0])):
-            layers.append(_affine(column, norms, execution, made))
-        elif kind is nn.ReLU and columns and kinds.kind_of(columns[0][0]) is nn.MaxPool2d and may_wait(columns[0][0]):
-            columns.insert(1, column)  # the same after the pooling, on a quarter of the numbers
+        if kind is nn.Linear:
+            layers.append(Dense(column, norms, execution))
+        elif kind is nn.Conv2d and kinds.is_zero_padded(column[0]):
+            layers.append(Convolution(column[0], norms[0], execution))
         elif kind is nn.ReLU:
-            fresh = bool(layers) and isinstance(layers[-1], Convolution | Dense | MaxPool)
-            layers.append(Relu(execution.guided, in_place=fresh))
+            layers.append(Relu(execution.guided))
             execution.mode.num_met += 1
         elif kind is nn.MaxPool2d and not column[0].return_indices:
             layers.append(MaxPool(column[0], execution))
         elif kind in kinds.DROPOUTS:
             calls += 1
-            if any(seed is not None for seed in seeds):
-                layers.append(Dropout(column[0], seeds, calls, execution))
+            if seeds[0] is not None:
+                layers.append(Dropout(column[0], cast(Sequence[int], seeds), calls, execution))
         elif kind is nn.Flatten and (column[0].start_dim, column[0].end_dim) == (1, -1):
             layers.append(Flatten())
         elif kind is not nn.Identity:

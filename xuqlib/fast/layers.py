@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from xuqlib.guided import GuidedMode
 from xuqlib.path import NO_GRADIENT
 from xuqlib.posteriors.fixing import FixedNetwork, unit_mask
+from xuqlib.posteriors.kinds import have_same_tensors
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -31,23 +32,6 @@ class NotAChain(Exception):
 def without_graph(function: _Method) -> _Method:
     """Let a method build no graph, and make ordinary tensors even where its caller is in inference mode."""
     return torch.inference_mode(False)(torch.no_grad()(function))
-
-
-def raise_clearer(error: Exception, plain: Callable[[], Any]) -> NoReturn:
-    """Say what was wrong when layers failed that were known to stand for a network.
-
-    Args:
-        error: what they raised; it is being handled, so what is raised here tells of it too.
-        plain: does the same without them. What it raises names the input that the network refuses.
-
-    Raises:
-        RuntimeError: `plain` raises nothing, so the layers are wrong.
-    """
-    plain()
-    raise RuntimeError(
-        "the fast path failed where the plain loop over draws does not; this is a fault of xuqlib, please report it "
-        f"({type(error).__name__}: {error})"
-    ) from error
 
 
 @dataclass(frozen=True)
@@ -140,8 +124,9 @@ class Dense(Layer):
     """A dense layer, with the batch norm behind it folded in: of all draws, or of each its own, (S, C, D)."""
 
     def __init__(self, layers: Sequence[nn.Linear], norms: Sequence[Norm | None], execution: Execution) -> None:
-        folded = [_folded(layer, norm) for layer, norm in zip(layers, norms, strict=True)]
-        self.own = len(folded) > 1
+        self.own = not have_same_tensors(layers) or (norms[0] is not None and not have_same_tensors(cast(Any, norms)))
+        count = len(layers) if self.own else 1
+        folded = [_folded(layer, norm) for layer, norm in zip(layers[:count], norms[:count], strict=True)]
         weights, biases = [weight for weight, _ in folded], [bias for _, bias in folded]
         self.weight = execution.convert(torch.stack(weights) if self.own else weights[0])
         self.bias: Tensor | None = None
@@ -169,13 +154,13 @@ class Dense(Layer):
 
 
 class Relu(Layer):
-    """A ReLU, which may be guided. It works in place on what an affine layer or a pooling has just made."""
+    """A ReLU, which may be guided."""
 
-    def __init__(self, guided: bool, in_place: bool) -> None:
-        self.guided, self.in_place = guided, in_place
+    def __init__(self, guided: bool) -> None:
+        self.guided = guided
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
-        out = h.relu_() if self.in_place else h.relu()
+        out = h.relu()
         return out, out
 
     def backward(self, g: Tensor, kept: Any) -> Tensor:
@@ -212,7 +197,7 @@ class MaxPool(Layer):
 class Dropout(Layer):
     """Dropout with one fixed mask per draw, the same for every row."""
 
-    def __init__(self, layer: nn.Module, seeds: Sequence[int | None], call: int, execution: Execution) -> None:
+    def __init__(self, layer: nn.Module, seeds: Sequence[int], call: int, execution: Execution) -> None:
         self.rate: float = layer.p  # type: ignore[assignment]
         self.by_channel = not isinstance(layer, nn.Dropout)
         self.seeds, self.call, self.execution = seeds, call, execution
@@ -231,15 +216,9 @@ class Dropout(Layer):
         """Masks of all draws over one row, (S, 1, ...), divided by the share that is kept."""
         if self.mask is None:
             shape = torch.Size((shape[0], *(1,) * (len(shape) - 1))) if self.by_channel else shape
-            masks = [self._scaled(seed, shape) for seed in self.seeds]
-            self.mask = self.execution.convert(torch.stack(masks)).unsqueeze(1)
+            kept = torch.stack([unit_mask(seed, self.call, shape, self.rate) for seed in self.seeds])
+            self.mask = (self.execution.convert(kept) / (1 - self.rate if self.rate < 1 else 1)).unsqueeze(1)
         return self.mask
-
-    def _scaled(self, seed: int | None, shape: torch.Size) -> Tensor:
-        if seed is None:  # a draw of another kind of posterior, whose dropout is off
-            return torch.ones(shape, dtype=self.execution.dtype)
-        kept = 1 - self.rate if self.rate < 1 else 1
-        return unit_mask(seed, self.call, shape, self.rate).to(self.execution.dtype) / kept
 
 
 class Flatten(Layer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from xuqlib.checks import check_logits
 from xuqlib.fast.chain import DRAWS_KEPT, Passed, Together
 from xuqlib.fast.layers import Execution
 from xuqlib.path import slope
-from xuqlib.posteriors.fixing import FixedNetwork, Fold, can_evaluate
+from xuqlib.posteriors.fixing import FixedNetwork, Fold
 from xuqlib.posteriors.kinds import is_hooked
 from xuqlib.posteriors.shared import look_alike
 from xuqlib.views import at
@@ -29,7 +30,37 @@ class NotVmapped(Exception):
     """Draws that cannot be evaluated under vmap, and why."""
 
 
-class Vmapped(Together):
+class OneByOne(Together):
+    """Draws of any kind, each evaluated by itself: the plain loop over them."""
+
+    is_foldable = False
+
+    def __init__(self, networks: Sequence[nn.Module], execution: Execution) -> None:
+        self.networks, self.execution = networks, execution
+        self.mode = execution.mode if execution.guided else None
+
+    def forward(self, points: Tensor) -> Passed:
+        """Hold points (R, ...); what draws share is evaluated with each fold of them."""
+        return Passed(points.detach().clone(), [])
+
+    def logits(self, passed: Passed, draws: range) -> Tensor:
+        network = at(self.networks[draws[0]], passed.examples)
+        return check_logits(network(passed.h.clone()), len(passed.h))[None]
+
+    def slopes(self, passed: Passed, draws: range) -> Tensor:
+        network = at(self.networks[draws[0]], passed.examples)
+        evaluated = network if self.mode is None else partial(self.mode.evaluate, network)
+        return _over_steps(slope(evaluated, passed.h, passed.classes)[None], passed)
+
+
+def _over_steps(slopes: Tensor, passed: Passed) -> Tensor:
+    """Sum weighted slopes (S, R, ...) of each example over its steps: (S, N, ...)."""
+    if passed.weights is not None:
+        slopes = slopes * passed.weights.to(slopes).view(-1, *(1,) * (slopes.ndim - 2))
+    return slopes.unflatten(1, (-1, passed.num_examples)).sum(1)
+
+
+class Vmapped(OneByOne):
     """Draws that share a network but for dropout masks and small weights.
 
     What is evaluated before the first mask, or the first weight of a draw's own, has no axis of draws: it is evaluated
@@ -42,12 +73,11 @@ class Vmapped(Together):
         NotVmapped: any other draws.
     """
 
-    is_masked_dense = is_linear_behind_trunk = False
+    is_foldable = True
 
     def __init__(self, networks: Sequence[nn.Module], execution: Execution, points: Tensor) -> None:
-        self.networks, self.execution, self.num_draws = networks, execution, len(networks)
-        self.at_least = min(self.num_draws, _SIDE_BY_SIDE)
-        self.mode = execution.mode if execution.guided else None
+        super().__init__(networks, execution)
+        self.at_least = min(len(networks), _SIDE_BY_SIDE)
         fixed = [each if isinstance(each, FixedNetwork) else getattr(each, "network", None) for each in networks]
         if not all(isinstance(each, FixedNetwork) and each.resampling is None for each in fixed):
             raise NotVmapped("not every draw is a network with fixed masks")
@@ -61,8 +91,6 @@ class Vmapped(Together):
             raise NotVmapped("draws have convolutions of their own, which are no faster side by side")
         self.own_numbers = sum(tensor[0].numel() for tensor in self.own.values())
         self._folds: dict[range, Fold] = {}
-        if not can_evaluate(networks[-1], points):
-            raise NotVmapped("a draw does not evaluate an example by itself")
         known = self.fixed[0].plans.refused_by_vmap if networks[0] is self.fixed[0] else {}
         key = points.shape[1:], execution, tuple(self.own)
         if key not in known:
@@ -84,15 +112,15 @@ class Vmapped(Together):
     def _probe(self, points: Tensor) -> str:
         """Compare the last draw under vmap with itself; say what vmap refuses, an empty string if nothing."""
         passed, count = self.forward(points), len(self.networks)
-        classes = points.new_zeros(len(points), dtype=torch.long)
+        passed.num_examples, passed.classes = len(points), passed.classes.to(points.device).repeat(len(points))
         last, draws = range(count - 1, count), range(count - 2, count)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                wanted = self.logits(passed, last)[0], self.slopes(passed, last, classes, None)[0]
+                wanted = self.logits(passed, last)[0], self.slopes(passed, last)[0]
                 if self.mode and self.mode.num_inside:
                     return "a ReLU inside one of torch's own layers is guided in the graph of a draw by itself"
-                given = self.logits(passed, draws)[1], self.slopes(passed, draws, classes, None)[1]
+                given = self.logits(passed, draws)[1], self.slopes(passed, draws)[1]
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError) as error:  # by which vmap refuses, and a draw in whose forward it does
@@ -103,33 +131,19 @@ class Vmapped(Together):
             return "vmap gives another answer than the draw by itself"
         return slow[0].partition("\n")[0] if slow else ""
 
-    def forward(self, points: Tensor) -> Passed:
-        """Hold points (R, ...); what draws share is evaluated with each fold of them."""
-        return Passed(points.detach().clone(), [], len(points))
-
     def logits(self, passed: Passed, draws: range) -> Tensor:
-        """Evaluate some draws: (S, R, C)."""
         if len(draws) == 1:
-            return self._alone(at(self.networks[draws[0]], passed.examples), passed.h)[None]
+            return super().logits(passed, draws)
         return self._over(draws, lambda x, evaluated: evaluated(x), passed)
 
-    def slopes(self, passed: Passed, draws: range, classes: Tensor, weights: Tensor | None) -> Tensor:
-        """Sum the weighted slopes of each example over its steps, for some draws: (S, N, ...), as a chain does."""
-        chosen = classes.repeat(passed.rows // len(classes))
+    def slopes(self, passed: Passed, draws: range) -> Tensor:
+        if len(draws) == 1:
+            return super().slopes(passed, draws)
 
         def slope_of(x: Tensor, evaluated: Callable[[Tensor], Tensor]) -> Tensor:
-            return grad(lambda x: evaluated(x).gather(1, chosen[:, None]).sum())(x)
+            return grad(lambda x: evaluated(x).gather(1, passed.classes[:, None]).sum())(x)
 
-        if len(draws) == 1:
-            network = at(self.networks[draws[0]], passed.examples)
-            g = slope(lambda x: self._alone(network, x), passed.h, chosen)[None]
-        else:
-            g = self._over(draws, slope_of, passed)
-        g = g if weights is None else g * weights.to(g).view(-1, *(1,) * (g.ndim - 2))
-        return g if len(chosen) == len(classes) else g.unflatten(1, (-1, len(classes))).sum(1)
-
-    def _alone(self, network: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-        return check_logits(self.mode.evaluate(network, x) if self.mode else network(x), len(x))
+        return _over_steps(self._over(draws, slope_of, passed), passed)
 
     def _logits(self, network: Callable[[Tensor], Any], x: Tensor) -> Tensor:
         # Of torch's attentions, the one in plain mathematics is known to vmap.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from xuqlib.checks import check_examples, check_logits
+from xuqlib.checks import check_examples, check_fixed, check_logits
 from xuqlib.inputs import as_inputs
 from xuqlib.outputs import as_output
 from xuqlib.posteriors.fixing import FixedNetwork
@@ -81,10 +81,10 @@ class Draws(Sequence[nn.Module]):
             draws, x = self.seen(x, output, explained=False)
             return draws.read(x)
         check_examples(x)
-        trunk, heads = shared_trunk(self.networks)
-        features = trunk(x)
-        outputs = (head(features if isinstance(head, FixedNetwork) else features.clone()) for head in heads)
-        return stacked([check_logits(output, len(x)) for output in outputs])
+        parts, heads = split(self.networks), self.networks
+        if parts is not None and parts.trunk:
+            x, heads = FixedNetwork(nn.Sequential(*parts.trunk))(x), parts.fixed_heads()
+        return stacked([check_logits(head(x.clone()), len(x)) for head in heads])
 
     def read(self, x: Tensor) -> Tensor:
         """Return the numbers of every draw, (draw, example, class, ...), with the places of a segmentation."""
@@ -175,21 +175,24 @@ class Draws(Sequence[nn.Module]):
         return self
 
 
+def fixed_draws(
+    draws: Draws | Sequence[nn.Module], x: Any, output: Any = None, *, explained: bool = True
+) -> tuple[Draws, Tensor, torch.device]:
+    """Return draws, or a list of networks, as maps from x, that x, and the device of the draws; see `Draws.seen`.
+
+    Raises:
+        TypeError, ValueError: as for `Draws` and `Draws.seen`; a network in training mode.
+    """
+    draws, x = (draws if isinstance(draws, Draws) else Draws(draws)).seen(x, output, explained=explained)
+    for network in {id(inner(network)): network for network in draws}.values():
+        check_fixed(network)
+    return draws, x, next((parameter.device for parameter in draws[0].parameters()), x.device)
+
+
 def inner(network: nn.Module) -> nn.Module:
     """The network that a draw fixes, which draws that differ in their dropout masks alone have in common."""
     network = network.network if isinstance(network, View) else network
     return network.network if isinstance(network, FixedNetwork) else network
-
-
-def shared_trunk(networks: Sequence[nn.Module]) -> tuple[nn.Module, Sequence[nn.Module]]:
-    """Split draws into the part that all share and one head each, by `split`: network(x) = head(trunk(x)).
-
-    The trunk is the identity where nothing is known to be shared.
-    """
-    parts = split(networks)
-    if parts is None or not parts.trunk:
-        return nn.Identity(), list(networks)
-    return FixedNetwork(nn.Sequential(*parts.trunk)), [parts.head(draw) for draw in range(len(networks))]
 
 
 def stacked(outputs: Sequence[Tensor]) -> Tensor:

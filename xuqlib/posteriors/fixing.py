@@ -19,9 +19,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
-from xuqlib.checks import check_logits
 from xuqlib.posteriors import unrolled
-from xuqlib.posteriors.kinds import drops_by_itself, keeps_examples_first
+from xuqlib.posteriors.kinds import drops_by_itself
 
 _DROPOUTS: set[Callable[..., Any]] = {
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
@@ -67,16 +66,12 @@ class FixedMasks(TorchFunctionMode):
     Args:
         seed: of one draw.
         num_examples: in the batch.
+        plan: the calls to come, as `Plans` finds them.
         resampling: gives new masks for every example.
-        plan: the calls to come, as `Plans` finds them; None where examples are known to come first in each.
     """
 
     def __init__(
-        self,
-        seed: int | None,
-        num_examples: int,
-        resampling: torch.Generator | None = None,
-        plan: Sequence[Call] | None = None,
+        self, seed: int | None, num_examples: int, plan: Sequence[Call], resampling: torch.Generator | None = None
     ) -> None:
         super().__init__()
         self.seed, self.num_examples, self.resampling, self.plan, self.calls = seed, num_examples, resampling, plan, 0
@@ -90,7 +85,7 @@ class FixedMasks(TorchFunctionMode):
     def __exit__(self, kind: Any, *error: Any) -> None:
         super().__exit__(kind, *error)
         _here.depth -= self.seed is not None
-        if kind is None and self.plan is not None and self.calls != len(self.plan):
+        if kind is None and self.calls != len(self.plan):
             raise RandomNetworkError(f"{_OTHER_CALLS}: {self.calls} times, not {len(self.plan)} times; {_INSTEAD}")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -165,13 +160,10 @@ class FixedMasks(TorchFunctionMode):
         return None if rate == 0 else self._numbers(call, input)
 
     def _call(self, input: Tensor, rate: float | None, by_channel: bool) -> Call:
-        axis: int | None = 0
-        planned = None if self.plan is None else self.plan[self.calls - 1 : self.calls]
-        if planned:
-            axis = planned[0].axis
+        planned = self.plan[self.calls - 1 : self.calls]
+        axis = planned[0].axis if planned else 0
         call = Call(_units(input, axis, by_channel), axis, rate)
-        grows = axis is None or input.shape[axis] % self.num_examples == 0
-        if not grows or planned not in (None, [call]):
+        if planned != [call] or (axis is not None and input.shape[axis] % self.num_examples):
             raise RandomNetworkError(
                 f"{_OTHER_CALLS}: from a tensor of shape {tuple(input.shape)} for {self.num_examples} examples in its "
                 f"call number {self.calls}; {_INSTEAD}"
@@ -258,8 +250,8 @@ class _Tried(FixedMasks):
     """A forward pass that notes its random calls, and drops nothing."""
 
     def __init__(self, num_examples: int) -> None:
-        super().__init__(0, num_examples)
-        self.seen: list[tuple[Tensor, float | None, bool]] = []
+        self.seen: list[_Seen] = []
+        super().__init__(0, num_examples, cast(Any, self.seen))  # of which none is amiss
 
     def _call(self, input: Tensor, rate: float | None, by_channel: bool) -> Call:
         if _is_recomputed():
@@ -292,20 +284,13 @@ class Plans:
     def __init__(self) -> None:
         self._plans: dict[str, list[Call]] = {}
         self.refused_by_vmap: dict[Any, str] = {}  # and why, by the shape and kind of evaluation; "" where it is not
-        self._examples_stay_first: bool | None = None
 
-    def known(self, network: nn.Module, given: Any) -> list[Call] | None:
-        """Return the calls of a network; None where examples come first in each, which needs no trying.
+    def of(self, network: nn.Module, given: Any) -> list[Call]:
+        """Return the calls of a network by trying it, or as they were when inputs of these shapes came before.
 
         Raises:
             RandomNetworkError: a call, or the number of calls, depends on the batch in a way that cannot be fixed.
         """
-        if self._examples_stay_first is None:
-            self._examples_stay_first = keeps_examples_first(network)
-        return None if self._examples_stay_first else self.tried(network, given)
-
-    def tried(self, network: nn.Module, given: Any) -> list[Call]:
-        """Return the calls of a network by trying it, or as they were when inputs of these shapes came before."""
         key = repr(mapped(lambda tensor: (tensor.shape[1:], tensor.dtype), given))
         with _TRYING:
             if key not in self._plans:
@@ -433,6 +418,18 @@ def count_examples(given: Any) -> int:
     return next(len(tensor) for tensor in tensors_in(given) if tensor.ndim)
 
 
+@contextmanager
+def naming_inputs(*given: Any) -> Iterator[None]:
+    """Say which inputs a network cannot evaluate: torch's word of a shape or dtype starts in the middle of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # out of memory, say
+            raise
+        what = " and ".join(f"x of shape {tuple(x.shape)}, {x.dtype}, on {x.device}" for x in tensors_in(given))
+        raise ValueError(f"the network cannot evaluate {what}; pass what it was trained on ({error})") from error
+
+
 class FixedNetwork(nn.Module):
     """One draw: a network in eval mode whose randomness is fixed.
 
@@ -458,38 +455,16 @@ class FixedNetwork(nn.Module):
         """Stay as it is: a draw has one mode."""
         return self
 
-    def masks(self, *inputs: Any, **named: Any) -> FixedMasks:
-        """Return the mode in which the network is this draw, for these inputs."""
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         given, generator = (inputs, named), None
         if self.resampling is not None:
             generator = torch.Generator()
             generator.set_state(self.resampling)
-        plan = None if self.seed is None else self.plans.known(self.network, given)
-        return FixedMasks(self.seed, count_examples(given), generator, plan)
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        try:
-            with self.masks(*inputs, **named) as masks:
-                # A layer may work in place on what it is given.
-                copies, named_copies = mapped(Tensor.clone, (inputs, named))
+        with naming_inputs(given):
+            plan = [] if self.seed is None else self.plans.of(self.network, given)
+            with FixedMasks(self.seed, count_examples(given), plan, generator):
+                copies, named_copies = mapped(Tensor.clone, given)  # a layer may work in place on what it is given
                 answer = self.network(*copies, **named_copies)
-        except RuntimeError as error:
-            if type(error) is not RuntimeError:  # out of memory, say
-                raise
-            # What torch says of a shape or dtype that does not fit starts in the middle of the network.
-            tensors = tensors_in((inputs, named))
-            given = " and ".join(f"x of shape {tuple(x.shape)}, {x.dtype}, on {x.device}" for x in tensors)
-            raise ValueError(f"the network cannot evaluate {given}; pass what it was trained on ({error})") from error
-        if masks.resampling is not None:
-            self.resampling = masks.resampling.get_state()  # and not the generator itself, which cannot be pickled
+        if generator is not None:
+            self.resampling = generator.get_state()  # and not the generator itself, which cannot be pickled
         return answer
-
-
-@torch.no_grad()
-def can_evaluate(network: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether a network gives logits of x. Only to be asked where evaluating the network itself comes next if not."""
-    try:
-        check_logits(network(x.clone()), len(x))
-    except Exception:  # a user's network raises what it likes, and will raise it again
-        return False
-    return True

@@ -74,11 +74,6 @@ def drops(module: nn.Module) -> bool:
     return inside or isinstance(module, _DropoutNd)
 
 
-def has_dropout(layer: nn.Module) -> bool:
-    """Whether a layer is, or holds, one of torch's layers that drop."""
-    return any(drops(module) for module in layer.modules())
-
-
 def drops_by_itself(module: nn.Module) -> bool:
     """Whether a user's module has a dropout rate, or dropout, that its own code uses only while it trains."""
     if "training" not in names_in(module):
@@ -106,7 +101,7 @@ def is_sure(layer: nn.Module, dropout_is_off: bool = False) -> bool:
     functional dropout."""
     parts = list(layer.modules())
     known = all(is_of_torch(module) and not _may_move_examples(module) for module in parts)
-    return known and (dropout_is_off or not has_dropout(layer))
+    return known and (dropout_is_off or not any(map(drops, parts)))
 
 
 def _may_move_examples(module: nn.Module) -> bool:
@@ -115,12 +110,6 @@ def _may_move_examples(module: nn.Module) -> bool:
     if isinstance(module, nn.Unflatten):
         return not (isinstance(module.dim, int) and module.dim > 0)
     return isinstance(module, nn.RNNBase) or not getattr(module, "batch_first", True)
-
-
-def keeps_examples_first(network: nn.Module) -> bool:
-    """Whether a network is made of torch's own layers alone, each of which takes and gives the examples first."""
-    known = all(type(layer) in DROPOUTS or is_sure(layer) for layer in layers_of(network))
-    return known and not any(is_hooked(module) for module in network.modules())
 
 
 def have_same_tensors(layers: Sequence[nn.Module]) -> bool:
@@ -153,12 +142,6 @@ def is_fixed_norm(layer: nn.Module, behind: type[nn.Module]) -> bool:
     """Whether a layer is a BatchNorm that rescales every example alike, and fits behind a layer of the given type."""
     kind = nn.BatchNorm2d if behind is nn.Conv2d else nn.BatchNorm1d
     return type(layer) is kind and layer.running_mean is not None and not layer.training and not is_hooked(layer)
-
-
-def windows_overlap(pool: nn.MaxPool2d) -> bool:
-    """Whether a pixel lies in more than one window of a max pooling."""
-    sizes = ([n, n] if isinstance(n, int) else n for n in (pool.kernel_size, pool.stride, pool.dilation))
-    return any(dilation * (kernel - 1) >= stride for kernel, stride, dilation in zip(*sizes, strict=True))
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

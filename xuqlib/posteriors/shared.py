@@ -23,8 +23,10 @@ class Split(NamedTuple):
     seeds: list[int | None]
     plans: Plans
 
-    def head(self, draw: int) -> FixedNetwork:
-        return FixedNetwork(nn.Sequential(*self.heads[draw]), self.seeds[draw], plans=self.plans)
+    def fixed_heads(self) -> list[nn.Module]:
+        """Return each head as a draw by itself."""
+        heads = zip(self.heads, self.seeds, strict=True)
+        return [FixedNetwork(nn.Sequential(*layers), seed, plans=self.plans) for layers, seed in heads]
 
 
 def split(networks: Sequence[nn.Module]) -> Split | None:
@@ -34,6 +36,8 @@ def split(networks: Sequence[nn.Module]) -> Split | None:
     """
     fixed = [network for network in networks if isinstance(network, FixedNetwork) and network.resampling is None]
     if len(fixed) < len(networks) or any(is_hooked(network) for network in fixed):
+        return None
+    if len({network.seed is None for network in fixed}) > 1:  # draws of several kinds
         return None
     each, seeds = [layers_of(network.network) for network in fixed], [network.seed for network in fixed]
     distinct = list({id(network.network): network.network for network in fixed}.values())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xuqlib.checks import check_fixed
-from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.posteriors.fixing import FixedNetwork, naming_inputs
 from xuqlib.views import View, at
 
 _passed: MutableMapping[Any, set[Any]] = WeakKeyDictionary()
@@ -75,13 +75,8 @@ def try_out(network: Callable[[Tensor], Any], x: Tensor, check: Callable[[Any], 
 
 
 def _answer(network: Callable[[Tensor], Any], x: Tensor) -> Any:
-    try:
+    with naming_inputs(x):
         return network.read(x) if isinstance(network, View) else network(x.clone())  # it may write into its input
-    except RuntimeError as error:
-        if type(error) is not RuntimeError:  # out of memory, say
-            raise
-        given = f"x of shape {tuple(x.shape)}, {x.dtype}, on {x.device}"
-        raise ValueError(f"the network cannot evaluate {given}; pass what it was trained on ({error})") from error
 
 
 def _agree(one: Any, other: Any) -> bool:

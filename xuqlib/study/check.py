@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -136,23 +136,22 @@ def check_checkpoints() -> Section:
     lines, damaged = [], 0
     for folder in checkpoints.folders():
         manifests = sorted(folder.rglob("*.json"))
-        broken = [path.stem for path in manifests if not _is_whole(path)]
-        known = {path.stem for path in manifests}
-        broken += [path.stem for path in sorted(folder.rglob("*.safetensors")) if path.stem not in known]
+        stems = {path.with_suffix("") for path in (*manifests, *folder.rglob("*.safetensors"))}
+        broken = [problem for stem in sorted(stems) if (problem := _damage(stem.parent / f"{stem.name}.json"))]
         lines.append(f"{folder}: {len(manifests)} checkpoints, {len(broken)} damaged")
-        lines += [
-            f"DAMAGED: {name}; restore its .safetensors and .json, or delete both to train anew" for name in broken
-        ]
+        lines += [f"DAMAGED: {problem}" for problem in broken]
         damaged += len(broken)
     return Section("Checkpoints", lines, damaged)
 
 
-def _is_whole(manifest: Path) -> bool:
+def _damage(manifest: Path) -> str:
     try:
-        known = json.loads(manifest.read_text())["sha256"]
-        return hashlib.sha256(manifest.with_suffix(".safetensors").read_bytes()).hexdigest() == known
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        checkpoints.load_checkpoint(manifest)
+    except FileNotFoundError:
+        return f"{manifest.name} is missing beside its tensors; restore it, or delete them to train anew"
+    except checkpoints.CheckpointError as error:
+        return str(error)
+    return ""
 
 
 def check_figures(project: Path = study.ROOT) -> Section:
@@ -160,18 +159,19 @@ def check_figures(project: Path = study.ROOT) -> Section:
     lines, damaged = [], 0
     for preset in study.PRESETS:
         folder = project / "figures" / preset
+        broken = study.index_problems(folder)
         try:
-            index = json.loads((folder / "index.json").read_text())
-            files = {file: known for recipe in index.values() for file, known in recipe["files"].items()}
-        except FileNotFoundError:
+            recipes = study.whole_recipes(folder)
+        except study.DamagedError:
+            recipes = {}
+        files = {file: known for recipe in recipes.values() for file, known in recipe["files"].items()}
+        if not files and not broken:
             lines.append(f"{preset}: none published; run_all.py --preset {preset} makes them")
             continue
-        except (ValueError, KeyError, AttributeError, TypeError):
-            lines, damaged = [*lines, f"DAMAGED: {preset}/index.json cannot be read; restore it"], damaged + 1
-            continue
-        broken = [file for file, known in files.items() if _digest(folder / file) != known]
+        wrong = [file for file, known in files.items() if _digest(folder / file) != known]
+        broken += [f"{preset}/{file}; restore it, or run notebook {file[:2]} again" for file in wrong]
         lines.append(f"{preset}: {len(files)} files, {len(broken)} damaged")
-        lines += [f"DAMAGED: {preset}/{file}; restore it, or run notebook {file[:2]} again" for file in broken]
+        lines += [f"DAMAGED: {problem}" for problem in broken]
         damaged += len(broken)
     return Section("Published figures", lines, damaged)
 
@@ -185,14 +185,23 @@ def check_notebooks(project: Path = study.ROOT) -> Section:
     lines: list[str] = []
     damaged = 0
     for path in sorted((project / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        try:
-            json.loads(path.read_text(encoding="utf-8"))["cells"]
-        except (ValueError, KeyError, TypeError):
-            lines, damaged = [*lines, f"DAMAGED: {path.name} is not a notebook; restore it"], damaged + 1
-            continue
-        told = [line for preset in study.PRESETS if (line := _last(project, preset, path.stem))]
-        lines.append(f"{path.stem}: {'; '.join(told) or 'never ran here'}")
+        told, broken = [], []
+        for tell in (
+            partial(_readable, path),
+            *(partial(_last, project, preset, path.stem) for preset in study.PRESETS),
+        ):
+            try:
+                told.append(tell())
+            except study.DamagedError as error:
+                broken.append(f"DAMAGED: {error}")
+        lines += broken or [f"{path.stem}: {'; '.join(filter(None, told)) or 'never ran here'}"]
+        damaged += len(broken)
     return Section("Notebooks", lines, damaged)
+
+
+def _readable(path: Path) -> str:
+    runs.read_notebook(path)
+    return ""
 
 
 def _last(project: Path, preset: str, name: str) -> str:

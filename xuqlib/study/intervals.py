@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import norm, t
 
 from xuqlib.checks import check_count
-from xuqlib.metrics.similarity import spearman_rows
+from xuqlib.study.judging.similarity import spearman_rows
 
 OVER_EXAMPLES = "±2 standard errors over examples"
 OVER_SEEDS = "95 % t-interval over seeds, paired"

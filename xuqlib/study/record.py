@@ -2,6 +2,9 @@
 
 Only notebooks write results, and they all do it here: a figure, the numbers that were plotted, and one entry in
 `index.json` saying how they were made. Nothing in this module knows about networks or explanations.
+
+Whatever the study writes and reads again bears a seal, the digest of all that it says: what was damaged since is
+refused by name, and never taken for a result.
 """
 
 from __future__ import annotations
@@ -67,11 +70,86 @@ def versions() -> dict[str, str]:
     return {**found, "machine": platform.machine()}
 
 
+class DamagedError(ValueError):
+    """A file of the study that is not what was written. The message names it and says what to do."""
+
+
+def seal(facts: Mapping[str, object], content: bytes = b"") -> str:
+    """SHA-256 of a JSON object, its own "sha256" left out, and of the bytes that it tells of."""
+    told = {name: value for name, value in facts.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode() + content).hexdigest()
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: of the file.
+        remedy: what to do where it holds none, for the message.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        DamagedError: it holds no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged: it is no JSON ({error}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise DamagedError(f"{path} is damaged: it holds no JSON object; {remedy}")
+    return found
+
+
 def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that no reader, and no interruption, ever sees half of it."""
+    """Write `content` to `path` so that no reader, no interruption and no power cut ever leaves half of it.
+
+    Raises:
+        OSError: it cannot be written; what stood there still does, and nothing is left beside it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a full disk does not say which file it was
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder outlive a power cut, as the contents of its files do."""
+    if os.name == "nt":  # where folders cannot be opened, and names are written at once
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `replace_file` was writing in a folder when its process was killed."""
+    for path in folder.glob(".*.tmp"):
+        owner = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
+        if owner and not is_running(int(owner[1])):
+            path.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this number is alive on this machine."""
+    if os.name == "nt":  # where asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def csv_bytes(frame: pd.DataFrame) -> bytes:
@@ -149,13 +227,74 @@ def save(
 
 
 def update_index(folder: Path, entries: Mapping[str, Mapping[str, object] | None]) -> None:
-    """Add or replace entries of the folder's `index.json`; None drops one. Safe among several writers."""
-    path = folder / "index.json"
+    """Add or replace entries of the folder's `index.json`, and seal them; None drops one. Safe among several writers.
+
+    Raises:
+        DamagedError: the file is no index.
+    """
     with FileLock(folder / ".index.lock", timeout=60):
-        index = json.loads(path.read_text()) if path.exists() else {}
-        index.update(entries)
-        kept = {stem: index[stem] for stem in sorted(index) if index[stem] is not None}
-        replace_file(path, (json.dumps(kept, indent=1) + "\n").encode())
+        index = read_index(folder)
+        for stem, recipe in entries.items():
+            index.pop(stem, None)
+            if recipe is not None:
+                index[stem] = {"sha256": "", **recipe} | {"sha256": _seal_of(stem, recipe)}  # it stands first
+        kept = {stem: index[stem] for stem in sorted(index)}
+        replace_file(folder / "index.json", (json.dumps(kept, indent=1) + "\n").encode())
+
+
+def _seal_of(stem: str, recipe: Mapping[str, object]) -> str:
+    return seal({**recipe, "stem": stem})
+
+
+def read_index(folder: Path) -> dict[str, dict[str, Any]]:
+    """The recipes in a folder's `index.json`, by stem; none where there is no such file.
+
+    Raises:
+        DamagedError: the file is no index.
+    """
+    path, remedy = folder / "index.json", "restore it, or delete it and run the notebooks again"
+    if not path.exists():
+        return {}
+    index = read_object(path, remedy)
+    if not all(isinstance(recipe, dict) for recipe in index.values()):
+        raise DamagedError(f"{path} is damaged: it holds something else than recipes; {remedy}")
+    return index
+
+
+def whole_recipes(folder: Path) -> dict[str, dict[str, Any]]:
+    """The recipes of `read_index` whose seals are unbroken."""
+    index = read_index(folder)
+    return {stem: recipe for stem, recipe in index.items() if recipe.get("sha256") == _seal_of(stem, recipe)}
+
+
+def index_problems(folder: Path) -> list[str]:
+    """What is wrong with a folder's `index.json`, and what to do, one sentence each; the files are not looked at."""
+    path = folder / "index.json"
+    try:
+        index, whole = read_index(folder), whole_recipes(folder)
+    except DamagedError as error:
+        return [str(error)]
+    lost = {table.stem for table in folder.glob("[0-9][0-9]_*.csv")} - set(index)
+    if lost and not path.exists():
+        return [f"{path} is missing beside tables; restore it, or run their notebooks again"]
+    wrong = [(stem, "is damaged at") for stem in index if stem not in whole] + [
+        (stem, "has nothing on") for stem in lost
+    ]
+    return [f"{path} {what} {stem}; restore it, or run notebook {stem[:2]} again" for stem, what in sorted(wrong)]
+
+
+def read_published(path: Path) -> bytes:
+    """A published file's content, compared with the digest in the `index.json` beside it, if there is one.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        DamagedError: file or index is damaged.
+    """
+    content, index = path.read_bytes(), read_index(path.parent)
+    known = whole_recipes(path.parent).get(path.stem, {}).get("files", {}).get(path.name)
+    if index and hashlib.sha256(content).hexdigest() != known:
+        raise DamagedError(f"{path} is not what index.json says; restore both, or run notebook {path.name[:2]} again")
+    return content
 
 
 class Notebook:
@@ -334,8 +473,11 @@ class Notebook:
             return Markdown("*These are results of data of your own: nothing is published to compare them with.*")
         if not path.exists():
             return Markdown(f"*Not published yet: `figures/full/{path.name}`; `run_all.py --preset full` makes it.*")
-
-        with PIL.Image.open(path) as picture:
+        try:
+            content = read_published(path)
+        except DamagedError as error:
+            return Markdown(f"*Not shown: {error}.*")
+        with PIL.Image.open(io.BytesIO(content)) as picture:
             small = picture.convert("RGB")
         small.thumbnail((560, 560))
         small = PIL.ImageOps.expand(small, (0, 26, 0, 0), fill="white")  # room for a line that tells the two apart

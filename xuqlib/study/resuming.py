@@ -3,27 +3,32 @@
 `run_all.py` names a folder in `$XUQ_PARTS`, after everything that the notebook's result depends on, and removes it
 when the notebook is whole. A notebook run in any other way keeps nothing. A measurement is known by the name of its
 function and by its arguments, so cells may be run in any order, and another measurement put between two of them.
+What is kept is data alone: reading it runs nothing. What was damaged since is measured again, with a warning.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
-import pickle
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial, wraps
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType, EllipsisType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
+import safetensors.torch
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
 
-from xuqlib.study.record import replace_file
+from xuqlib.study.record import DamagedError, replace_file, seal
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -53,8 +58,8 @@ def _parts(value: Any) -> Iterable[bytes]:
         yield str(value).encode()
     elif isinstance(value, torch.Generator):
         yield value.get_state().numpy().tobytes()
-    elif isinstance(value, Tensor | np.ndarray):
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    elif isinstance(value, Tensor | np.ndarray | np.generic):
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
         yield f"{array.dtype}{array.shape}".encode()
         yield np.ascontiguousarray(array).tobytes()
     elif isinstance(value, pd.DataFrame | pd.Series):
@@ -94,32 +99,129 @@ def vars_of(value: Any) -> dict[str, Any]:
     return dict(getattr(value, "__dict__", {}))
 
 
+def packed(value: Any, name: str) -> bytes:
+    """A value as bytes that hold data alone: a line of JSON, then its tensors, arrays and frames one after the other.
+
+    Args:
+        value: numbers, words, tensors, arrays and frames, in lists, tuples and dicts of any depth.
+        name: the only one under which `unpacked` gives it back.
+
+    Raises:
+        TypeError: something in it is of another kind, or would not come back as it was.
+    """
+    blobs: list[bytes] = []
+    try:
+        tree = _tree(value, blobs)
+    except (ValueError, NotImplementedError) as error:  # numpy's and Arrow's words for what they cannot write
+        raise TypeError(f"an array or a frame in it holds something else than data: {error}") from error
+    facts = {"name": name, "tree": tree, "sizes": [len(blob) for blob in blobs]}
+    content = b"".join(blobs)
+    line = json.dumps({**facts, "sha256": seal(facts, content)}).encode()
+    if fingerprint(_grown(json.loads(json.dumps(tree)), iter(blobs))) != fingerprint(value):
+        raise TypeError("a frame or an array in it would not come back as it was")
+    return line + b"\n" + content
+
+
+def _tree(value: Any, blobs: list[bytes]) -> Any:
+    """The value's shape and its small parts as JSON; the large parts are added to `blobs`, in the same order."""
+    kind = type(value)  # a subclass, such as a named tuple, would come back as another type
+    if value is None or kind in (bool, int, float, str):
+        return value
+    if kind in (list, tuple):
+        return {kind.__name__: [_tree(each, blobs) for each in value]}
+    if kind is dict:
+        return {"dict": [[_tree(key, blobs), _tree(each, blobs)] for key, each in value.items()]}
+    if kind is Tensor:
+        blobs.append(safetensors.torch.save({"": value.detach().cpu().contiguous()}))
+        # The order of its axes in memory, too: sums over another order round otherwise.
+        return {"tensor": [str(value.device), torch.empty_like(value).stride()]}
+    buffer = io.BytesIO()
+    if kind is np.ndarray or isinstance(value, np.generic):
+        np.save(buffer, value, allow_pickle=False)
+    elif kind is pd.DataFrame:
+        value.to_parquet(buffer)
+    else:
+        raise TypeError(f"a {kind.__name__} in it is no data that can be kept")
+    blobs.append(buffer.getvalue())
+    return {"frame" if kind is pd.DataFrame else "array" if kind is np.ndarray else "number": None}
+
+
+def _grown(tree: Any, blobs: Iterator[bytes]) -> Any:
+    """The value of a tree."""
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, inner),) = tree.items()
+    if kind == "dict":
+        return {_grown(key, blobs): _grown(each, blobs) for key, each in inner}
+    if kind in ("list", "tuple"):
+        return (list if kind == "list" else tuple)(_grown(each, blobs) for each in inner)
+    if kind == "tensor":
+        (where, strides), found = inner, safetensors.torch.load(next(blobs))[""]
+        return torch.empty_strided(found.shape, strides, dtype=found.dtype, device=where).copy_(found)
+    buffer = io.BytesIO(next(blobs))
+    if kind == "frame":
+        return pd.read_parquet(buffer)
+    array = np.load(buffer, allow_pickle=False)
+    return array if kind == "array" else array[()]
+
+
+def unpacked(content: bytes, name: str) -> Any:
+    """What `packed` was given.
+
+    Raises:
+        DamagedError: the bytes are not those that `packed` gave, or of another name.
+    """
+    line, _, rest = content.partition(b"\n")
+    try:
+        facts = json.loads(line)
+        whole = facts["sha256"] == seal(facts, rest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole or facts["name"] != name:
+        raise DamagedError(f"{name} is damaged" if not whole else f"{name} holds {facts['name']}")
+    ends = np.cumsum([0, *facts["sizes"]])
+    return _grown(facts["tree"], (rest[start:end] for start, end in pairwise(ends)))
+
+
 def place(measure: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Path | None:
     """Where a measurement of this run is kept, or None where nothing is, as inside another measurement."""
     folder = os.environ.get("XUQ_PARTS")
     if not folder or _measuring:
         return None
     name = getattr(measure, "__name__", type(measure).__name__)
-    return Path(folder, f"{name}-{fingerprint([measure, args, dict(kwargs)])[:24]}.pickle")
+    return Path(folder, f"{name}-{fingerprint([measure, args, dict(kwargs)])[:24]}.part")
 
 
 def kept(
     path: Path | None, measure: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
 ) -> Result:
-    """`measure(*args, **kwargs)`, or what it returned before the run was interrupted, if `path` holds that."""
+    """`measure(*args, **kwargs)`, or what it returned before the run was interrupted, if `path` holds that whole.
+
+    Warns:
+        UserWarning: the file is damaged, so it is measured again; or the result is none that can be kept.
+    """
     global _measuring
     if path is None:
         return measure(*args, **kwargs)
     if path.is_file():
-        found: Result = pickle.loads(path.read_bytes())  # written by an earlier run of the same notebook
-        return found
+        try:
+            found: Result = unpacked(path.read_bytes(), path.stem)
+        except DamagedError as error:
+            warnings.warn(f"{error}, in {path.parent}; it is measured again", stacklevel=2)
+        else:
+            return found
     _measuring = True
     try:
         result = measure(*args, **kwargs)
     finally:
         _measuring = False
+    try:
+        content = packed(result, path.stem)
+    except TypeError as error:
+        warnings.warn(f"{path.stem} is not kept for an interrupted run: {error}", stacklevel=2)
+        return result
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, pickle.dumps(result))
+    replace_file(path, content)
     return result
 
 

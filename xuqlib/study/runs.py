@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from xuqlib.study.record import PRESETS, ROOT
+from xuqlib.study.record import PRESETS, ROOT, DamagedError, read_object, seal, whole_recipes
 
 # A notebook that reads what others published runs after them, and again when that has changed.
 READS: Mapping[str, str] = {"14": "full/*_claims.csv"}
@@ -44,7 +44,7 @@ def parameters(preset: str, number: str, project: Path = ROOT) -> dict[str, obje
         if preset == "quick":  # a project of one's own, whose notebooks hold their only sizes
             return {"preset": preset}
         raise SizesError(f"{wanted}; it is missing") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SizesError(f"{wanted}; it cannot be read: {error}") from error
     if not isinstance(sizes, dict) or not set(sizes) <= set(PRESETS):
         raise SizesError(wanted)
@@ -57,32 +57,75 @@ def parameters(preset: str, number: str, project: Path = ROOT) -> dict[str, obje
     return {"preset": preset, **sizes.get(preset, {}).get(number, {})}
 
 
+def read_notebook(path: Path) -> dict[str, Any]:
+    """The notebook's JSON.
+
+    Raises:
+        DamagedError: the file is no notebook.
+    """
+    remedy = "restore the notebook"
+    notebook = read_object(path, remedy)
+    cells = notebook.get("cells")
+    if not isinstance(cells, list) or not cells or not all(map(_is_cell, cells)):
+        raise DamagedError(f"{path} is damaged: it has no cells, or something else among them; {remedy}")
+    return notebook
+
+
+def _is_cell(cell: object) -> bool:
+    if not isinstance(cell, dict) or not isinstance(cell.get("cell_type"), str):
+        return False
+    tags = cell["metadata"].get("tags", []) if isinstance(cell.get("metadata"), dict) else None
+    lines = [cell["source"]] if isinstance(cell.get("source"), str) else cell.get("source")
+    is_code = cell["cell_type"] == "code"
+    outputs = _all(cell.get("outputs"), dict) if is_code else "outputs" not in cell
+    return _all(tags, str) and _all(lines, str) and outputs
+
+
+def _all(values: object, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What `run_all.py` wrote down about a notebook's last whole run; empty where there was none.
+
+    Raises:
+        DamagedError: the file is no such record.
+    """
+    remedy = "delete it; its notebook will run again"
+    try:
+        found = read_object(path, remedy)
+    except FileNotFoundError:
+        return {}
+    if found.get("sha256") != seal(found):
+        raise DamagedError(f"{path} is damaged: it is not what was written; {remedy}")
+    return found
+
+
 def record(project: Path, preset: str, name: str) -> dict[str, Any]:
-    """What `run_all.py` wrote down about a notebook's last whole run here; empty where there was none.
+    """`read_record` of a notebook's last run with its own parameters.
 
     Args:
         project: holds build/ and figures/.
         preset: "quick" or "full".
         name: the notebook's file name without its suffix.
     """
-    try:
-        found = json.loads((project / "build" / preset / f"{name}.json").read_text())
-    except (OSError, ValueError):  # not there, or no JSON: then it has not run here
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_record(project / "build" / preset / f"{name}.json")
 
 
 def last_seconds(project: Path, preset: str, name: str) -> float | None:
-    """Seconds of the last run here, else of the run that was published, else None. Arguments as for `record`."""
-    if own := record(project, preset, name).get("seconds"):
-        return float(own)
-    try:
-        index = json.loads((project / "figures" / preset / "index.json").read_text())
-    except (OSError, ValueError):  # not there, or no JSON, which `python -m xuqlib check` reports
-        return None
-    # Each figure says how long after the start it was saved, so the last one is nearly the whole run.
-    known = [float(recipe["seconds"] or 0) for recipe in index.values() if recipe["notebook"] == name[:2]]
-    return max(known, default=0.0) or None
+    """Seconds of the last run here, else of the run that was published, else None. Arguments as for `record`.
+
+    Damaged files count as missing; `run_all.py` and `python -m xuqlib check` tell of them.
+    """
+    with suppress(DamagedError):
+        if own := record(project, preset, name).get("seconds"):
+            return float(own)
+    with suppress(DamagedError):
+        recipes = whole_recipes(project / "figures" / preset).values()
+        # Each figure says how long after the start it was saved, so the last one is nearly the whole run.
+        known = [float(recipe["seconds"] or 0) for recipe in recipes if recipe["notebook"] == name[:2]]
+        return max(known, default=0.0) or None
+    return None
 
 
 def expected(seconds: Sequence[float | None], workers: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import re
 import textwrap
 from collections.abc import Hashable, Mapping
@@ -15,7 +16,7 @@ from matplotlib.patches import Rectangle
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.figures.charts import HUES, Picture, styled
 from xuqlib.study.names import plain
-from xuqlib.study.record import CLAIM_COLUMNS, ROOT, VERDICTS
+from xuqlib.study.record import CLAIM_COLUMNS, ROOT, VERDICTS, read_published
 from xuqlib.study.runs import READS
 
 PUBLISHED = ROOT / "figures" / "full"
@@ -59,14 +60,14 @@ def gather(folder: Path = PUBLISHED) -> pd.DataFrame:
 
     Raises:
         ValueError: a file has other columns, or an unknown verdict; there is no file.
+        DamagedError: a file is not what `index.json` says.
     """
     parts = []
     for path in sorted(folder.glob("[0-9][0-9]_claims.csv")):
         if path.name[:2] in READS:
             continue
-        frame = pd.read_csv(
-            path, keep_default_na=False, na_values={"value": [""], "low": [""], "high": [""], "n": [""]}
-        )
+        missing = {"value": [""], "low": [""], "high": [""], "n": [""]}
+        frame = pd.read_csv(io.BytesIO(read_published(path)), keep_default_na=False, na_values=missing)
         if list(frame) != list(CLAIM_COLUMNS) or not set(frame["verdict"]) <= set(VERDICTS.values()):
             raise ValueError(f"{path.name} is no table of claims of this version; run its notebook again")
         place = {"notebook": path.name[:2], "row": range(1, len(frame) + 1)}

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from xuqlib.checks import check_choice
-from xuqlib.metrics.similarity import spearman_rows
 from xuqlib.study.intervals import Estimate, from_resamples, wilson
+from xuqlib.study.judging.similarity import spearman_rows
 
 LEVELS = ("nominal", "ordinal", "interval")
 COLUMNS = ["what", "value", "low", "high", "n", "interval"]

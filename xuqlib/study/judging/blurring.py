@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number, check_target
-from xuqlib.metrics.deletion import filled, perturbed
+from xuqlib.explainers.baselines import make_baseline
+from xuqlib.metrics.deletion import perturbed
 from xuqlib.path import slope
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
@@ -82,7 +83,7 @@ def uncertainty_curves(
             `greedy_order`.
         kind: "total", "aleatoric" or "epistemic".
         target: class to watch, (N,), such as the true one; the first prediction by default.
-        fill: as for `filled`: the blurred picture, "black", "mean_colour" or a tensor.
+        fill: as for `make_baseline`: the blurred picture, "black", "mean_colour" or a tensor.
         shares: of the pixels, rising from 0 to at most 1; `default_shares` if None.
         batch_size: pictures evaluated at a time. Beyond that, memory holds one changed copy of x.
 
@@ -92,7 +93,7 @@ def uncertainty_curves(
     Source: arXiv 2304.04824, blurring test; fill, steps and rounding are choices.
     """
     check_examples(x)
-    draws, replacement = _checked(draws, kind), filled(x, fill)
+    draws, replacement = _checked(draws, kind), make_baseline(fill, x)
     num_pixels = x.shape[-2] * x.shape[-1]
     points = default_shares(num_pixels) if shares is None else _check_shares(shares)
     # Shares of a whole number of pixels are not exact; a millionth of a pixel brings them back.
@@ -204,7 +205,7 @@ def greedy_order(
         Pixel numbers, first to be replaced first, (N, H * W); among equals in order of reading.
     """
     check_examples(x)
-    draws, replacement = _checked(draws, kind), filled(x, fill)
+    draws, replacement = _checked(draws, kind), make_baseline(fill, x)
     for name, count in (("group", group), ("candidates", candidates), ("batch_size", batch_size)):
         check_count(count, 1, name)
     if check_number(budget, 0, "budget", above=True) > 1:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_count
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.metrics.deletion import importance
 from xuqlib.posteriors.draws import copy_with, inner
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.posteriors.kinds import weighted_layers
+from xuqlib.study.judging.orderings import importance
 
 
 def sobel(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import fullgrad, logit_graph
 from xuqlib.moments import folded
 from xuqlib.path import blocks, rows_per_pass
-from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.draws import Draws, fixed_draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.ua_backprop import (
     SETTINGS,
@@ -33,11 +33,10 @@ from xuqlib.ua_backprop import (
     spread_shares,
 )
 from xuqlib.uncertainty import (
+    KINDS,
     attribute_uncertainty,
-    checked_draws,
-    fixed_draws,
     logits_of,
-    probability_shares,
+    uncertainty_shares,
     without_channels,
 )
 
@@ -77,6 +76,19 @@ def ua_backprop_linear(
     return torch.cat(attributions)
 
 
+def _draws_of_classes(draws: Draws | Sequence[nn.Module], x: Tensor, kind: str) -> tuple[Draws, Tensor, torch.device]:
+    """As `fixed_draws`, of networks that tell classes apart: others are refused, and so is an unknown kind."""
+    check_choice(kind, KINDS, "kind")
+    draws, x, where = fixed_draws(draws, x)
+    logits = logits_of(draws.at(slice(1)), x[:1])
+    if logits.shape[2] < 2 or draws.output in ("multilabel", "mean_variance", "segmentation"):
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}; entropies are of class probabilities, so pass draws of at least "
+            "two classes, not a regression"
+        )
+    return draws, x, where
+
+
 def covariance_of_explanations(
     draws: Draws | Sequence[nn.Module],
     x: Tensor,
@@ -108,7 +120,7 @@ def covariance_of_explanations(
 
     Source: Bley, Lapuschkin, Samek & Montavon 2024, arXiv 2401.17441.
     """
-    draws, x, where = checked_draws(draws, x, kind)
+    draws, x, where = _draws_of_classes(draws, x, kind)
     check_choice(form, ("diag", "marg"), "form")
     if kind != "epistemic":
         raise ValueError(f"kind is {kind!r}; a covariance over draws knows their disagreement alone, pass 'epistemic'")
@@ -126,20 +138,20 @@ def covariance_of_explanations(
 
 def random(draws: Draws | Sequence[nn.Module], x: Tensor, kind: str = "epistemic", *, seed: int = 0) -> Tensor:
     """Uniform noise, another for each example; it knows nothing. Called like `ua_backprop`."""
-    checked_draws(draws, x, kind)
+    _draws_of_classes(draws, x, kind)
     shape = x.shape[:1] + x.shape[-2:] if x.dim() == 4 else x.shape
     return torch.rand(shape, generator=generator_of(seed), dtype=torch.float64).to(x)
 
 
 def intensity(draws: Draws | Sequence[nn.Module], x: Tensor, kind: str = "epistemic") -> Tensor:
     """The example itself, its channels summed; it knows no network. Called like `ua_backprop`."""
-    checked_draws(draws, x, kind)
+    _draws_of_classes(draws, x, kind)
     return without_channels(x.detach().clone())
 
 
 def distance_to_blur(draws: Draws | Sequence[nn.Module], x: Tensor, kind: str = "epistemic") -> Tensor:
     """|x - blurred x|, summed over channels; it knows no network. Pictures only. Called like `ua_backprop`."""
-    checked_draws(draws, x, kind)
+    _draws_of_classes(draws, x, kind)
     return folded(x.detach() - make_baseline("blurred", x))
 
 
@@ -157,7 +169,7 @@ def fullgrad_of_prediction(
     Returns:
         Map (N, H, W) or (N, F), of x's dtype, in logits if psi is "raw".
     """
-    draws, x, where = checked_draws(draws, x, kind)
+    draws, x, where = _draws_of_classes(draws, x, kind)
     check_choice(setting, SETTINGS, "setting")
     explained = explain(draws, fullgrad, x, keep="mean", device=where, progress=False, psi=SETTINGS[setting].psi)
     return without_channels(explained.mean()).to(x)
@@ -185,7 +197,7 @@ def shuffled_shares(
     Returns:
         Attribution in nats, (N, H, W) or (N, F), of x's dtype.
     """
-    draws, x, where = checked_draws(draws, x, kind)
+    draws, x, where = _draws_of_classes(draws, x, kind)
     check_choice(setting, SETTINGS, "setting")
     for name in choices:
         check_choice(name, Setting._fields, "option")
@@ -197,7 +209,7 @@ def shuffled_shares(
     for first in range(0, len(x), rows):
         here = slice(first, first + rows)
         handed_on = logit_coefficients(logits[:, here], chosen.coefficients, chosen.tau1)
-        shares = torch.einsum("sni,snij->nsj", probability_shares(logits[:, here], kind), handed_on)
+        shares = torch.einsum("sni,snij->nsj", uncertainty_shares(logits[:, here], kind), handed_on)
         shares = shares.flatten(1).gather(1, dealt[here]).view_as(shares).to(where)
         part, found = x[here].detach().to(where), torch.zeros((), dtype=torch.float64, device=where)
         for network, share in zip(draws, shares.unbind(1), strict=True):

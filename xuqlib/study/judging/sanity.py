@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from xuqlib.checks import check_choice, check_count
 from xuqlib.explain import explain
 from xuqlib.explainers import Explainer
-from xuqlib.metrics.similarity import spearman, ssim
 from xuqlib.posteriors.draws import Draws, inner
 from xuqlib.posteriors.fixing import FixedNetwork, seed_of
 from xuqlib.study.judging.controls import other_image
+from xuqlib.study.judging.similarity import spearman, ssim
 
 ORDERS = ("cascading", "independent")
 OTHER_PICTURE = "another picture"

@@ -71,8 +71,8 @@ def variance_split(
         for repeat in range(num_repeats):
             one = explain([network], explainer, x, target, seed=seed_of(seed, number, repeat), **options)
             repeats.append(one.mean())
-        means.append(repeats.of["raw"].mean)
-        variances.append(repeats.of["raw"].std(correction=1) ** 2)
+        means.append(repeats["raw"].mean)
+        variances.append(repeats["raw"].std(correction=1) ** 2)
     within = torch.stack(variances).mean(0)
     between = torch.stack(means).var(0)  # holds 1/num_repeats of the explainer's variance
     return VarianceSplit(model=between - within / num_repeats, explainer=within)

@@ -22,7 +22,7 @@ import pandas as pd
 import PIL.Image
 
 from xuqlib.study.names import plain
-from xuqlib.study.record import PRESETS, VERDICTS, replace_file
+from xuqlib.study.record import PRESETS, VERDICTS, read_index, replace_file
 from xuqlib.study.site.look import SCRIPT, STYLE
 from xuqlib.study.verdicts import STATEMENTS, gather, tally
 
@@ -112,11 +112,12 @@ def published(figures: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
     Raises:
         ValueError: an index names a result otherwise, which could be a file of another folder.
+        DamagedError: an index cannot be read.
     """
     found = {}
     for preset in reversed(list(PRESETS)):
         index = figures / preset / "index.json"
-        recipes = json.loads(index.read_text()) if index.exists() else {}
+        recipes = read_index(index.parent)
         if strange := [stem for stem in recipes if not re.fullmatch("[0-9]{2}_[a-z0-9_]+", stem)]:
             raise ValueError(f"{index} holds {plain(strange[0])!r}, which is no NN_name of a result; restore the file")
         found.update({(preset, stem): recipes[stem] for stem in recipes if (index.parent / f"{stem}.csv").exists()})

@@ -1,19 +1,21 @@
-"""Checkpoints: tensors in safetensors beside a manifest of how they came about, guarded by a digest."""
+"""Checkpoints: tensors in safetensors beside a manifest of how they came about, both guarded by one digest."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
-from xuqlib.study.record import ROOT
+from xuqlib.study.record import ROOT, DamagedError, read_object, replace_file, seal
+
+MADE_FROM = ("recipe", "network")  # facts that make a checkpoint stale where they have changed since
 
 
 class CheckpointError(RuntimeError):
@@ -42,36 +44,77 @@ def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_checkpoint(name: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], folder: Path) -> Path:
-    """Write NAME.safetensors and NAME.json; each appears whole or not at all, the manifest last."""
+    """Write NAME.safetensors and NAME.json; each appears whole or not at all, the manifest last.
+
+    The manifest is given two entries: `name`, and `sha256`, a digest of the tensors' file and of the manifest itself.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
-    partial = folder / f".{name}.{os.getpid()}.partial"
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial)
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    facts = json.loads(json.dumps({**manifest, "name": name}))  # as they will be read
     path.with_suffix(".json").unlink(missing_ok=True)  # it would call the new tensors damaged
-    os.replace(partial, path)
-    partial.write_text(json.dumps({**manifest, "sha256": digest}, indent=2, sort_keys=True) + "\n")
-    os.replace(partial, path.with_suffix(".json"))
+    replace_file(path, content)
+    text = json.dumps({**facts, "sha256": seal(facts, content)}, indent=2, sort_keys=True)
+    replace_file(path.with_suffix(".json"), f"{text}\n".encode())
     return path
 
 
-def find_checkpoint(name: str, recipe: Mapping[str, Any] | None = None) -> Path | None:
-    """Return the manifest of a checkpoint, of this recipe if one is given; None where neither folder has one."""
-    paths = (path for folder in folders() if (path := folder / f"{name}.json").exists())
+def find_checkpoint(name: str, recipe: Mapping[str, Any] | None = None, **asked: object) -> Path | None:
+    """Return the manifest of a checkpoint; None where neither folder has one, or only one of another recipe.
+
+    Args:
+        name: of its files.
+        recipe: as its manifest should have it; any by default.
+        asked: what else its manifest should say, such as seed=0. A checkpoint of another recipe, or made from another
+            `network`, is stale; one that differs in anything else is not what its name says.
+
+    Raises:
+        CheckpointError: what is there is damaged, or says something else than was asked.
+
+    Warns:
+        UserWarning: something is there, but it does not serve; the message says why.
+    """
     # JSON turns tuples into lists.
-    wanted = None if recipe is None else json.loads(json.dumps(recipe))
-    return next((path for path in paths if wanted is None or _manifest(path).get("recipe") == wanted), None)
+    wanted = json.loads(json.dumps(asked if recipe is None else {**asked, "recipe": recipe}))
+    reasons = []
+    for folder in folders():
+        path = folder / f"{name}.json"
+        if not path.exists():
+            if path.with_suffix(".safetensors").exists():
+                reasons.append(f"{path.with_suffix('.safetensors')} has no manifest beside it")
+            continue
+        manifest = _manifest(path)
+        other = [key for key, value in wanted.items() if manifest.get(key) != value]
+        if not other:
+            return path
+        load_checkpoint(path)  # a damaged manifest says anything
+        if wrong := {key: wanted[key] for key in other if key not in MADE_FROM}:
+            raise CheckpointError(f"{path.name} has {_difference(manifest, wrong)}; {_remedy(path)}")
+        old = manifest.get("recipe")
+        told = _difference(old, wanted["recipe"]) if isinstance(old, dict) and "recipe" in other else "or none"
+        reasons.append(f"{path} has another {' and '.join(other)} ({told})")
+    if reasons:
+        warnings.warn(f"{name} is trained anew: {'; '.join(reasons)}", stacklevel=2)
+    return None
+
+
+def _difference(old: Mapping[str, object], new: Mapping[str, object]) -> str:
+    names = [name for name in new if old.get(name) != new[name]]
+    return ", ".join(f"{name} {old.get(name)!r} instead of {new[name]!r}" for name in names)
+
+
+def _remedy(manifest_path: Path) -> str:
+    stem = manifest_path.stem
+    return f"restore {stem}.json and {stem}.safetensors, or delete both to train anew"
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text())
-    except ValueError:
-        manifest = None
-    if not isinstance(manifest, dict) or "sha256" not in manifest:
-        raise CheckpointError(
-            f"{path.name} is not the manifest of a checkpoint; restore it, or delete it to train anew"
-        )
+        manifest = read_object(path, _remedy(path))
+    except DamagedError as error:
+        raise CheckpointError(str(error)) from None
+    if not {"name", "sha256"} <= set(manifest):
+        raise CheckpointError(f"{path.name} is not the manifest of a checkpoint; {_remedy(path)}")
     return manifest
 
 
@@ -79,18 +122,22 @@ def load_checkpoint(manifest_path: Path) -> tuple[dict[str, Tensor], dict[str, A
     """Read the tensors, in float32, and the manifest.
 
     Raises:
-        CheckpointError: the file is missing, its SHA-256 is not the manifest's, or the manifest cannot be read.
+        CheckpointError: a file is missing or cannot be read, the two have another digest than the manifest says, or
+            they belong to a checkpoint of another name.
     """
-    manifest = _manifest(manifest_path)
-    path = manifest_path.with_suffix(".safetensors")
+    manifest, path = _manifest(manifest_path), manifest_path.with_suffix(".safetensors")
     if not path.exists():
-        raise CheckpointError(f"{path.name} is missing beside its manifest; restore it, or delete {manifest_path.name}")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != manifest["sha256"]:
+        raise CheckpointError(f"{path.name} is missing beside its manifest; {_remedy(manifest_path)}")
+    content = path.read_bytes()
+    if (found := seal(manifest, content)) != manifest["sha256"]:
         raise CheckpointError(
-            f"{path.name} is damaged: expected SHA-256 {manifest['sha256']}, found {found}; restore the file, or "
-            "delete it and its .json to train it anew"
+            f"{path.name} or its manifest is damaged: expected SHA-256 {manifest['sha256']}, found {found}; "
+            f"{_remedy(manifest_path)}"
         )
-    tensors = load_file(path)
+    if manifest["name"] != manifest_path.stem:
+        raise CheckpointError(
+            f"{manifest_path.name} and its tensors are those of {manifest['name']}; {_remedy(manifest_path)}"
+        )
+    tensors = load(content)
     half = {name for name, value in tensors.items() if value.dtype == torch.float16}
     return {name: value.float() if name in half else value for name, value in tensors.items()}, manifest

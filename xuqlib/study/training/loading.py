@@ -22,6 +22,7 @@ from xuqlib.posteriors.mc_dropout import MCDropout
 from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
 from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.record import versions
+from xuqlib.study.resuming import fingerprint
 from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.study.training.fitting import fit, loss_of, predict
 from xuqlib.study.training.fitting_together import fit_together
@@ -67,7 +68,10 @@ def train_or_load(
 
     Raises:
         ValueError: unknown method, data set, preset or placement.
-        CheckpointError: a checkpoint whose digest is wrong.
+        CheckpointError: a checkpoint that is damaged, or another's.
+
+    Warns:
+        UserWarning: a network is trained anew although there is a checkpoint; the message says why.
     """
     check_choice(method, METHODS, "method")
     if method.endswith("_all"):
@@ -131,22 +135,31 @@ class _Job:
         num_examples = self.recipe.num_train if split == "train" else None
         return load(self.dataset, split=split, num_examples=num_examples, seed=self.seed)
 
-    def stored(self, name: str) -> Stored | None:
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the manifest of every network of this job says."""
+        return {"recipe": asdict(self.recipe), "dataset": self.dataset, "seed": self.seed}
+
+    def stored(self, name: str, own: Mapping[str, Any]) -> Stored | None:
         # A recipe that changed since makes a checkpoint of the old one stale.
-        path = None if self.retrain else find_checkpoint(name, asdict(self.recipe))
+        path = None if self.retrain else find_checkpoint(name, **self.facts, **own)
         return None if path is None else load_checkpoint(path)
 
     def trained(self, kind: str, placement: str, num_members: int = 1) -> list[Posterior]:
         """Load or train one network per member; "plain" gives ensembles of one."""
         suffixes = [f"-member{member}" if kind == "plain" else f"-{placement}" for member in range(num_members)]
         names = [self.name(kind + suffix) for suffix in suffixes]
+        owns = [
+            {"member": member} | ({} if kind == "plain" else {"placement": placement}) for member in range(num_members)
+        ]
         posteriors = [self.untrained(kind, placement, member) for member in range(num_members)]
-        stored = {member: found for member, name in enumerate(names) if (found := self.stored(name)) is not None}
+        looked_up = ((member, self.stored(names[member], owns[member])) for member in range(num_members))
+        stored = {member: found for member, found in looked_up if found is not None}
         missing = {member: posteriors[member] for member in range(num_members) if member not in stored}
         together = self.recipe.network == "mlp" and not self.options.get("variance")
         groups = [missing] if together else [{member: posterior} for member, posterior in missing.items()]
         for group in filter(None, groups):
-            stored |= self.train(group, names)
+            stored |= self.train(group, names, owns)
         for member, posterior in enumerate(posteriors):
             tensors, manifest = stored[member]
             posterior.network.load_state_dict(tensors)
@@ -167,7 +180,9 @@ class _Job:
             return Flipout(network, placement=placement)
         return MCDropout(network) if kind == "mc_dropout" else DeepEnsemble([network])
 
-    def train(self, posteriors: Mapping[int, Posterior], names: Sequence[str]) -> dict[int, Stored]:
+    def train(
+        self, posteriors: Mapping[int, Posterior], names: Sequence[str], owns: Sequence[Mapping[str, Any]]
+    ) -> dict[int, Stored]:
         """Train and keep members, by number: one with `fit`, several with `fit_together`."""
         started = time.perf_counter()
         train, validation, test = (self.part(split) for split in ("train", "validation", "test"))
@@ -178,32 +193,29 @@ class _Job:
         else:
             (alone,) = posteriors.values()
             histories = [fit(alone, train, validation, self.recipe, seed=seeds[0], progress=self.progress)]
-        facts = {
-            "recipe": asdict(self.recipe),
-            "dataset": self.dataset,
+        facts = self.facts | {
             "train_digest": train.digest,
-            "seed": self.seed,
             "seconds": round((time.perf_counter() - started) / len(posteriors), 1),  # each member's share
             "device": str(device()),
             "versions": versions(),
         }
         kept: dict[int, Stored] = {}
         for (member, posterior), history in zip(posteriors.items(), histories, strict=True):
-            own = {"member": member, "epochs_run": len(history)}
-            kept[member] = _keep(posterior, names[member], (validation, test), facts | own)
+            manifest = {**facts, **owns[member], "epochs_run": len(history)}
+            kept[member] = _keep(posterior, names[member], (validation, test), manifest)
         return kept
 
     def laplace(self, plain: Posterior) -> Laplace:
         posterior, name = Laplace(plain.network), self.name("laplace-last")
-        stored = self.stored(name)
+        own = {"placement": "last", "network": fingerprint(dict(sorted(plain.network.state_dict().items())))}
+        stored = self.stored(name, own)
         if stored is None:
             train = self.part("train")
             pairs = torch.utils.data.TensorDataset(train.x, train.y)
             posterior.fit(torch.utils.data.DataLoader(pairs, batch_size=512))
             tensors = {f"{key}/{k}": v for key, factor in posterior.factors.items() for k, v in factor.items()}
-            manifest: dict[str, Any] = {"recipe": asdict(self.recipe), "dataset": self.dataset}
-            manifest["train_digest"] = train.digest
-            manifest |= {"seed": self.seed, "noise_variance": posterior.noise_variance, "versions": versions()}
+            manifest = {**self.facts, **own, "train_digest": train.digest}
+            manifest |= {"noise_variance": posterior.noise_variance, "versions": versions()}
             save_checkpoint(name, tensors, manifest, folders()[-1])
             return posterior
         tensors, manifest = stored

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from xuqlib.checks import check_choice
 from xuqlib.device import device
 from xuqlib.posteriors.fixing import seed_of
 from xuqlib.study.data.loading import load
-from xuqlib.study.record import versions
+from xuqlib.study.record import DamagedError, replace_file, versions
+from xuqlib.study.resuming import packed, unpacked
 from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.study.training.fitting import augmented, one_cycle
 from xuqlib.study.training.recipes import Recipe
@@ -63,9 +64,13 @@ def train_plainly(
     optimiser, schedule = one_cycle(weights, recipe, len(x))
     parts, first = (network, optimiser, schedule), 0
     if state is not None and state.exists():
-        *saved, first = torch.load(state, weights_only=True)
-        for part, values in zip(parts, saved, strict=True):
-            part.load_state_dict(values)
+        try:
+            *saved, first = unpacked(state.read_bytes(), state.name)
+        except DamagedError as error:
+            warnings.warn(f"{error}, in {state.parent}; the training begins anew", stacklevel=2)
+        else:
+            for part, values in zip(parts, saved, strict=True):
+                part.load_state_dict(values)
     for epoch in range(first, recipe.epochs):
         with torch.random.fork_rng():
             torch.manual_seed(seed_of(seed, epoch))
@@ -79,9 +84,7 @@ def train_plainly(
                 optimiser.step()
                 schedule.step()
         if state is not None:
-            partial = state.with_suffix(".partial")
-            torch.save([*(part.state_dict() for part in parts), epoch + 1], partial)
-            os.replace(partial, state)
+            replace_file(state, packed([*(dict(part.state_dict()) for part in parts), epoch + 1], state.name))
     return network.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
@@ -97,7 +100,7 @@ def trained_resnet18(dataset: str, *, seed: int = 0) -> nn.Module:
     network = plain_resnet18(int(train.num_classes or 0), stem="torchvision" if frozen else "small", seed=seed)
     name, recipe = f"{dataset}-resnet18-seed{seed}", RECIPES[dataset]
     facts = {**asdict(recipe), "num_train": len(train), "frozen": frozen}
-    path = find_checkpoint(f"your_own/{name}", facts)
+    path = find_checkpoint(f"your_own/{name}", facts, seed=seed)
     if path is not None:
         network.load_state_dict(load_checkpoint(path)[0], strict=not frozen)
         return network

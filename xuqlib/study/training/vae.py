@@ -189,7 +189,7 @@ def train_or_load_vae(
 
     Raises:
         ValueError: unknown data set or preset.
-        CheckpointError: a checkpoint whose digest is wrong.
+        CheckpointError: a checkpoint that is damaged, or another's.
     """
     recipe = vae_recipe_for(dataset, preset)
     short = "-quick" if recipe != VAE_RECIPES[dataset] else ""
@@ -198,7 +198,7 @@ def train_or_load_vae(
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(seed, 0))
         vae = PictureVAE(shape, latent=recipe.latent, widths=recipe.widths, narrow=recipe.narrow)
-    path = None if retrain else find_checkpoint(name, asdict(recipe))
+    path = None if retrain else find_checkpoint(name, asdict(recipe), dataset=dataset, seed=seed)
     tensors = _trained(vae, name, dataset, recipe, seed, progress) if path is None else load_checkpoint(path)[0]
     vae.load_state_dict(tensors)
     return vae.eval()

@@ -12,10 +12,10 @@ from core_networks import randn
 from scipy.stats import spearmanr
 
 from xuqlib import DeepEnsemble, explain, gradient
-from xuqlib.metrics.similarity import spearman, ssim
 from xuqlib.study.figures.maps import example_maps
 from xuqlib.study.intervals import rank_correlation, rank_correlations
 from xuqlib.study.judging.properties import on_evidence, properties, relative_input_stability, sparseness
+from xuqlib.study.judging.similarity import spearman, ssim
 
 
 def test_maps_are_alike_by_the_order_of_their_pixels_with_sign():

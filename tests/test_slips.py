@@ -1,0 +1,351 @@
+"""Slips of one sign, one count or one constant that every other test lets pass, each with what it would cost."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import pytest
+import torch
+from core_networks import EXACT, FunctionalDropout, assert_fast, randn, seeded, table_mlp
+from torch import Tensor, nn, tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from xuqlib import (
+    DeepEnsemble,
+    Draws,
+    ExplanationDistribution,
+    Flipout,
+    MCDropConnect,
+    MCDropout,
+    explain,
+    from_captum,
+    gradient,
+    gradient_x_input,
+    integrated_gradients,
+    smoothgrad,
+    ua_backprop,
+)
+from xuqlib.explainers.fullgrad import fullgrad
+from xuqlib.explainers.lime import lime_fit
+from xuqlib.moments import Moments
+from xuqlib.study.judging.blurring import default_shares, greedy_order
+from xuqlib.study.judging.coverage import scaled_maps
+from xuqlib.study.judging.scores import standard_errors
+from xuqlib.uncertainty import decompose, uncertainties
+
+
+def of(values: list) -> ExplanationDistribution:
+    return ExplanationDistribution(torch.as_tensor(values, dtype=torch.float64))
+
+
+def linear(weight: list[list[float]]) -> nn.Module:
+    """Logits weight @ x, (class, feature), for tables and pictures."""
+    layer = nn.Linear(len(weight[0]), len(weight), bias=False, dtype=torch.float64)
+    layer.weight.data = tensor(weight, dtype=torch.float64)
+    return nn.Sequential(nn.Flatten(), layer).eval()
+
+
+# Statistics of draws
+
+
+def test_the_ratio_cv_adds_sizes_so_that_positive_and_negative_pixels_do_not_cancel_to_no_signal():
+    e = of([[[2.0, -2.0]], [[4.0, -4.0]]])  # means 3 and -3, stds 1 and 1
+    assert e.cv("ratio").tolist() == [pytest.approx(2 / 6)]
+
+
+def test_the_signal_of_a_negative_pixel_is_its_size_so_that_evidence_against_a_class_is_no_noise():
+    assert of([[[-1.0, 1.0]], [[-3.0, 3.0]]]).snr().tolist() == [[2.0, 2.0]]
+
+
+def test_the_error_of_a_std_by_moments_divides_by_2_n_minus_2_or_few_draws_look_surer_than_they_are():
+    values = tensor([[[0.0]], [[2.0]]])  # std sqrt(2) with divisor 1, over sqrt(2 (2 - 1))
+    e = ExplanationDistribution(None, Moments.over(values))
+    assert e.standard_error("std").item() == pytest.approx(1.0)
+
+
+def test_a_std_without_a_degree_of_freedom_is_nan_and_never_infinite_or_zero():
+    e = of([[[0.0, 1.0]], [[2.0, 1.0]]])
+    assert e.std(correction=1).tolist() == [[pytest.approx(math.sqrt(2)), 0.0]]
+    for correction in (2, 3):
+        assert e.std(correction=correction).isnan().all()
+
+
+# Explainers
+
+
+class Doubling:
+    """As Captum's perturbation methods do, it returns numbers of another precision than it was given."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attribute(self, x: Tensor, target: Tensor) -> Tensor:
+        return 2 * x.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_map_of_captum_has_the_dtype_of_x_or_stacks_of_explainers_could_not_be_compared(dtype):
+    x = randn(2, 3, dtype=dtype)
+    found = from_captum(Doubling)(linear([[1.0, 2.0, 3.0]]).to(dtype), x)
+    assert found.dtype == dtype and torch.equal(found, 2 * x)
+
+
+def spread_of_a_term(span: float) -> Tensor:
+    """Minmax map, (2, 2), of a network in float32 one of whose terms reaches from 0 to `span`; x itself is 0."""
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 2, bias=False)).eval()
+    with torch.no_grad():
+        network[0].weight.fill_(1.0), network[0].bias.fill_(1.0)
+        network[2].weight.copy_(tensor([[0.0, 0.25, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]]) * span)
+    return fullgrad(network, torch.zeros(1, 1, 2, 2), 0)[0, 0]
+
+
+def test_a_term_is_flat_only_where_its_span_cannot_be_divided_by_or_faint_layers_would_leave_the_map():
+    assert_close(spread_of_a_term(1e-30), tensor([[0.0, 0.25], [0.5, 1.0]]))
+    assert torch.equal(spread_of_a_term(1e-40), torch.zeros(2, 2)), "1 / 1e-40 is infinite in float32"
+
+
+def stepped(height: float):
+    """A logit of 1,000 that rises by `height` where the first feature is positive, in float32."""
+    return lambda x: 1000 + height * (x[:, 0] > 0).to(x)
+
+
+def test_lime_explains_a_change_of_many_last_digits_and_calls_one_of_few_a_constant_or_it_would_explain_rounding():
+    x = torch.zeros(1, 2)
+    # 32 last digits of 1,000 are 0.0038; the logit of half of the copies is higher, which is a std of half a step.
+    few, many = (lime_fit(stepped(height), x, num_samples=200) for height in (1e-3, 2e-2))
+    assert few.r2.isnan().all() and torch.equal(few.attribution, torch.zeros(1, 2))
+    assert many.r2.item() > 0.5 and many.attribution[0, 0] > 0.001 > many.attribution[0, 1].abs()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_fast_path_sums_a_path_of_any_number_of_steps_or_its_first_layer_would_see_steps_as_examples(steps):
+    draws, x, target = MCDropout(seeded(table_mlp)).sample(3, seed=1), randn(4, 5), tensor([0, 2, 1, 1])
+    for explainer, options in (
+        (integrated_gradients, {"num_steps": steps}),
+        (smoothgrad, {"num_samples": steps, "noise": 0.3}),
+    ):
+        with assert_fast():
+            found = explain(draws, explainer, x, target, **options).values
+        assert_close(found, torch.stack([explainer(draw, x, target, **options) for draw in draws]), **EXACT)
+
+
+# Posteriors and outputs
+
+
+@pytest.mark.parametrize("posterior", [Flipout, MCDropConnect])
+def test_layers_of_one_shape_have_noise_of_their_own_or_their_weights_would_move_together(posterior):
+    network = nn.Sequential(nn.Linear(60, 60, bias=False), nn.Linear(60, 60, bias=False))
+    for layer in network:
+        nn.init.ones_(layer.weight)
+    for draw in posterior(network, placement="all").sample(2, seed=1):
+        weights = [value for name, value in draw.state_dict().items() if name.endswith("layer.weight")]
+        first, second = (weight - weight.mean() for weight in weights)
+        correlation = (first * second).mean() / (first.std() * second.std())
+        assert abs(correlation) < 5 / 60  # five standard errors of the correlation of 3,600 pairs
+
+
+def constant(*answer: float) -> nn.Module:
+    """A network that answers the same whatever x, (N, 2), is."""
+    layer = nn.Linear(2, len(answer), dtype=torch.float64)
+    layer.weight.data.zero_(), layer.bias.data.copy_(tensor(answer, dtype=torch.float64))
+    return layer.eval()
+
+
+def test_rows_that_nearly_sum_to_one_are_logits_or_a_user_could_not_explain_them():
+    with pytest.raises(ValueError, match="answers are probabilities"):
+        explain([constant(0.4, 0.6)], gradient_x_input, randn(3, 2))
+    found = explain([constant(0.4, 0.605)], gradient_x_input, randn(3, 2))
+    assert torch.equal(found.values, torch.zeros(1, 3, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="rows are no probabilities"):
+        decompose(tensor([[[0.4, 0.605]]]), output="probabilities")
+
+
+# Measures of the study
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_maps_of_every_block_explain_the_targets_of_their_own_examples(block):
+    x, target = tensor([[1.0, 1.0]] * 3, dtype=torch.float64), tensor([0, 1, 1])
+    found = scaled_maps([linear([[1.0, 3.0], [-1.0, 0.0]])], gradient_x_input, x, target, block=block)
+    assert found.tolist() == [[[0.5, 1.5], [-2.0, 0.0], [-2.0, 0.0]]]  # weight * x over its mean size
+
+
+def test_a_standard_error_of_two_resamples_divides_by_one_or_every_error_of_the_study_is_too_small():
+    logits = F.one_hot(tensor([0, 0, 0, 1, 1, 0, 1]), 2).double()[None]
+    found = standard_errors(logits, torch.zeros(7, dtype=torch.int64), num_resamples=2, seed=2)["accuracy"]
+    # Two accuracies k / 7: their std is |difference| / sqrt(2), which for a divisor of 2 would be |difference| / 2.
+    sevenths = found * math.sqrt(2) * 7
+    assert sevenths == pytest.approx(round(sevenths)) and round(sevenths) > 0
+
+
+def test_the_fine_shares_of_a_curve_go_up_to_the_last_whole_pixel_within_five_percent():
+    shares = default_shares(64).tolist()  # three pixels are 4.7 %
+    assert shares[:6] == [0, 1 / 64, 0.02, 2 / 64, 3 / 64, 0.05]
+    assert shares[-1] == 1 and len(shares) == 25  # then every 5 % from 10 % on
+
+
+class Counting(nn.Module):
+    """Two classes, of which the first gains with each pixel; counts its calls with a graph."""
+
+    def __init__(self, sign: float) -> None:
+        super().__init__()
+        self.sign, self.calls = sign, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += torch.is_grad_enabled()
+        first = self.sign * x.flatten(1).sum(1, keepdim=True)
+        return torch.cat([first, -first], 1)
+
+
+@pytest.mark.parametrize(("budget", "wanted"), [(0.29, 29), (0.299, 29), (0.001, 1)])
+def test_the_greedy_order_looks_once_for_every_whole_pixel_of_its_budget_and_loses_none_to_rounding(budget, wanted):
+    assert int(0.29 * 100) == 28, "the product is 28.999999999999996"
+    draws = Draws([Counting(1.0), Counting(-1.0)])
+    order = greedy_order(draws, randn(1, 1, 10, 10).sigmoid() / 100, budget=budget, fill="black")
+    assert order.sort(1).values.tolist() == [list(range(100))]
+    assert draws[0].calls == wanted
+
+
+# Slips that mutants made, and no test noticed
+
+
+def test_draws_that_are_seen_with_other_inputs_move_with_all_their_weights_or_they_would_fail_on_a_gpu():
+    given = (randn(3, 2), randn(3, 2))
+    draws, x = Draws([Sum().eval()]).seen(given)
+    assert draws.to(torch.float32)(x.float()).dtype == torch.float32
+
+
+class Sum(nn.Module):
+    """Two classes from two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(2, 2, dtype=torch.float64)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.one(a) + self.one(b).to(a)
+
+
+def test_a_map_of_captum_is_the_same_for_examples_that_want_a_gradient_and_leaves_them_none():
+    network, x = linear([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]]), randn(2, 3)
+    wanting = x.clone().requires_grad_()
+    found = from_captum("InputXGradient")(network, wanting, 0)
+    assert torch.equal(found, x * tensor([1.0, 2.0, 3.0]).double()) and not found.requires_grad
+    assert wanting.grad is None
+
+
+def test_a_baseline_that_wants_a_gradient_leaves_no_graph_behind_the_map_or_memory_would_grow():
+    baseline = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    network, x = linear([[1.0, 2.0, 3.0]]), randn(2, 3)
+    found = integrated_gradients(network, x, baseline=baseline, num_steps=2)
+    assert not found.requires_grad
+    assert_close(found, x * tensor([1.0, 2.0, 3.0]).double(), **EXACT)
+
+
+@pytest.mark.parametrize(("name", "psi", "normalise"), [("paper", "minmax", "softmax"), ("recommended", "raw", "sum")])
+def test_the_named_settings_of_ua_backprop_are_the_published_ones_or_numbers_of_papers_would_not_be_repeated(
+    name, psi, normalise
+):
+    draws = Draws([linear([[0.0, 6.0], [6.0, 0.0], [0.0, 0.1]]), linear([[0.0, 5.0], [4.0, 0.0], [0.0, 0.2]])])
+    x = tensor([[0.2, 2.0], [1.0, 1.1]], dtype=torch.float64)  # the first so sure that tau1 matters
+    spelled: dict[str, Any] = {"coefficients": "softmax", "psi": psi, "normalise": normalise, "tau1": 1e-5}
+    spelled |= {} if normalise == "sum" else {"tau2": 1.0}
+    found = ua_backprop(draws, x, setting=name)
+    assert torch.equal(found, ua_backprop(draws, x, **spelled))
+    assert not torch.allclose(found[:1], ua_backprop(draws, x[:1], **spelled | {"tau1": 2e-5}), rtol=1e-4)
+
+
+def test_draws_with_and_without_masks_are_each_explained_as_they_are_where_no_chain_can_tell():
+    network, x = seeded(FunctionalDropout), randn(3, 5)
+    mixed = Draws([*MCDropout(network).sample(1, seed=1), *DeepEnsemble([network]).sample()])
+    for draws in (mixed, mixed[::-1]):
+        found = explain(draws, integrated_gradients, x, 1, num_steps=2).values
+        assert_close(found, torch.stack([integrated_gradients(draw, x, 1, num_steps=2) for draw in draws]), **EXACT)
+
+
+@pytest.mark.parametrize(("classes", "wanted"), [(1, [1.0, 0.0, 0.0, 1.0]), (2, [1.0, 0.0, 1.0, 1.0])])
+def test_a_segmentation_is_explained_where_the_class_is_the_most_probable_or_maps_would_show_the_background(
+    classes, wanted
+):
+    x = tensor([[[[2.0, -3.0], [-1.0, 4.0]]]], dtype=torch.float64)
+    network = nn.Conv2d(1, classes, 1, dtype=torch.float64).eval()
+    network.weight.data.fill_(1.0), network.bias.data.zero_()
+    if classes == 2:  # against a class whose logit is -2 everywhere: more than -3, less than -1
+        network.weight.data[1], network.bias.data[1] = 0.0, -2.0
+    found = explain([network], gradient_x_input, x, 0, output="segmentation").values
+    assert_close(found.flatten(), tensor(wanted).double() * x.flatten(), **EXACT)
+
+
+def test_the_jackknife_never_takes_the_root_of_a_rounding_below_zero_or_steady_pixels_would_have_no_error():
+    # Without the first draw nothing spreads: its square less that of the mean rounds to below 0 for half of these.
+    values = randn(2, 1, 200)[[0, 1, 1]]
+    found = ExplanationDistribution(values).standard_error("std")
+    left = torch.stack(
+        [values[[number for number in range(3) if number != gone]].std(0, correction=0) for gone in range(3)]
+    )
+    assert_close(found, (2 * left.var(0, correction=0)).sqrt(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_cv_that_is_undefined_on_half_of_the_pixels_is_no_finding_since_half_is_not_most():
+    size = 1 + torch.arange(8.0).flip(0)
+    for faint, wanted in ((4, 0), (5, 1)):
+        values = size * torch.where(torch.arange(8) < faint, 1e-3, 1.0) * (1 + 0.1 * randn(12, 1, 8))
+        assert (
+            sum("no coefficient of variation" in told for told in ExplanationDistribution(values).diagnose()) == wanted
+        )
+
+
+class Sized(nn.Module):
+    """A network with dropout, no chain of layers, that notes how many rows it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.drop, self.line = nn.Dropout(0.4), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return self.line(self.drop(x).tanh())
+
+
+def test_a_pass_of_draws_side_by_side_holds_a_bounded_number_of_rows_or_memory_would_grow_with_examples_and_steps():
+    network = Sized()
+    draws, x = MCDropout(network).sample(2, seed=1), randn(200, 5, dtype=torch.float32)
+    explain(draws, integrated_gradients, x, 0, num_steps=32)
+    sizes = [size for draw in draws for module in draw.modules() for size in getattr(module, "sizes", [])]
+    assert 2 * max(sizes) <= 4096 < 200 * 32
+
+
+def test_a_chunk_is_the_most_rows_in_one_pass_of_an_explainer_examples_times_steps():
+    sizes: list[int] = []
+
+    def network(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x.tanh()
+
+    x = randn(3, 4)
+    found = integrated_gradients(network, x, 1, num_steps=32, chunk=10)
+    assert max(sizes) <= 10
+    assert_close(found, integrated_gradients(network, x, 1, num_steps=32), **EXACT)
+
+
+def test_coefficients_of_many_classes_are_held_for_few_examples_at_a_time_or_a_thousand_classes_would_need_gigabytes(
+    monkeypatch,
+):
+    module, sizes = sys.modules["xuqlib.ua_backprop"], []
+    whole = module.logit_coefficients
+    monkeypatch.setattr(module, "logit_coefficients", lambda *args: sizes.append(whole(*args).numel()) or whole(*args))
+    draws = Draws([linear([[float(label)] for label in range(300)]), linear([[1.0]] * 300)])
+    x = randn(100, 1)
+    assert_close(ua_backprop(draws, x).sum(1), uncertainties(draws, x).epistemic, **EXACT)
+    assert sum(sizes) == 2 * 100 * 300**2 and max(sizes) <= 2**23
+
+
+def test_a_network_in_training_mode_is_told_to_be_one_or_its_user_would_look_for_a_random_forward():
+    with pytest.raises(ValueError, match="network is in training mode, so its layer 0 .Dropout."):
+        gradient(nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 3)).double(), randn(2, 5), 0)
+    with pytest.raises(TypeError, match="pass a module or function"):
+        gradient(3, randn(2, 5), 0)

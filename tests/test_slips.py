@@ -6,9 +6,11 @@ import math
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from core_networks import EXACT, FunctionalDropout, assert_fast, randn, seeded, table_mlp
+from skimage.segmentation import slic
 from torch import Tensor, nn, tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -34,6 +36,7 @@ from xuqlib.moments import Moments
 from xuqlib.study.judging.blurring import default_shares, greedy_order
 from xuqlib.study.judging.coverage import scaled_maps
 from xuqlib.study.judging.scores import standard_errors
+from xuqlib.superpixels import superpixels
 from xuqlib.uncertainty import decompose, uncertainties
 
 
@@ -349,3 +352,83 @@ def test_a_network_in_training_mode_is_told_to_be_one_or_its_user_would_look_for
         gradient(nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 3)).double(), randn(2, 5), 0)
     with pytest.raises(TypeError, match="pass a module or function"):
         gradient(3, randn(2, 5), 0)
+
+
+@pytest.mark.parametrize(("first", "how"), [(nn.Unflatten(1, (1, 5)), "chain"), (nn.Flatten(), "chain")])
+def test_layers_that_keep_the_examples_first_stand_in_a_chain_or_draws_would_share_nothing_behind_them(first, how):
+    network = seeded(lambda: nn.Sequential(first, nn.Flatten(), nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 2)))
+    assert explain(MCDropout(network).sample(2), gradient, randn(3, 5), 0).how == how
+
+
+@pytest.mark.parametrize(("channels", "compactness"), [(3, 10.0), (1, 0.1), (4, 0.1)])
+def test_superpixels_weigh_colour_as_published_or_regions_would_be_a_grid_or_dust(channels, compactness):
+    x = randn(1, channels, 16, 16).sigmoid()
+    image = x[0].movedim(0, -1).numpy()
+    labels = slic(image, n_segments=9, compactness=compactness, channel_axis=-1, start_label=0)
+    assert torch.equal(
+        superpixels(x, 9)[0], torch.from_numpy(np.unique(labels, return_inverse=True)[1].reshape(16, 16))
+    )
+
+
+def test_what_is_explained_by_default_has_a_place_to_attribute_to_and_is_no_number_per_example():
+    given = {"age": randn(3), "x": randn(3, 2)}
+    found = explain([Named().eval()], gradient, given, 0).values
+    assert_close(found, 3 * given["age"].expand(1, 2, 3).mT, **EXACT)
+
+
+class Named(nn.Module):
+    """Two classes, the first 3 age (x_0 + x_1)."""
+
+    def forward(self, age: Tensor, x: Tensor) -> Tensor:
+        first = 3 * age[:, None] * x.sum(1, keepdim=True)
+        return torch.cat([first, -first], 1)
+
+
+@pytest.mark.parametrize("last", [nn.ReLU, nn.Flatten, nn.Softplus])
+def test_a_chain_may_end_in_any_layer_or_networks_that_end_in_an_activation_could_not_be_explained(last):
+    network = seeded(lambda: nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 2), last()))
+    draws, x = MCDropout(network).sample(3, seed=1), randn(4, 5)
+    e = explain(draws, integrated_gradients, x, 1, num_steps=2)
+    assert e.how == "chain"
+    assert_close(e.values, torch.stack([integrated_gradients(draw, x, 1, num_steps=2) for draw in draws]), **EXACT)
+
+
+def test_a_hook_on_a_layer_inside_of_a_draw_sees_that_draw_alone_or_what_it_keeps_would_mix_draws():
+    draws, x, rows = MCDropout(seeded(FunctionalDropout)).sample(3, seed=1), randn(4, 5), []
+    inside = next(module for module in draws[0].modules() if isinstance(module, nn.Linear))
+    inside.register_forward_hook(lambda layer, given, answer: rows.append(answer.tolist()))
+    e = explain(draws, gradient, x, 1)
+    assert e.how.startswith("loop: hooks") and rows
+    assert_close(e.values, torch.stack([gradient(draw, x, 1) for draw in draws]), **EXACT)
+
+
+def test_what_draws_share_is_run_once_however_many_passes_they_take_or_a_hundred_draws_would_cost_a_hundred_trunks(
+    monkeypatch,
+):
+    whole, calls = F.max_pool2d_with_indices, []
+    monkeypatch.setattr(F, "max_pool2d_with_indices", lambda *args: calls.append(len(args[0])) or whole(*args))
+    layers = nn.Conv2d(3, 2, 3), nn.MaxPool2d(8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(18, 2)
+    x, counts = randn(2, 3, 32, 32, dtype=torch.float32), []
+    for num_draws in (1, 6):  # 32 steps of two colour images fill a pass, so each draw has one of its own
+        calls.clear()
+        e = explain(MCDropout(nn.Sequential(*layers)).sample(num_draws), integrated_gradients, x, 0, num_steps=32)
+        assert e.how == "chain"
+        counts.append(calls.count(64))
+    assert counts[0] == counts[1] > 0
+
+
+def test_examples_that_were_made_in_inference_mode_are_explained_by_a_chain_that_begins_with_any_layer():
+    network = seeded(lambda: nn.Sequential(nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 2)))
+    draws = MCDropout(network).sample(2, seed=1)
+    with torch.inference_mode():
+        x = randn(3, 5)
+    e = explain(draws, gradient, x, 1)
+    assert e.how == "chain" and torch.is_inference(x)
+    assert_close(e.values, explain(draws, gradient, x.clone(), 1).values, **EXACT)
+
+
+def test_superpixels_of_numbers_that_are_none_are_refused_or_regions_would_be_made_of_nan():
+    with pytest.raises(ValueError, match="x holds 1 NaN"):
+        superpixels(randn(1, 3, 8, 8).index_fill(3, tensor([2]), math.nan)[:, :1, :1].expand(1, 1, 1, 8))
+    with pytest.raises(TypeError, match="uint8"):
+        superpixels(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

@@ -53,10 +53,6 @@ def notebook(path: Path, title: str, *cells) -> Path:
     return path
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 @pytest.fixture
 def project(tmp_path):
     """Two notebooks, one with a chooser; one figure, one table of claims."""
@@ -70,7 +66,10 @@ def project(tmp_path):
     pd.DataFrame([row], columns=list(CLAIM_COLUMNS)).to_csv(full / "50_claims.csv", index=False)
     recipe = {"notebook": "50", "dataset": "cifar10", "seed": 7}
     files = {"50_bars": ("50_bars.csv", "50_bars.png"), "50_claims": ("50_claims.csv",)}
-    index = {stem: {**recipe, "files": {name: digest(full / name) for name in names}} for stem, names in files.items()}
+    index = {
+        stem: {**recipe, "files": {name: hashlib.sha256((full / name).read_bytes()).hexdigest() for name in names}}
+        for stem, names in files.items()
+    }
     update_index(full, {**index, "50_lost": {**recipe, "files": {"50_lost.csv": "digest"}}})
     (tmp_path / "README.md").write_text("# The question\n\n![A picture](figures/full/50_bars.png)\n\n## Start\n")
     return tmp_path
@@ -306,3 +305,14 @@ def test_the_default_folder_is_emptied_first_and_any_other_only_added_to(project
         assert run_all.main(["--project", str(project), "--site", str(folder)]) == 0
         assert (folder / "index.html").exists()
         assert (folder / "old.txt").exists() == left
+
+
+def test_damaged_notebooks_and_recipes_are_left_out_and_the_others_shown(project, tmp_path):
+    (project / "notebooks" / "52_third.ipynb").write_text('{"cells": [')
+    index = project / "figures" / "full" / "index.json"
+    index.write_text(index.read_text().replace('"seed": 7', '"seed": 8', 1))
+    pages.build(project, tmp_path / "site")
+    assert (tmp_path / "site" / "51_second.html").exists() and not (tmp_path / "site" / "52_third.html").exists()
+    assert [stem for _, stem in pages.published(project / "figures")] == ["50_claims"]
+    index.write_text("[]")
+    assert pages.published(project / "figures") == {}

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.patches import Rectangle
 
+from xuqlib.study.checked import Column, Table, check_columns, checked
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.figures.charts import HUES, Picture, styled
 from xuqlib.study.names import plain
@@ -52,6 +53,7 @@ MARKS = ("<!-- verdicts: written by run_all.py -->", "<!-- end of verdicts -->")
 COLOURS = {"holds": HUES[2], "fails": HUES[4], "undecided": "#d9d9d9", "mixed": HUES[1]}
 
 
+@checked
 def gather(folder: Path = PUBLISHED) -> pd.DataFrame:
     """Read the claims of every notebook from `NN_claims.csv` in a folder, but those about this very table.
 
@@ -77,7 +79,8 @@ def gather(folder: Path = PUBLISHED) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).astype({"n": "Int64"})
 
 
-def tally(claims: pd.DataFrame) -> pd.DataFrame:
+@checked
+def tally(claims: Table) -> pd.DataFrame:
     """Count the verdicts of each claim on each data set.
 
     Args:
@@ -87,6 +90,7 @@ def tally(claims: pd.DataFrame) -> pd.DataFrame:
         One row per claim and dataset ("several" where a row is about more than one): holds, fails, undecided and rows
         (counts), and the verdict of them together: that of all rows where they agree, else "mixed".
     """
+    check_columns(claims, "claim", "dataset", "verdict")
     names = claims["dataset"].str.split(", ")
     where = claims["dataset"].mask(names.map(lambda each: len(set(each) & set(DATASETS)) > 1), SEVERAL)
     counts = pd.crosstab([claims["claim"], where], claims["verdict"])
@@ -103,7 +107,8 @@ def _natural(name: str) -> str:
 
 
 @styled
-def verdict_grid(counts: pd.DataFrame, statements: Mapping[str, str] = STATEMENTS, *, title: str = "") -> Picture:
+@checked
+def verdict_grid(counts: Table, statements: Mapping[str, str] = STATEMENTS, *, title: str = "") -> Picture:
     """A field for each claim and data set: its verdict, and how many rows hold / fail / are undecided.
 
     Args:
@@ -111,6 +116,7 @@ def verdict_grid(counts: pd.DataFrame, statements: Mapping[str, str] = STATEMENT
         statements: claims to show, from the top, and what they say.
         title: of the figure.
     """
+    check_columns(counts, "claim", "dataset", "rows", *VERDICTS.values())
     datasets = sorted(dict.fromkeys(counts["dataset"]), key=lambda name: name == SEVERAL)  # in their order, that last
     figure = Picture(figsize=(6.5 + 1.75 * len(datasets), 1.4 + 0.75 * len(statements)))
     axes = figure.subplots()
@@ -131,7 +137,8 @@ def verdict_grid(counts: pd.DataFrame, statements: Mapping[str, str] = STATEMENT
 
 
 @styled
-def verdict_bars(claims: pd.DataFrame, *, by: str = "notebook", title: str = "") -> Picture:
+@checked
+def verdict_bars(claims: Table, *, by: Column = "notebook", title: str = "") -> Picture:
     """One bar for each value of a column: how many claims hold, are undecided, and fail.
 
     Args:
@@ -139,6 +146,7 @@ def verdict_bars(claims: pd.DataFrame, *, by: str = "notebook", title: str = "")
         by: column of `claims`.
         title: of the figure.
     """
+    check_columns(claims, "verdict")
     counts = pd.crosstab(claims[by], claims["verdict"])
     names = [plain(name) for name in counts.index]
     figure = Picture(figsize=(9, 1.8 + 0.42 * len(names)))
@@ -164,7 +172,8 @@ def _wrapped(text: str) -> str:
     return "\n".join(textwrap.wrap(text, 44))
 
 
-def markdown_table(claims: pd.DataFrame, statements: Mapping[str, str] = STATEMENTS) -> str:
+@checked
+def markdown_table(claims: Table, statements: Mapping[str, str] = STATEMENTS) -> str:
     """The tally as a Markdown table: a row per claim of `statements`, and how its rows fell on each data set."""
     counts = tally(claims)
     lines = ["| claim | what was found (rows of each verdict) | notebooks |", "|---|---|---|"]
@@ -182,8 +191,10 @@ def _cell(name: object) -> str:
     return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 
-def with_table(text: str, claims: pd.DataFrame) -> str:
+@checked
+def with_table(text: str, claims: Table) -> str:
     """Put today's `markdown_table` between the two marks of a Markdown text; a text without them stays as it is."""
+    check_columns(claims, "claim", "dataset", "verdict")
     begin, end = MARKS
     if begin not in text or end not in text:
         return text

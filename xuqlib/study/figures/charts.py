@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 
+from xuqlib.checks import check_choice
+from xuqlib.study.checked import Column, Table, check_columns, checked
 from xuqlib.study.names import plain, seen
 
 # Okabe and Ito's colours without black, in an order whose neighbours also differ in lightness.
@@ -84,7 +86,8 @@ def styled(draw: Callable[Options, Figure]) -> Callable[Options, Figure]:
 
 
 @styled
-def feature_bars(frame: pd.DataFrame, *, hue: str | None = None, title: str = "", unit: str = "") -> Figure:
+@checked
+def feature_bars(frame: Table, *, hue: Column | None = None, title: str = "", unit: str = "") -> Figure:
     """Signed bars, one per feature: mean attribution, and how far it spreads over draws (one standard deviation).
 
     Args:
@@ -93,6 +96,7 @@ def feature_bars(frame: pd.DataFrame, *, hue: str | None = None, title: str = ""
         title: the claim of the figure.
         unit: unit of the attribution.
     """
+    check_columns(frame, "feature", "mean", "std")
     panels = [("", frame)] if hue is None else [(plain(name), part) for name, part in frame.groupby(hue, sort=False)]
     names = list(dict.fromkeys(frame["feature"]))
     width = 4.0 if len(panels) < 3 else 2.7
@@ -149,14 +153,15 @@ def _legend_below(figure: Figure) -> None:
 
 
 @styled
+@checked
 def curve(
-    frame: pd.DataFrame,
+    frame: Table,
     *,
-    x: str,
-    y: str,
-    hue: str | None = None,
-    low: str | None = None,
-    high: str | None = None,
+    x: Column,
+    y: Column,
+    hue: Column | None = None,
+    low: Column | None = None,
+    high: Column | None = None,
     interval: str = "",
     log: str = "",
     labels: tuple[str, str] | None = None,
@@ -176,6 +181,8 @@ def curve(
     Raises:
         ValueError: a band without a label, or with one end.
     """
+
+    check_choice(log, ("", "x", "y", "xy"), "log")
 
     def draw(axes: Axes, part: pd.DataFrame, name: str, i: int, _: int) -> None:
         colour, dash, marker = HUES[i % len(HUES)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
@@ -198,14 +205,15 @@ def curve(
 
 
 @styled
+@checked
 def bars(
-    frame: pd.DataFrame,
+    frame: Table,
     *,
-    x: str,
-    y: str,
-    hue: str | None = None,
-    low: str | None = None,
-    high: str | None = None,
+    x: Column,
+    y: Column,
+    hue: Column | None = None,
+    low: Column | None = None,
+    high: Column | None = None,
     interval: str = "",
     labels: tuple[str, str] | None = None,
     title: str = "",
@@ -228,16 +236,17 @@ def bars(
 
 
 @styled
+@checked
 def dots(
-    frame: pd.DataFrame,
+    frame: Table,
     *,
-    x: str,
-    y: str,
-    hue: str | None = None,
-    low: str | None = None,
-    high: str | None = None,
+    x: Column,
+    y: Column,
+    hue: Column | None = None,
+    low: Column | None = None,
+    high: Column | None = None,
     interval: str = "",
-    target: str | None = None,
+    target: Column | None = None,
     log: bool = False,
     label: str,
     title: str = "",

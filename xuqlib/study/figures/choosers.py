@@ -18,6 +18,7 @@ import torch
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
+from xuqlib.study.checked import Columns, Count, Maps, Table, check_columns, checked, shown
 from xuqlib.study.figures.charts import HUES, dots
 from xuqlib.study.figures.maps import map_grid
 from xuqlib.study.names import in_script, plain
@@ -29,7 +30,8 @@ MOST_STILLS = 400  # combinations that `stills` draws; about 10 kB each
 NO_RESULT = "No such result: choose another combination."
 
 
-def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing, *, sliders: Sequence[str] = ()) -> ipywidgets.VBox:
+@checked
+def explore(frame: Table, by: Columns, draw: Drawing, *, sliders: Sequence[str] = ()) -> ipywidgets.VBox:
     """Choose a value of each column in `by`, and see the figure and the sentence of the rows that have them.
 
     The children are one chooser per column, named after it: a row of buttons, operated by mouse or by Tab and Enter,
@@ -46,10 +48,7 @@ def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing, *, sliders: S
     Raises:
         ValueError: the frame has no row, or no such column, or a slider is for a column that is not in `by`.
     """
-    if frame.empty or set(by) - set(frame):
-        raise ValueError(f"the frame has {len(frame)} rows and columns {', '.join(map(str, frame))}; wanted {list(by)}")
-    if set(sliders) - set(by):
-        raise ValueError(f"sliders are {list(sliders)} but the columns to choose by are {list(by)}; name some of these")
+    _check_sliders(sliders, by)
     options = {column: list(dict.fromkeys(frame[column])) for column in by}
     if os.environ.get("XUQ_STILLS"):
         display(HTML(stills(frame, by, draw, sliders=sliders)))
@@ -65,7 +64,7 @@ def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing, *, sliders: S
         if rows.empty:
             line.value = NO_RESULT
             return
-        figure, sentence = draw(rows, chosen)
+        figure, sentence = _drawn(draw, rows, chosen)
         picture.value, line.value = png(figure), html.escape(sentence)
 
     for chooser in choosers.values():
@@ -90,13 +89,14 @@ def _chooser(
     )
 
 
+@checked
 def stills(
-    frame: pd.DataFrame,
-    by: Sequence[str],
+    frame: Table,
+    by: Columns,
     draw: Drawing,
     *,
     sliders: Sequence[str] = (),
-    most: int = MOST_STILLS,
+    most: Count = MOST_STILLS,
 ) -> str:
     """Draw what `explore` shows for every combination, as HTML that needs no kernel.
 
@@ -107,6 +107,7 @@ def stills(
         frame, by, draw, sliders: as for `explore`.
         most: combinations to draw at most.
     """
+    _check_sliders(sliders, by)
     options = {column: list(dict.fromkeys(frame[column])) for column in by}
     full = math.prod(map(len, options.values()))
     while math.prod(map(len, options.values())) > max(most, 1):
@@ -115,7 +116,7 @@ def stills(
     for places in itertools.product(*(range(len(values)) for values in options.values())):
         chosen = {column: values[place] for (column, values), place in zip(options.items(), places, strict=True)}
         rows = _chosen(frame, chosen)
-        figure, sentence = (None, NO_RESULT) if rows.empty else draw(rows, chosen)
+        figure, sentence = (None, NO_RESULT) if rows.empty else _drawn(draw, rows, chosen)
         shown[" ".join(map(str, places))] = [_small(png(figure)) if figure else "", sentence]
     first = next(found for found in shown.values() if found[0])
     left = "" if len(shown) == full else f"<p>{len(shown)} of {full} combinations; the notebook has all of them.</p>"
@@ -169,6 +170,7 @@ def _small(picture: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+@checked
 def png(figure: Figure) -> bytes:
     """The figure as the bytes of a small PNG."""
     buffer = io.BytesIO()
@@ -176,7 +178,8 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def explore_draws(maps: torch.Tensor) -> ipywidgets.VBox:
+@checked
+def explore_draws(maps: Maps) -> ipywidgets.VBox:
     """Step through the draws behind a mean, by `draw_step`.
 
     Args:
@@ -188,7 +191,8 @@ def explore_draws(maps: torch.Tensor) -> ipywidgets.VBox:
     return explore(draw_distances(maps), ["draw"], lambda _, chosen: draw_step(maps, chosen), sliders=["draw"])
 
 
-def draw_distances(maps: torch.Tensor) -> pd.DataFrame:
+@checked
+def draw_distances(maps: Maps) -> pd.DataFrame:
     """How far the mean of the first k draws is from the mean of all, relative to the size of that mean (L2 norms).
 
     Args:
@@ -209,7 +213,8 @@ def draw_distances(maps: torch.Tensor) -> pd.DataFrame:
     return pd.DataFrame({"draw": number, "distance": distance})
 
 
-def draw_step(maps: torch.Tensor, chosen: Mapping[str, object]) -> tuple[Figure, str]:
+@checked
+def draw_step(maps: Maps, chosen: Mapping[str, object]) -> tuple[Figure, str]:
     """One draw's map, the mean of the draws up to it, the mean of all, and how far these two are apart.
 
     Args:
@@ -222,6 +227,7 @@ def draw_step(maps: torch.Tensor, chosen: Mapping[str, object]) -> tuple[Figure,
     Raises:
         ValueError: the shape is another.
     """
+    _check_chosen(chosen, "draw")
     frame, k = draw_distances(maps), int(str(chosen["draw"]))
     row: list[torch.Tensor | None] = [maps[k - 1], maps[:k].mean(0), maps.mean(0), None]
     heads = (f"draw {k}", f"mean of {k}", f"mean of all {len(maps)}", "distance of\nthe two means")
@@ -243,7 +249,8 @@ def draw_step(maps: torch.Tensor, chosen: Mapping[str, object]) -> tuple[Figure,
     return figure, sentence
 
 
-def explore_classes(frame: pd.DataFrame) -> ipywidgets.VBox:
+@checked
+def explore_classes(frame: Table) -> ipywidgets.VBox:
     """Choose posterior, explainer, statistic and class, and see that class among the others, by `class_dots`.
 
     Args:
@@ -253,12 +260,13 @@ def explore_classes(frame: pd.DataFrame) -> ipywidgets.VBox:
     Raises:
         ValueError: the frame has no row, or lacks a column.
     """
-    _check_columns(frame, (*BY_CLASS, "class", *RESULT))
+    check_columns(frame, *BY_CLASS, "class", *RESULT)
     frame = frame.dropna(subset="value")
     return explore(frame, [*BY_CLASS, "class"], lambda _, chosen: class_dots(frame, chosen))
 
 
-def class_dots(frame: pd.DataFrame, chosen: Mapping[str, object]) -> tuple[Figure, str]:
+@checked
+def class_dots(frame: Table, chosen: Mapping[str, object]) -> tuple[Figure, str]:
     """All classes of one posterior, explainer and statistic, the chosen class marked, and a sentence about it.
 
     Args:
@@ -271,7 +279,8 @@ def class_dots(frame: pd.DataFrame, chosen: Mapping[str, object]) -> tuple[Figur
     Raises:
         ValueError: the frame lacks a column, or no row is chosen.
     """
-    _check_columns(frame, (*BY_CLASS, "class", *RESULT))
+    check_columns(frame, *BY_CLASS, "class", *RESULT)
+    _check_chosen(chosen, *BY_CLASS, "class")
     rows = frame
     for column in BY_CLASS:
         rows = rows[rows[column] == chosen[column]]
@@ -292,6 +301,18 @@ def class_dots(frame: pd.DataFrame, chosen: Mapping[str, object]) -> tuple[Figur
     return figure, sentence
 
 
-def _check_columns(frame: pd.DataFrame, wanted: Sequence[str]) -> None:
-    if missing := [column for column in wanted if column not in frame]:
-        raise ValueError(f"the frame has no column {', '.join(missing)}; wanted {', '.join(wanted)}")
+def _check_chosen(chosen: Mapping[str, object], *wanted: str) -> None:
+    if missing := [name for name in wanted if name not in chosen]:
+        raise ValueError(f"chosen is {dict(chosen)}; choose a value of {', '.join(missing)}")
+
+
+def _check_sliders(sliders: Sequence[str], by: Sequence[str]) -> None:
+    if set(sliders) - set(by):
+        raise ValueError(f"sliders are {list(sliders)} but the columns to choose by are {list(by)}; name some of these")
+
+
+def _drawn(draw: Drawing, rows: pd.DataFrame, chosen: Mapping[str, object]) -> tuple[Figure, str]:
+    drawn = draw(rows, chosen)
+    if not isinstance(drawn, tuple) or len(drawn) != 2:
+        raise TypeError(f"draw gave {shown(drawn)}; let it return a figure and a sentence")
+    return drawn

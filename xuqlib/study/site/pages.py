@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ import pandas as pd
 import PIL.Image
 
 from xuqlib.study.names import plain
-from xuqlib.study.record import PRESETS, VERDICTS, read_index, replace_file
+from xuqlib.study.record import PRESETS, VERDICTS, DamagedError, replace_file, whole_recipes
+from xuqlib.study.runs import read_notebook
 from xuqlib.study.site.look import SCRIPT, STYLE
 from xuqlib.study.verdicts import STATEMENTS, gather, tally
 
@@ -65,10 +67,12 @@ def build(project: Path, folder: Path, executed: Path | None = None) -> Path:
         folder: where the site goes. Files of the same name are replaced; nothing else in it is touched.
         executed: folder of copies of the notebooks, run with $XUQ_STILLS set: the choosers' pictures are theirs.
 
+    Notebooks and recipes that are damaged are left out; a damaged table of claims is an error.
+
     Returns:
         The first page, index.html.
     """
-    notebooks = sorted((project / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    notebooks = readable(project / "notebooks")
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     entries = published(project / "figures")
     for place, path in enumerate(notebooks):
@@ -101,10 +105,14 @@ def _copy_figure(source: Path, target: Path, stem: str) -> None:
             image.save(target / f"{stem}.webp", lossless=True)
 
 
-def read_notebook(path: Path) -> dict[str, Any]:
-    """The notebook's JSON."""
-    notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return notebook
+def readable(notebooks: Path) -> list[Path]:
+    """The notebooks of a folder that can be read; `run_all.py` tells of the others."""
+    found = []
+    for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
+        with suppress(DamagedError):
+            read_notebook(path)
+            found.append(path)
+    return found
 
 
 def published(figures: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -112,12 +120,13 @@ def published(figures: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
     Raises:
         ValueError: an index names a result otherwise, which could be a file of another folder.
-        DamagedError: an index cannot be read.
     """
     found = {}
     for preset in reversed(list(PRESETS)):
         index = figures / preset / "index.json"
-        recipes = read_index(index.parent)
+        recipes = dict[str, dict[str, Any]]()
+        with suppress(DamagedError):  # `run_all.py` tells of it; the rest is shown
+            recipes = whole_recipes(index.parent)
         if strange := [stem for stem in recipes if not re.fullmatch("[0-9]{2}_[a-z0-9_]+", stem)]:
             raise ValueError(f"{index} holds {plain(strange[0])!r}, which is no NN_name of a result; restore the file")
         found.update({(preset, stem): recipes[stem] for stem in recipes if (index.parent / f"{stem}.csv").exists()})

@@ -249,9 +249,7 @@ def test_names_in_a_recipe_and_its_numbers_come_back_as_they_were(name, tmp_path
     assert csv_bytes(frame) == (tmp_path / "04_good.csv").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "key", ["../../outside", "50_../x", "/tmp/50_x", "50_<b>", "50", "", "\u0665\u0660_x", "50_a\n"]
-)
+@pytest.mark.parametrize("key", ["../../outside", "50_../x", "/50_x", "50_<b>", "50", "", "\u0665\u0660_x", "50_a\n"])
 def test_an_index_whose_keys_are_no_names_of_results_is_refused_and_nothing_is_copied(key, tmp_path):
     full = tmp_path / "project" / "figures" / "full"
     full.mkdir(parents=True)

@@ -53,6 +53,10 @@ def notebook(path: Path, title: str, *cells) -> Path:
     return path
 
 
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @pytest.fixture
 def project(tmp_path):
     """Two notebooks, one with a chooser; one figure, one table of claims."""

@@ -120,6 +120,7 @@ def published(figures: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
     Raises:
         ValueError: an index names a result otherwise, which could be a file of another folder.
+        DamagedError: an index cannot be read.
     """
     found = {}
     for preset in reversed(list(PRESETS)):

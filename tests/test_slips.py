@@ -30,7 +30,7 @@ from xuqlib import (
     smoothgrad,
     ua_backprop,
 )
-from xuqlib.explainers.fullgrad import fullgrad
+from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, saliency
 from xuqlib.explainers.lime import lime_fit
 from xuqlib.moments import Moments
 from xuqlib.study.judging.blurring import default_shares, greedy_order
@@ -432,3 +432,8 @@ def test_superpixels_of_numbers_that_are_none_are_refused_or_regions_would_be_ma
         superpixels(randn(1, 3, 8, 8).index_fill(3, tensor([2]), math.nan)[:, :1, :1].expand(1, 1, 1, 8))
     with pytest.raises(TypeError, match="uint8"):
         superpixels(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_an_unknown_psi_is_told_with_the_known_ones_even_for_terms_without_maps():
+    with pytest.raises(ValueError, match="unknown psi 'max'; known: minmax, raw, signed"):
+        saliency(FullGradTerms(randn(2, 3)), "max")

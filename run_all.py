@@ -44,6 +44,7 @@ THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
 WIDGET = "application/vnd.jupyter.widget-view+json"  # names a model that lives no longer than its kernel
 SITE = Path("build") / "site"
 STORED_LIMIT = 300_000  # bytes of a stored notebook
+MOST_JOBS = 64
 HEARTBEAT = 30.0  # seconds without news after which a run tells what it is doing
 CHOOSER = re.compile(r"\bexplore\w*\(")  # a cell that shows a chooser of xuqlib.study.figures.choosers
 COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
@@ -117,6 +118,11 @@ class Job:
 
     def path(self, suffix: str) -> Path:
         return self.copies / f"{self.name}{suffix}"
+
+    @property
+    def kernels(self) -> Path:
+        """How to reach the kernels of this run, each with its key."""
+        return self.copies.resolve() / "kernels"
 
     @property
     def parts(self) -> Path:
@@ -219,7 +225,10 @@ def overrides(words: Sequence[str]) -> dict[str, object]:
         name, sign, value = word.partition("=")
         if not sign or not name.isidentifier():
             stop(f"parameter {word!r} should read name=value")
-        found[name] = yaml.safe_load(value)
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            stop(f"parameter {word!r} has no value that YAML can read ({' '.join(str(error).split())})")
     return found
 
 
@@ -335,7 +344,9 @@ def run(job: Job, *, force: bool) -> tuple[str, float]:
 def execute(job: Job) -> None:
     """Run the notebook in a kernel of its own, into a temporary copy."""
     import papermill  # takes seconds, and a run that finds everything cached does without
+    from traitlets.config import Config
 
+    job.kernels.mkdir(mode=0o700, exist_ok=True)
     # Notebooks run in threads of one process, which share its environment; this is set in one kernel alone.
     set_parts = f"__import__('os').environ['XUQ_PARTS'] = {str(job.parts)!r}"
     papermill.execute_notebook(
@@ -349,6 +360,7 @@ def execute(job: Job) -> None:
         # At a lower level the kernel warns that loopback is not encrypted.
         extra_arguments=["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={set_parts}"],
         progress_bar=False,
+        config=Config(KernelManager={"connection_file": str(job.kernels / f"{job.name}.json")}),
     )
 
 
@@ -487,6 +499,7 @@ def announce(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> Non
 def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int:
     """Run all jobs, tell of each as it ends and now and then what is running, and return how many failed."""
     failures, width, start = 0, max((len(job.name) for job in jobs), default=0), time.monotonic()
+    remove_kernel_files(jobs)  # of a run that was killed
     pool = ThreadPoolExecutor(workers)  # threads suffice: each notebook's kernel is a process of its own
     futures: dict[Future[tuple[str, float]], Job] = {pool.submit(run, job, force=args.force): job for job in jobs}
     left = set(futures)
@@ -505,9 +518,16 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int
             sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted; the next run goes on from what is whole", file=sys.stderr, flush=True)
+        remove_kernel_files(jobs)
         os._exit(130)  # without waiting for the notebooks; their kernels end when this process has gone
     pool.shutdown()
+    remove_kernel_files(jobs)
     return failures
+
+
+def remove_kernel_files(jobs: Sequence[Job]) -> None:
+    for folder in {job.kernels for job in jobs}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def close(shown: str, copies: str, failures: int) -> None:
@@ -565,32 +585,43 @@ def listing(args: argparse.Namespace) -> int:
     )
 
 
+def folder(text: str) -> Path:
+    """A folder named on the command line, which may not be there yet."""
+    if not text.strip() or (Path(text).exists() and not Path(text).is_dir()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder; name one")
+    return Path(text)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--preset", default="quick", choices=list(study.PRESETS))
-    add("--only", metavar="00,04", help="numbers or names of notebooks; all without it")
+    add("--only", metavar="00,04", action="append", help="numbers or names of notebooks; all without it")
     add("--jobs", type=int, help="notebooks at a time (3, or as many as there are cores); 1 gives one all the cores")
     add("--force", action="store_true", help="run also what is cached")
     add("--retrain", action="store_true", help="train anew into build/retrained and compare the scores")
-    add("--data", type=Path, metavar="FOLDER", help="where the real data lies; sets XUQ_DATA")
+    add("--data", type=folder, metavar="FOLDER", help="where the real data lies; sets XUQ_DATA")
     add("--store", action="store_true", help="write the outputs back into the stored notebooks (quick preset)")
     add("--list", action="store_true", help="show the notebooks, parameters and last times, and run nothing")
-    add("--site", type=Path, nargs="?", const=SITE, metavar="FOLDER", help="build pages in FOLDER (build/site)")
+    add("--site", type=folder, nargs="?", const=SITE, metavar="FOLDER", help="build pages in FOLDER (build/site)")
     add("-p", "--parameter", action="append", default=[], metavar="name=value", help="set a parameter")
     add("parameters", nargs="*", metavar="name=value", help="the same, without -p")
-    add("--project", type=Path, default=study.ROOT, help="folder that holds notebooks/, figures/ and build/")
+    add("--project", type=folder, default=study.ROOT, help="folder that holds notebooks/, figures/ and build/")
     args = parser.parse_args(argv)
     args.project = args.project.resolve()
-    if args.jobs is not None and args.jobs < 1:
-        parser.error(f"--jobs is {args.jobs}; give 1 or more")
+    if args.only and len(args.only) > 1:
+        parser.error(f"--only was given {len(args.only)} times; give it once, as --only {','.join(args.only)}")
+    args.only = args.only[0] if args.only else None
+    if args.jobs is not None and not 1 <= args.jobs <= MOST_JOBS:
+        parser.error(f"--jobs is {args.jobs}; give 1 to {MOST_JOBS}")
     if args.data is not None and not args.data.is_dir():
         parser.error(f"--data {args.data} is not a folder")
-    if args.site and (args.preset != "quick" or args.only or args.store or args.retrain or args.parameter):
+    parameters = args.parameter or args.parameters
+    if args.site and (args.preset != "quick" or args.only or args.store or args.retrain or parameters):
         parser.error("--site shows what is stored and published; leave out presets, -p, --only, --store and --retrain")
     if args.site == SITE:
         args.site = args.project / SITE
-    if args.store and (args.preset != "quick" or args.retrain or args.parameter or args.parameters):
+    if args.store and (args.preset != "quick" or args.retrain or parameters):
         parser.error("--store keeps the quick run as it is published; leave out other presets, -p and --retrain")
     return args
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from PIL import Image
+from torch import nn
+
+import xuqlib
+from xuqlib.study.data.loading import DATASETS
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -18,9 +24,13 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 OWN = ["images", "text", "signals", "tables", "segmentation"]  # networks of the reader's own
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["tour", "uncertainty", *OWN])
-def test_the_snippet_runs_after_the_tour_and_shows_something(snippet, capsys):
+STREAM, DASK = SNIPPETS[2:4]
+
+
+@pytest.mark.parametrize("snippet", [*SNIPPETS[:3], *SNIPPETS[4:]], ids=["tour", "uncertainty", "stream", *OWN])
+def test_the_snippet_runs_after_the_tour_and_shows_something(snippet, capsys, monkeypatch, tmp_path):
     names: dict[str, object] = {}
+    monkeypatch.chdir(tmp_path)
     if snippet != SNIPPETS[0]:
         exec(compile(SNIPPETS[0], "README.md", "exec"), names)
         capsys.readouterr()
@@ -28,10 +38,33 @@ def test_the_snippet_runs_after_the_tour_and_shows_something(snippet, capsys):
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS[2:], ids=OWN)
+@pytest.mark.parametrize("snippet", SNIPPETS[4:], ids=OWN)
 def test_a_network_of_ones_own_is_explained_in_four_lines_after_the_imports(snippet):
     lines = [line for line in snippet.splitlines() if line.strip() and not line.startswith(("import ", "from "))]
     assert len(lines) == 4
+
+
+def test_the_recipe_for_dask_runs_as_a_script_of_its_own(tmp_path):
+    (tmp_path / "script.py").write_text(DASK)
+    command = [sys.executable, "script.py"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "30 draws x 400 examples" in ran.stdout
+
+
+def test_the_recipe_for_slurm_is_finished_by_its_last_task(tmp_path, monkeypatch):
+    (line,) = re.findall(r"`(explain_dataset\([^`]*shard=\"auto\"\))`", TEXT)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photographs").mkdir()
+    for name in "abc":
+        Image.new("RGB", (6, 6), "#8040c0").save(f"photographs/{name}.png")
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(64, 3)).eval()
+    names = {"posterior": xuqlib.MCDropout(network), **vars(xuqlib)}
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    for task in ("1", "0"):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+        exec(compile(line, "README.md", "exec"), dict(names))
+    assert xuqlib.open_explanations("maps.zarr").dataset["id"].values.tolist() == ["a.png", "b.png", "c.png"]
 
 
 def test_the_tour_has_at_most_eight_lines():
@@ -62,3 +95,8 @@ def test_every_picture_and_file_that_is_named_exists():
 def test_the_table_lists_every_notebook():
     rows = re.findall(r"^\| (\d\d) \|", TEXT, re.MULTILINE)
     assert rows == sorted(path.name[:2] for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def test_every_data_set_is_named():
+    section = TEXT[TEXT.index("## Data") : TEXT.index("## Speed")]
+    assert [name for name in DATASETS if f"`{name}`" not in section] == []

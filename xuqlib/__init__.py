@@ -15,6 +15,7 @@ from xuqlib.explainers.gradients import (
 from xuqlib.explainers.lime import lime, lime_fit
 from xuqlib.metrics import deletion, insertion
 from xuqlib.posteriors import DeepEnsemble, Draws, Flipout, Laplace, MCDropConnect, MCDropout, Posterior
+from xuqlib.scale import StoredExplanations, explain_dataset, open_explanations
 from xuqlib.study.data.loading import DataError, Examples, load
 from xuqlib.study.judging.analytic import analytic_distribution
 from xuqlib.study.judging.rivals import ua_backprop_linear
@@ -35,6 +36,8 @@ __all__ += ["gradient", "gradient_x_input", "guided_backprop", "integrated_gradi
 __all__ += ["completeness_gap", "from_captum", "fullgrad", "lime", "lime_fit"]
 __all__ += ["ExplanationDistribution", "deletion", "explain", "insertion"]
 __all__ += ["Uncertainties", "UncertaintyOf", "attribute_uncertainty", "ua_backprop", "ua_replacement", "uncertainties"]
+# The same for more examples than fit into memory.
+__all__ += ["StoredExplanations", "explain_dataset", "open_explanations"]
 # What the study hands on: data, training, the record of a notebook, and measures of its own.
 __all__ += ["DataError", "Examples", "Recipe", "fit", "lenet", "load", "mini_vgg", "mlp", "resnet18", "train_or_load"]
 __all__ += ["Notebook", "analytic_distribution", "scores", "ua_backprop_linear", "variance_split", "versions"]

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+MOST = 10**9  # of anything that is counted: beyond that, memory or patience ends first
+
 # Layers whose answer depends on chance or on the other examples while they are in training mode.
 _UNSTEADY_TYPES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
 _UNSTEADY_NAMES = re.compile("dropout|dropconnect|droppath|dropblock|stochasticdepth|batchnorm", re.IGNORECASE)
@@ -26,10 +28,7 @@ def check_examples(x: Any) -> None:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; pass a torch tensor (N, ...), as from torch.as_tensor(x)")
-    if x.layout != torch.strided or x.is_meta:
-        raise TypeError(
-            f"x is {'on the meta device' if x.is_meta else x.layout}; pass its numbers, as from x.to_dense()"
-        )
+    check_held(x, "x")
     if x.dtype == torch.uint8:
         raise TypeError("x is uint8, so these look like raw images; convert with x.float() and divide by 255")
     if not x.is_floating_point():
@@ -48,6 +47,17 @@ def check_examples(x: Any) -> None:
         )
 
 
+def check_held(value: Any, what: str) -> None:
+    """Refuse a tensor that holds no numbers, or not all of them.
+
+    Raises:
+        TypeError: it is sparse, or on the meta device.
+    """
+    if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
+        given = "on the meta device" if value.is_meta else value.layout
+        raise TypeError(f"{what} is {given}; pass its numbers, as from {what}.to_dense()")
+
+
 def check_target(target: Any, num_examples: int, num_classes: int) -> Tensor:
     """Return the class of each example as int64, (N,), on the CPU or where the given tensor lives.
 
@@ -64,6 +74,7 @@ def check_target(target: Any, num_examples: int, num_classes: int) -> Tensor:
         if num_classes != 1:
             raise ValueError(f"network has {num_classes} outputs; pass one class per example as target")
         return torch.zeros(num_examples, dtype=torch.int64)
+    check_held(target, "target")
     try:
         classes = torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError):
@@ -158,12 +169,12 @@ def check_choice(value: Any, known: Iterable[str], what: str) -> None:
         raise ValueError(f"unknown {what} {value!r}; known: {', '.join(names)}")
 
 
-def check_count(value: Any, minimum: int, what: str) -> int:
-    """Return `value` as an int that is at least `minimum`.
+def check_count(value: Any, minimum: int, what: str, maximum: int = MOST) -> int:
+    """Return `value` as an int from `minimum` to `maximum`.
 
     Raises:
         TypeError: value is not a whole number.
-        ValueError: value is too small.
+        ValueError: value is too small, or too large.
     """
     try:
         count = operator.index(value)
@@ -171,9 +182,14 @@ def check_count(value: Any, minimum: int, what: str) -> int:
         count = None
     if count is None or isinstance(value, bool):
         raise TypeError(f"{what} is {value!r}; pass a whole number of at least {minimum}")
-    if count < minimum:
-        raise ValueError(f"{what} is {count}; pass at least {minimum}")
+    if not minimum <= count <= maximum:
+        raise ValueError(f"{what} is {count}; pass at {f'least {minimum}' if count < minimum else f'most {maximum:,}'}")
     return count
+
+
+def check_seed(seed: Any) -> int:
+    """Return a seed as an int that every generator takes."""
+    return check_count(seed, 0, "seed", 2**63 - 1)
 
 
 def check_number(value: Any, minimum: float, what: str, *, above: bool = False) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from xuqlib.checks import check_attribution, check_choice, check_target
+from xuqlib.device import check_device
 from xuqlib.device import device as default_device
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explainers import Explainer
@@ -75,7 +76,7 @@ def explain(
     explainer = named(explainer)
     check_choice(keep, ("all", "moments", "mean"), "keep")
     check_choice(precision, PRECISIONS, "precision")
-    where = torch.device(device) if device is not None else default_device()
+    where = default_device() if device is None else check_device(device)
     draws, x, _ = fixed_draws(draws, x, output)
     if any(parameter.device != where for network in draws for parameter in inner(network).parameters()):
         draws = draws.to(where)

@@ -48,6 +48,15 @@ class View(OfExamples):
         self.inputs, self.output = self.inputs.changed(fn), self.output.changed(fn)
         return super()._apply(fn, recurse)
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What of the inputs and the output decides how the network is evaluated, whichever the examples are."""
+        given = [
+            (key, value.shape[1:], value.dtype) if isinstance(value, Tensor) else (key, repr(value))
+            for key, value in self.inputs.values.items()
+        ]
+        return (*given, self.inputs.layer, self.output.kind, self.output.key)
+
     def read(self, x: Tensor) -> Tensor:
         """Return the numbers of the answer before places of a segmentation are summed, (N, K, ...)."""
         copies, rest = divmod(len(x), self.inputs.num_examples)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.names import plain
 
 
 def class_panels(frame: pd.DataFrame, named: Mapping[str, str]) -> Figure:
@@ -28,7 +29,7 @@ def class_panels(frame: pd.DataFrame, named: Mapping[str, str]) -> Figure:
         rows = sorted({error.idxmax(), cv.idxmax(), cv.idxmin(), *chosen})
         for row in part.loc[rows].itertuples():
             axes.annotate(
-                str(row.kind),
+                plain(row.kind),
                 (row.error, row.cv),
                 xytext=(0, 6),
                 textcoords="offset points",

@@ -13,6 +13,7 @@ from xuqlib import ExplanationDistribution
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.figures.charts import HUES, LINES, MARKERS, feature_bars
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.names import plain
 
 
 def stacked(parts: Mapping[Hashable, pd.DataFrame], keys: list[str]) -> pd.DataFrame:
@@ -73,7 +74,7 @@ def cv_panels(frame: pd.DataFrame, *, top: float = 1.0, title: str = "") -> Figu
             text.set(color="black" if cv > 0.6 * top else "white")
             text.set(ha="center", va="center")
         axes.set_xticks(range(len(words)), words, rotation=40, ha="right")
-        axes.set_yticks(range(len(features)), features)
+        axes.set_yticks(range(len(features)), [plain(name, 24) for name in features])
         axes.grid(visible=False)
 
     size = (1.5 + 0.62 * len(posteriors), 2.3 + 0.42 * len(features))
@@ -147,7 +148,7 @@ def house_bars(rows: pd.DataFrame, chosen: Mapping[str, object]) -> tuple[Figure
         f"{name} = {value:.5g}"
         for name, value in zip(rows["feature"], rows["value"], strict=True)
     ]
-    words = {name: str(value).replace("_", " ") for name, value in chosen.items()}
+    words = {name: plain(value).replace("_", " ") for name, value in chosen.items()}
     title = f"{words['house'].capitalize()}, {words['explainer']}, {words['posterior']}"
     figure = feature_bars(rows.assign(feature=named), title=title, unit=first["unit"])
     figure.set_size_inches(10, figure.get_figheight())

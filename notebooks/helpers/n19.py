@@ -16,6 +16,7 @@ from torch import Tensor
 from xuqlib.study.figures.charts import HUES, MARKERS, Picture, styled
 from xuqlib.study.figures.maps import COLOURS
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.names import plain
 
 LETTER = 0.125  # width of a letter in inches, at 14 points
 
@@ -56,7 +57,7 @@ def coloured_words(frame: pd.DataFrame, *, title: str) -> Figure:
         title: the finding.
     """
     maps = list(dict.fromkeys(frame["map"]))
-    words = frame.loc[frame["map"] == maps[0], "word"].astype(str).tolist()
+    words = frame.loc[frame["map"] == maps[0], "word"].map(plain).tolist()
     ends = np.cumsum([len(word) + 1.6 for word in words])
     figure = Picture(
         figsize=(max(7.2, LETTER * ends[-1] + 0.6), 1.0 + 0.78 * len(maps))

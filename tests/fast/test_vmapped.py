@@ -168,6 +168,30 @@ class Scaled(Skip):
         return {"answer": super().forward(x) * scale}
 
 
+def vit_before_its_head() -> nn.Module:
+    vit = torchvision_vit()
+    for module in vit.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    vit.heads = nn.Sequential(nn.Dropout(0.3), vit.heads)
+    return vit
+
+
+@pytest.mark.filterwarnings("ignore:network called no ReLU")
+@pytest.mark.parametrize(
+    ("build", "is_split"), [(torchvision_vit, True), (attentive_vit, False), (vit_before_its_head, False)]
+)
+def test_many_rows_of_attention_behind_a_mask_are_evaluated_draw_by_draw(build, is_split):
+    draws, x = MCDropout(seeded(build)).sample(3, seed=1), randn(5, 3, 8, 8)
+    for _ in range(2):  # the second engine knows what the first found
+        engine = Engine(draws, x)
+        assert engine.how == "vmap"
+        assert [len(some) for some in engine.chain.folds(64, 4)] == [3]
+        assert [len(some) for some in engine.chain.folds(64, 5)] == ([1, 1, 1] if is_split else [3])
+        found = torch.stack(list(engine.attributions(Path(x), torch.ones(5).long())))
+        assert error(found, looped(draws, gradient, x, 1)) < PROMISE
+
+
 def test_draws_seen_through_a_view_are_evaluated_under_vmap():
     x, scale = randn(*TABLE), randn(4, 1, seed=3)
     drawn = MCDropout(seeded(Scaled)).sample(4, seed=1)
@@ -180,6 +204,16 @@ def test_draws_seen_through_a_view_are_evaluated_under_vmap():
         engine.rows = rows
         found = torch.stack(list(engine.attributions(explainer.declared.path(x, **options), target)))
         assert error(found, expected) < PROMISE
+
+
+def test_draws_seen_through_a_view_are_compared_with_themselves_once(monkeypatch):
+    probed, whole = [], Vmapped._probe
+    monkeypatch.setattr(Vmapped, "_probe", lambda self, points: probed.append(1) or whole(self, points))
+    drawn, x, scale = MCDropout(seeded(Scaled)).sample(4, seed=1), randn(*TABLE), randn(4, 1, seed=3)
+    for given, output in [((x, scale), "answer"), ((-x[:2], scale[:2]), "answer"), ((x, scale), lambda a: a["answer"])]:
+        draws, _ = drawn.seen(given, output)
+        assert Engine(draws.at(slice(1)), given[0][:1]).how == "vmap"
+    assert len(probed) == 2  # the function may read something else
 
 
 def test_what_draws_share_before_the_first_mask_is_evaluated_once(monkeypatch):
@@ -203,11 +237,18 @@ class Sometimes(nn.Module):
         return F.dropout(x, 0.5) * (2.0 if float(F.dropout(x, 0.5).abs().max()) < 1e9 else 1.0)
 
 
+def recurrent(kind: type[nn.RNNBase]) -> nn.Module:
+    network = seeded(Recurrent)
+    network.lstm = kind(1, 4, num_layers=2, dropout=0.3, batch_first=True).double()
+    return network
+
+
 REFUSED = {
     "a recurrent layer": (
-        lambda: MCDropout(seeded(Recurrent)).sample(3),
-        "Batching rule not implemented for aten::lstm",
+        lambda: MCDropout(recurrent(nn.GRU)).sample(3),
+        "Batching rule not implemented for aten::gru",
     ),
+    "an LSTM": (lambda: Flipout(seeded(Recurrent)).sample(3), "an LSTM is one operation on a CPU"),
     "control by values": (lambda: MCDropout(Sometimes()).sample(3), r"vmap: It looks like you're calling .item\(\)"),
     "one draw": (lambda: MCDropout(seeded(Skip)).sample(1), "one draw, or draws of several kinds"),
     "no draws": (

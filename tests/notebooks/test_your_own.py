@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from core_networks import EXACT, assert_same, randn, seeded, snapshot
 from helpers import n15
+from hostile import WRITABLE
 from notebook_cells import definitions
 from PIL import Image
 from torch import nn
@@ -117,6 +119,15 @@ def test_a_folder_gives_back_the_pictures_and_the_classes_in_the_order_of_the_ou
     assert torch.equal(found.y, examples.y[order])
     assert torch.equal(found.x, examples.x[order])
     assert n15.read_images(tmp_path, 12).names == sorted(examples.class_names), "alphabetical where nobody says"
+
+
+@pytest.mark.parametrize("name", WRITABLE.values(), ids=WRITABLE)
+def test_no_name_of_a_class_leads_out_of_the_folder_of_its_pictures(name, tmp_path):
+    examples = replace(load("planted", num_examples=2), y=torch.tensor([0, 1]), class_names=(name, "other"))
+    names = notebook.write_images(examples, tmp_path / "inside")
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
+    found = n15.read_images(tmp_path / "inside", 2, classes=names)
+    assert found.names == names and torch.equal(found.x, examples.x)
 
 
 def write_pictures(folder, sizes, *, suffix=".jpg"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from hostile import hostile_site
 from test_site import check_links
 
 from xuqlib.study.figures import choosers as widgets
@@ -95,10 +97,15 @@ class Visit:
         self.errors: list[str] = []
         self.page.on("request", lambda request: self._note(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._listen)
 
     def _note(self, url: str) -> None:
         if not url.startswith(("file:", "data:", "blob:", "http://127.0.0.1:", "ws://127.0.0.1:")):
             self.outside.append(url)
+
+    def _listen(self, message) -> None:
+        if "Content Security Policy" in message.text:
+            self.errors.append(message.text)
 
     def shoot(self, name: str) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -199,6 +206,53 @@ def test_a_slider_of_the_site_is_operated_by_keyboard_without_a_kernel(browser, 
     assert line.inner_text() == "b: 3"
     chooser.scroll_into_view_if_needed()
     visit.shoot("site_slider")
+    assert (visit.outside, visit.errors) == ([], [])
+    visit.context.close()
+
+
+ATTACKS = (
+    "<script>document.title = 'hit'</script>",
+    "<img src=x onerror=\"document.title = 'hit'\">",
+    "<svg onload=\"document.title = 'hit'\"></svg>",
+    "<details open ontoggle=\"document.title = 'hit'\"><summary>x</summary>y</details>",
+    "<iframe srcdoc=\"<script>parent.document.title = 'hit'</script>\"></iframe>",
+)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_script_that_gets_into_a_page_does_not_run(browser, attack, tmp_path):
+    """Nothing should get in; this is the second lock. Without the page's policy each of these scripts runs."""
+    text = pages.page("safe", f"<p>before</p>{attack}")
+    (policy,) = re.findall('<meta http-equiv="Content-Security-Policy"[^>]*>', text)
+    (tmp_path / "open.html").write_text(text.replace(policy, ""))
+    (tmp_path / "closed.html").write_text(text)
+    titles = []
+    for name in ("open", "closed"):
+        visit = Visit(browser)
+        visit.page.goto((tmp_path / f"{name}.html").as_uri(), wait_until="load")
+        visit.page.wait_for_timeout(150)  # a picture that is not there, and a fold that opens, tell so a little later
+        titles.append(visit.page.title())
+        assert visit.page.locator("nav.top a").count() == 3
+        visit.context.close()
+    assert titles == ["hit", "safe"]
+
+
+def test_hostile_names_are_read_and_not_run_on_every_page_of_a_site(browser, tmp_path):
+    folder = hostile_site(tmp_path)
+    visit = Visit(browser)
+    page = visit.page
+    page.add_init_script("window.alert = () => { document.documentElement.dataset.hit = 'yes' }")
+    for path in sorted(folder.glob("*.html")):
+        page.goto((folder / path.name).as_uri(), wait_until="load")
+        for chooser in page.locator(".chooser").all():
+            for control in chooser.locator("input[type=radio]:visible").all():
+                control.check()
+            assert "alert(1)" in chooser.locator("[aria-live]").inner_text()
+        page.wait_for_timeout(50)
+        assert page.evaluate("document.documentElement.dataset.hit") is None
+        assert page.locator("img[onerror], svg, main script:not([type='application/json'])").count() == 0
+        assert page.locator("a[href^='javascript:']").count() == 0
+    assert page.locator("body").inner_text().count("alert(1)") > 0  # the last of them, the verdicts
     assert (visit.outside, visit.errors) == ([], [])
     visit.context.close()
 

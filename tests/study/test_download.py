@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
+import re
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +28,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
+        if self.path.lstrip("/") in self.server.moved:
+            self.send_response(302)
+            self.send_header("Location", self.server.moved[self.path.lstrip("/")])
+            self.end_headers()
+            return
         body = self.server.bodies.get(self.path.lstrip("/"))
         if body is None:
             self.send_error(404)
@@ -41,7 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.ThreadingHTTPServer]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.bodies, running.requests = {"good.bin": BODY, "short.bin": BODY}, []
+        running.bodies, running.moved, running.requests = {"good.bin": BODY, "short.bin": BODY}, {}, []
         running.url = f"http://127.0.0.1:{running.server_port}"
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -68,11 +77,12 @@ def test_a_good_file_arrives_under_its_name_and_nothing_else(server, tmp_path):
     assert files_in(tmp_path) == ["good.bin"]
 
 
-def test_an_md5_is_checked_too(server, tmp_path):
+def test_an_md5_of_a_file_that_a_reader_brings_is_checked_too(cache, tmp_path):
+    (tmp_path / "mine.bin").write_bytes(BODY)
     md5 = hashlib.md5(BODY).hexdigest()
-    assert fetch(f"{server.url}/good.bin", tmp_path / "a", md5=md5).read_bytes() == BODY
+    assert locate((Layout("plain", (File("mine.bin", md5=md5),)),), tmp_path, "needed").layout == "plain"
     with pytest.raises(DataError, match=f"expected md5 {'0' * 32}, found {md5}"):
-        fetch(f"{server.url}/good.bin", tmp_path / "b", md5="0" * 32)
+        locate((Layout("plain", (File("mine.bin", md5="0" * 32),)),), tmp_path, "needed")
 
 
 def test_a_file_already_in_place_is_not_fetched_again(server, tmp_path):
@@ -123,8 +133,58 @@ def test_an_interrupt_half_way_leaves_nothing_behind(server, tmp_path, monkeypat
 
 
 def test_a_download_without_a_digest_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="sha256= or md5="):
-        fetch("http://127.0.0.1/x", tmp_path / "x")
+    with pytest.raises(ValueError, match="sha256=.*cannot be checked"):
+        fetch("https://127.0.0.1/x", tmp_path / "x", sha256=None)
+
+
+@pytest.mark.parametrize("scheme", ["file://", "FILE:", "ftp://127.0.0.1", "data:,", ""])
+def test_a_mirror_is_a_web_address_and_no_file_of_this_machine(scheme, cache, tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/good.bin").write_bytes(BODY)
+    monkeypatch.setenv("XUQ_MIRROR", f"{scheme}{tmp_path}")
+    layouts = (Layout("plain", (File("set/good.bin", sha256=SHA, url="https://elsewhere.invalid/x"),)),)
+    with pytest.raises(DataError, match=r"no web address; a folder is read in place as data= or \$XUQ_DATA"):
+        locate(layouts, None, "needed")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "followed"),
+    [
+        ("https://a.invalid/x", "https://b.invalid/x", True),
+        ("http://a.invalid/x", "https://b.invalid/x", True),
+        ("http://a.invalid/x", "http://b.invalid/x", True),
+        ("https://a.invalid/x", "http://a.invalid/x", False),
+        ("http://a.invalid/x", "ftp://a.invalid/x", False),
+    ],
+)
+def test_a_redirection_never_leaves_encryption(start, end, followed):
+    redirects, request = download._Redirects(), urllib.request.Request(start)
+    if followed:
+        assert redirects.redirect_request(request, None, 302, "Found", {}, end).full_url == end
+        return
+    with pytest.raises(urllib.error.URLError, match="not encrypted"):
+        redirects.redirect_request(request, None, 302, "Found", {}, end)
+
+
+def test_a_redirection_of_a_server_is_followed_or_refused(server, tmp_path):
+    server.moved["old.bin"] = f"{server.url}/good.bin"
+    assert fetch(f"{server.url}/old.bin", tmp_path / "good.bin", sha256=SHA).read_bytes() == BODY
+    server.moved["old.bin"] = f"ftp://{server.url[7:]}/good.bin"
+    with pytest.raises(DataError, match=r"could not fetch .*old.bin .*leads to ftp:.*not encrypted"):
+        fetch(f"{server.url}/old.bin", tmp_path / "other.bin", sha256=SHA)
+    assert files_in(tmp_path) == ["good.bin"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o027, 0o640), (0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_a_fetched_file_is_what_the_umask_says(server, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        path = fetch(f"{server.url}/good.bin", tmp_path / "new" / "good.bin", sha256=SHA)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
+    assert path.parent.stat().st_mode & 0o777 == 0o777 & ~umask
 
 
 def test_the_local_folder_comes_before_the_cache_and_the_cache_before_the_network(server, cache, tmp_path):
@@ -214,16 +274,15 @@ def test_a_set_without_a_download_says_what_to_fetch_and_where_to_put_it(name, w
         load(name, data=tmp_path)
 
 
-def test_every_address_is_encrypted_but_those_of_torchvision(cache):
+def test_every_address_is_encrypted_and_every_download_has_a_sha256(cache):
     from xuqlib.study.check import wanted
     from xuqlib.study.data.loading import DATASETS
 
     files = [file for name in DATASETS for need in wanted(name) for layout in need.layouts for file in layout.files]
-    addresses = [file.url for file in files if file.url]
-    assert len(addresses) > 15
-    assert {url.split("//")[1].split("/")[0] for url in addresses if not url.startswith("https:")} <= {
-        "ufldl.stanford.edu"
-    }
+    fetched = [file for file in files if file.url]
+    assert len(fetched) > 15
+    assert [file.url for file in fetched if not file.url.startswith("https://")] == []
+    assert [file.path for file in fetched if not re.fullmatch("[0-9a-f]{64}", file.sha256 or "")] == []
 
 
 def test_the_counts_of_cifar10h_are_narrowed_before_their_digest_is_taken(server, tmp_path):

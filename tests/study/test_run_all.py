@@ -121,16 +121,21 @@ def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path,
     assert second.returncode == 2 and second.stdout == ""
     assert re.fullmatch(rf"another run writes to .*quick \(process {running.pid}, since .*", second.stderr.strip())
     (tmp_path / "notebooks" / f".51_slow.ipynb.{running.pid}.tmp").write_text("half")  # as if it were writing
+    kernels = tmp_path / "build" / "quick" / "kernels"
+    (file,) = kernels.glob("*.json")  # how to reach the kernel, with its key
+    assert file.stat().st_mode & 0o777 == 0o600 and kernels.stat().st_mode & 0o777 == 0o700
     running.send_signal(blow)
     running.communicate(timeout=300)
     assert running.returncode == (-blow if blow == signal.SIGKILL else 130)
     kernel = int(marker.read_text())
     wait_for(lambda: gone(kernel))
+    assert kernels.exists() == (blow == signal.SIGKILL)  # which leaves no time; the next run removes them
 
     ran = start(tmp_path, "--jobs", "1")
     assert ran.returncode == 0, ran.stderr
     assert statuses(ran) == {"50_whole": "cached", "51_slow": "ran"}
     assert not list(tmp_path.rglob("*.tmp*"))
+    assert not kernels.exists()
 
 
 def finished(project: Path) -> run_all.Job:
@@ -214,8 +219,17 @@ def test_figures_that_a_notebook_no_longer_makes_are_dropped(tmp_path):
         (["epochz=3"], "has no parameter epochz"),
         (["--preset", "huge"], "invalid choice: 'huge' (choose from"),
         (["-p", "seed"], "parameter 'seed' should read name=value"),
-        (["--jobs", "0"], "--jobs is 0; give 1 or more"),
+        (["--only", "50", "--only", "51"], "--only was given 2 times; give it once, as --only 50,51"),
+        (["-p", "seed=[0, 1"], "parameter 'seed=[0, 1' has no value that YAML can read"),
+        (["-p", "seed=: {"], "has no value that YAML can read"),
+        (["--jobs", "0"], "--jobs is 0; give 1 to 64"),
+        (["--jobs", "1000000"], "--jobs is 1000000; give 1 to 64"),
+        (["--jobs", "two"], "invalid int value: 'two'"),
         (["--data", "nowhere"], "--data nowhere is not a folder"),
+        (["--data", ""], "'' is no folder; name one"),
+        (["--data", __file__], "is no folder; name one"),
+        (["--site", __file__], "is no folder; name one"),
+        (["--site", "out", "seed=1"], "--site shows what is stored and published"),
         (["--store", "--preset", "full"], "--store keeps the quick run"),
     ],
 )

@@ -19,7 +19,7 @@ from xuqlib import DeepEnsemble, Examples, Flipout, Laplace, MCDropConnect, MCDr
 from xuqlib.posteriors.fixing import seed_of
 from xuqlib.study.training import checkpoints
 from xuqlib.study.training import loading as training
-from xuqlib.study.training.checkpoints import CheckpointError
+from xuqlib.study.training.checkpoints import CheckpointError, load_checkpoint
 from xuqlib.study.training.fitting import augmented, predict
 from xuqlib.study.training.loading import METHODS, train_or_load
 from xuqlib.study.training.recipes import RECIPES, build, recipe_for
@@ -294,7 +294,8 @@ def test_a_member_trained_together_is_the_one_trained_alone(home):
     for one, other in zip(ensemble.members[0].parameters(), alone.network.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)  # float16 has 11 bits
     assert not same_networks(*ensemble.members)
-    (home / "diabetes-plain-member1-seed0.json").unlink()
+    for suffix in (".json", ".safetensors"):
+        (home / f"diabetes-plain-member1-seed0{suffix}").unlink()
     for one, other in zip(diabetes("deep_ensemble").members, ensemble.members, strict=True):
         for parameter, wanted in zip(one.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(parameter, wanted, rtol=2e-3, atol=1e-5)
@@ -307,7 +308,11 @@ def test_an_interrupted_ensemble_goes_on_with_the_missing_members(home, monkeypa
     for member in missing:
         (home / f"diabetes-plain-member{member}-seed0.json").unlink()
     calls = note_training(monkeypatch)
-    train_or_load("deep_ensemble", "diabetes", num_members=3, progress=False)
+    with pytest.warns(
+        UserWarning, match=r"plain-member\d-seed0 is trained anew: .*safetensors has no manifest"
+    ) as told:
+        train_or_load("deep_ensemble", "diabetes", num_members=3, progress=False)
+    assert len(told) == len(missing)
     assert (len(calls["fit"]), len(calls["fit_together"])) == calls_wanted
     changed = {path.name for path in home.glob("*.json") if path.stat().st_mtime_ns != before[path.name]}
     assert changed == {f"diabetes-plain-member{member}-seed0.json" for member in missing}
@@ -346,10 +351,33 @@ def test_a_checkpoint_of_another_recipe_is_not_used_even_if_it_is_published(home
     published = home.parent.parent / "checkpoints"
     home.rename(published)
     monkeypatch.setitem(RECIPES, "diabetes", dataclasses.replace(RECIPES["diabetes"], epochs=1))
-    diabetes()
+    with pytest.warns(UserWarning, match=r"checkpoints/diabetes-mc.* has another recipe \(epochs 2 instead of 1\)"):
+        diabetes()
     assert len(list(home.glob("*.json"))) == 1, "trained into the cache"
     forbid_training(monkeypatch)
     diabetes()  # and found there, behind the stale one
+
+
+@pytest.mark.parametrize("method", ["deep_ensemble", "mc_dropout", "laplace"])
+def test_another_seeds_pair_under_this_seeds_name_is_refused(home, method):
+    for seed in (0, 1):
+        diabetes(method, seed=seed)
+    name = {"deep_ensemble": "plain-member0", "mc_dropout": "mc_dropout-last", "laplace": "laplace-last"}[method]
+    for suffix in (".json", ".safetensors"):
+        (home / f"diabetes-{name}-seed1{suffix}").replace(home / f"diabetes-{name}-seed0{suffix}")
+    with pytest.raises(CheckpointError, match=f"{name}-seed0.json and its tensors are those of diabetes-{name}-seed1"):
+        diabetes(method)
+
+
+def test_a_laplace_approximation_of_another_network_is_fitted_anew(home):
+    diabetes("laplace")
+    path = home / "diabetes-plain-member0-seed0.safetensors"
+    tensors, manifest = load_checkpoint(path.with_suffix(".json"))
+    tensors[next(iter(tensors))].mul_(2)
+    checkpoints.save_checkpoint(path.stem, tensors, manifest, home)
+    with pytest.warns(UserWarning, match="diabetes-laplace-last-seed0 is trained anew: .* has another network"):
+        again = diabetes("laplace")
+    assert same_networks(again.network, diabetes("laplace").network)
 
 
 def test_a_recipe_of_ones_own_is_kept_under_its_networks_name_beside_the_data_sets(home, monkeypatch):

@@ -156,7 +156,7 @@ def test_a_trained_autoencoder_is_found_again_and_a_changed_recipe_trains_anew(c
         assert torch.equal(one, other)
     assert not again.training
     monkeypatch.setitem(VAE_RECIPES, "digits", dataclasses.replace(SHORT, epochs=2, num_train=40))
-    with pytest.raises(pytest.fail.Exception, match="trained again"):
+    with pytest.warns(UserWarning, match="another recipe"), pytest.raises(pytest.fail.Exception, match="trained again"):
         train_or_load_vae("digits", seed=1, progress=False)
 
 

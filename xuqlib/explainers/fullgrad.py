@@ -100,8 +100,9 @@ class _BiasMode(TorchFunctionMode):
         given = tuple(values[number].detach() for number in inputs)
         if name in _LAYERS and inputs == [0] and given[0].dim() >= values[1].dim():  # not one image without a batch
             constant = call(torch.zeros_like(given[0][:1]))
-            first_place: Any = (..., *[slice(1)] * (constant.dim() - 2))
-            constant = constant[first_place] if name in _OF_CHANNELS else constant
+            if name in _OF_CHANNELS:
+                first_place: Any = (..., *[slice(1)] * (constant.dim() - 2))
+                constant = constant[first_place]
         elif name in _AFFINE:
             constant = call(*map(torch.zeros_like, given))
         else:  # number by number, so that the slope of the sum is that of each

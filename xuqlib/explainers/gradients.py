@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xuqlib.checks import check_count, check_examples, check_number
+from xuqlib.checks import check_count, check_examples, check_number, check_seed
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.declaring import explainer
 from xuqlib.path import Network, Path, along, rows_per_pass, select_logits
@@ -153,7 +153,7 @@ def completeness_gap(
 
 def _noisy_path(x: Tensor, *, num_samples: int = 32, noise: float = 0.1, seed: int = 0) -> Path:
     check_number(noise, 0, "noise")
-    generator = torch.Generator().manual_seed(check_count(seed, 0, "seed"))
+    generator = torch.Generator().manual_seed(check_seed(seed))
     shape = (check_count(num_samples, 1, "num_samples"), *x.shape[1:])
     unit = torch.randn(shape, generator=generator, dtype=torch.float64).to(x)
     extent = x.flatten(1).amax(1) - x.flatten(1).amin(1)

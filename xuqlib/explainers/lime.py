@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_count, check_examples, check_number, check_target
+from xuqlib.checks import check_count, check_examples, check_number, check_seed, check_target
 from xuqlib.explainers.baselines import expand
 from xuqlib.explainers.declaring import explainer
 from xuqlib.fast.engine import Engine
@@ -140,7 +140,7 @@ def lime_fit(
     check_count(num_samples, 2, "num_samples")
     check_number(alpha, 0, "alpha")
     check_number(1 if kernel_width is None else kernel_width, 0, "kernel_width", above=True)
-    rng, x = np.random.default_rng(check_count(seed, 0, "seed")), x.detach()
+    rng, x = np.random.default_rng(check_seed(seed)), x.detach()
     if isinstance(first, View) and first.inputs.are_tokens:
         segments = torch.arange(x.shape[1])[None] if segments is None else segments
         fill = 0.0 if fill == "mean" else fill

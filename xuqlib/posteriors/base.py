@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from xuqlib.checks import check_count
+from xuqlib.checks import check_count, check_seed
 from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.kinds import unwrapped
@@ -65,9 +65,9 @@ class WeightPosterior(Posterior):
 
 
 def check_draws(num_draws: int, seed: int) -> None:
-    """Refuse fewer than one draw, and a negative seed."""
-    check_count(num_draws, 1, "num_draws")
-    check_count(seed, 0, "seed")
+    """Refuse fewer than one draw, more than a million, and a negative seed."""
+    check_count(num_draws, 1, "num_draws", 10**6)
+    check_seed(seed)
 
 
 def check_network(network: Any) -> nn.Module:

@@ -97,6 +97,8 @@ class FixedMasks(TorchFunctionMode):
             rate, is_on = unrolled.dropout_inside(func, args, kwargs)
             if rate > 0 and self.seed is not None:
                 return written_out(self._dropped, func, *args, **kwargs)
+            if self.fold is not None and any(number <= self.calls for number in self.fold.known):
+                self.fold.attends = True
             is_random = rate > 0 and is_on
         elif self.seed is not None and func is torch.rand and not {"generator", "out"} & set(kwargs):
             like = torch.empty(*args, **kwargs)
@@ -187,11 +189,16 @@ _INSTEAD = "let what it drops from not depend on the batch"
 
 
 class Fold:
-    """Masks of several draws that share a network, of which `torch.func.vmap` sees one for each `index`."""
+    """Masks of several draws that share a network, of which `torch.func.vmap` sees one for each `index`.
+
+    Attributes:
+        attends: whether behind the first mask there is attention that for one draw by itself is one fused operation.
+    """
 
     def __init__(self, seeds: Sequence[int | None]) -> None:
         self.seeds, self.index = seeds, torch.tensor(0)
         self.known: dict[int, Tensor] = {}
+        self.attends = False
 
     @contextmanager
     def at(self, index: Tensor) -> Iterator[None]:
@@ -283,7 +290,8 @@ class Plans:
 
     def __init__(self) -> None:
         self._plans: dict[str, list[Call]] = {}
-        self.refused_by_vmap: dict[Any, str] = {}  # and why, by the shape and kind of evaluation; "" where it is not
+        # By the shape and kind of evaluation: why vmap refuses, "" where it does not; and whether a `Fold` attends.
+        self.known_of_vmap: dict[Any, tuple[str, bool]] = {}
 
     def of(self, network: nn.Module, given: Any) -> list[Call]:
         """Return the calls of a network by trying it, or as they were when inputs of these shapes came before.

@@ -38,7 +38,7 @@ def try_out(network: Callable[[Tensor], Any], x: Tensor, check: Callable[[Any], 
     check_fixed(network)
     asked, about = network, (tuple(x.shape[1:]), x.dtype, x.device)
     if isinstance(network, View):
-        asked, about = network.network, (*about, *network.inputs.values, network.output.kind, network.output.key)
+        asked, about = network.network, (*about, *network.kind)
     if isinstance(asked, FixedNetwork):
         if asked.resampling is not None:  # which answers by chance on purpose
             return None

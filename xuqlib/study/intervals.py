@@ -17,7 +17,19 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
-from xuqlib.checks import check_count
+from xuqlib.study.checked import (
+    Column,
+    Columns,
+    Count,
+    Finite,
+    Place,
+    Seed,
+    Several,
+    Table,
+    check_columns,
+    checked,
+    shown,
+)
 from xuqlib.study.judging.similarity import spearman_rows
 
 OVER_EXAMPLES = "±2 standard errors over examples"
@@ -28,6 +40,7 @@ BOOTSTRAP = "95 % bootstrap over examples"
 Numbers = Sequence[float] | np.ndarray | pd.Series
 
 
+@checked
 @dataclass(frozen=True)
 class Estimate:
     """A number and the ends of its 95 % interval; NaN where they are undefined. Unpacks to value, low, high.
@@ -44,18 +57,20 @@ class Estimate:
     low: float = math.nan
     high: float = math.nan
     of: str = ""
-    n: int | None = None
-    seeds: int = 1
+    n: Place | None = None
+    seeds: Count = 1
     decides: bool = True
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.value, self.low, self.high))
 
-    def above(self, bound: float) -> bool | None:
+    @checked
+    def above(self, bound: Finite) -> bool | None:
         """Whether the number lies above the bound: True or False where the interval decides it, else None."""
         return None if not self.decides else True if self.low > bound else False if self.high <= bound else None
 
-    def between(self, at_least: float, at_most: float) -> bool | None:
+    @checked
+    def between(self, at_least: Finite, at_most: Finite) -> bool | None:
         """Whether the number lies between the bounds: decided where the interval is all inside, or all outside."""
         if self.decides and at_least <= self.low and self.high <= at_most:
             return True
@@ -69,6 +84,7 @@ class Estimate:
 # One number per example, or per training.
 
 
+@checked
 def mean_of_examples(values: Numbers, *, against: Numbers | None = None, of: str = OVER_EXAMPLES) -> Estimate:
     """Mean over examples, and two standard errors either way.
 
@@ -89,6 +105,7 @@ def mean_of_examples(values: Numbers, *, against: Numbers | None = None, of: str
     return Estimate(mean, mean - 2 * error, mean + 2 * error, of, n=len(sides[0]))
 
 
+@checked
 def mean_of_trainings(values: Numbers, *, of: str = OVER_SEEDS) -> Estimate:
     """Mean over trainings, and its 95 % t-interval, NaN for a single one.
 
@@ -105,7 +122,8 @@ def mean_of_trainings(values: Numbers, *, of: str = OVER_SEEDS) -> Estimate:
     return Estimate(mean, low, high, of, n=count, seeds=count, decides=values.nunique() > 1)
 
 
-def clustered(frame: pd.DataFrame, value: str, *, num_resamples: int = 1000, seed: int = 0) -> Estimate:
+@checked
+def clustered(frame: Table, value: Column, *, num_resamples: Several = 1000, seed: Seed = 0) -> Estimate:
     """Mean over trainings and examples, with an interval over both: each is drawn anew, and all of its numbers with it.
 
     Examples of one training share its network, and trainings share the examples, so neither rows nor examples alone
@@ -121,15 +139,14 @@ def clustered(frame: pd.DataFrame, value: str, *, num_resamples: int = 1000, see
 
     Source: Owen 2007, The pigeonhole bootstrap, section 3. arXiv 0712.1111.
     """
+    check_columns(frame, "seed", "example")
     table = frame.pivot(index="seed", columns="example", values=value).dropna(axis=1, how="all").to_numpy(float)
     trainings, examples = table.shape
     if examples < 2:
         raise ValueError(f"{examples} examples have a {value!r}; an interval over examples needs two or more")
     stream, there = np.random.default_rng(seed), ~np.isnan(table)
     weights = [
-        np.vstack(
-            [np.ones(n, int), stream.multinomial(n, np.full(n, 1 / n), check_count(num_resamples, 2, "resamples"))]
-        )
+        np.vstack([np.ones(n, int), stream.multinomial(n, np.full(n, 1 / n), num_resamples)])
         for n in (trainings, examples)
     ]
     sums, counts = (((weights[0] @ part) * weights[1]).sum(1) for part in (np.where(there, table, 0), there))
@@ -142,13 +159,16 @@ def clustered(frame: pd.DataFrame, value: str, *, num_resamples: int = 1000, see
     return replace(from_resamples(means, of=of), n=examples, seeds=trainings)
 
 
-def wilson(share: float, n: int, *, of: str = "95 % Wilson interval") -> Estimate:
+@checked
+def wilson(share: float, n: Place, *, of: str = "95 % Wilson interval") -> Estimate:
     """Interval of a share of n independent answers; it is inside [0, 1], and not of zero width at its ends.
 
     Source: Wilson 1927; Brown, Cai & DasGupta 2001, equation 4.
     """
     if n == 0:
         return Estimate(share, of=of, n=0)
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is {share}; pass a number from 0 to 1")
     z = float(norm.ppf(0.975))
     middle, half = share + z**2 / 2 / n, z * (share * (1 - share) / n + z**2 / 4 / n**2) ** 0.5
     return Estimate(share, (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n), of, n=n)
@@ -157,8 +177,10 @@ def wilson(share: float, n: int, *, of: str = "95 % Wilson interval") -> Estimat
 # Resamples.
 
 
-def from_resamples(values: np.ndarray, *, of: str = BOOTSTRAP, n: int | None = None) -> Estimate:
+@checked
+def from_resamples(values: Numbers, *, of: str = BOOTSTRAP, n: Place | None = None) -> Estimate:
     """The first of the values, and the 95 % percentile interval of the others, its resamples, that are defined."""
+    values = np.asarray(values, float)
     defined = values[1:][np.isfinite(values[1:])]
     if np.isnan(values[0]) or not len(defined):
         return Estimate(math.nan, of=of, n=n)
@@ -166,8 +188,9 @@ def from_resamples(values: np.ndarray, *, of: str = BOOTSTRAP, n: int | None = N
     return Estimate(float(values[0]), float(low), float(high), of, n=n)
 
 
+@checked
 def bootstrap(
-    statistic: Callable[..., Any], *tables: np.ndarray, num_resamples: int = 499, seed: int = 0
+    statistic: Callable[..., Any], *tables: np.ndarray, num_resamples: Several = 499, seed: Seed = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A statistic of whole tables, and its 95 % interval over which examples happened to be in them.
 
@@ -184,23 +207,29 @@ def bootstrap(
     Raises:
         ValueError: the tables have different lengths.
     """
+    if not tables:
+        raise ValueError("there are no tables; pass one or more")
     count = len(tables[0])
+    if not count:
+        raise ValueError("the tables are empty; pass one row or more")
     if any(len(table) != count for table in tables):
         raise ValueError(f"tables have {[len(table) for table in tables]} rows; pass the same examples")
-    times = check_count(num_resamples, 2, "num_resamples")
-    rows = np.random.default_rng(seed).integers(count, size=(times, count))
+    rows = np.random.default_rng(seed).integers(count, size=(num_resamples, count))
     found = np.stack([statistic(*(table[row] for table in tables)) for row in rows])
+    if found.dtype == object:
+        raise TypeError(f"the statistic gave {shown(found[0])}; let it return a number, or an array")
     low, high = np.quantile(found, [0.025, 0.975], axis=0)
     return np.asarray(statistic(*tables)), low, high
 
 
+@checked
 def resamples(
-    frame: pd.DataFrame,
+    frame: Table,
     statistic: Callable[[pd.DataFrame, np.ndarray], np.ndarray],
     *,
-    by: str,
-    num_resamples: int = 1000,
-    seed: int = 0,
+    by: Column,
+    num_resamples: Several = 1000,
+    seed: Seed = 0,
 ) -> pd.DataFrame:
     """Resample a statistic of several competitors in two stages: training seeds, then examples.
 
@@ -222,17 +251,20 @@ def resamples(
     Raises:
         ValueError: there are no such examples.
     """
+    check_columns(frame, "seed", "example")
     parts = {key: part.set_index("example") for key, part in frame.groupby([by, "seed"], sort=False)}
     examples = [part.index for part in parts.values()]
     shared = reduce(lambda a, b: a.intersection(b, sort=False), examples) if examples else pd.Index([])
     if not len(shared):
         raise ValueError(f"no example is there for every {by} and seed; measure all of them on the same examples")
     stream, n = np.random.default_rng(seed), len(shared)
-    times = check_count(num_resamples, 2, "num_resamples")
-    weights = np.vstack([np.ones(n), stream.multinomial(n, np.full(n, 1 / n), times)]) / n
+    weights = np.vstack([np.ones(n), stream.multinomial(n, np.full(n, 1 / n), num_resamples)]) / n
     found: dict[Any, list[np.ndarray]] = {}
     for (name, _), part in parts.items():
-        found.setdefault(name, []).append(statistic(part.loc[shared], weights))
+        values = np.asarray(statistic(part.loc[shared], weights))
+        if values.shape != (len(weights),):
+            raise ValueError(f"the statistic gave an array {values.shape}; let it return one value per row of weights")
+        found.setdefault(name, []).append(values)
     columns = {}
     for name, each in found.items():
         values = np.stack(each, 1)  # (1 + resample, seed)
@@ -242,13 +274,14 @@ def resamples(
     return pd.DataFrame(columns)
 
 
+@checked
 def rank_correlation(
     a: Numbers,
     b: Numbers,
     *,
     given: Numbers | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
+    num_resamples: Several = 1000,
+    seed: Seed = 0,
 ) -> Estimate:
     """Spearman's correlation over examples, with a 95 % bootstrap interval.
 
@@ -260,12 +293,15 @@ def rank_correlation(
     Raises:
         ValueError: fewer than four examples are whole.
     """
-    columns = np.stack([np.asarray(each, float) for each in (a, b, *([] if given is None else [given]))])
+    given_too = [] if given is None else [given]
+    if len(lengths := {len(each) for each in (a, b, *given_too)}) > 1:
+        raise ValueError(f"there are {sorted(lengths)} numbers; pass one per example of each")
+    columns = np.stack([np.asarray(each, float) for each in (a, b, *given_too)])
     columns = columns[:, ~np.isnan(columns).any(0)]
     count = columns.shape[1]
     if count < 4:
         raise ValueError(f"{count} examples have all numbers; a rank correlation with an interval needs four or more")
-    drawn = np.random.default_rng(check_count(seed, 0, "seed")).integers(count, size=(num_resamples, count))
+    drawn = np.random.default_rng(seed).integers(count, size=(num_resamples, count))
     drawn = columns[:, np.vstack([np.arange(count), drawn])]  # (2 or 3, 1 + resamples, n)
     rho = spearman_rows(drawn[0], drawn[1])
     if given is not None:
@@ -275,7 +311,8 @@ def rank_correlation(
     return from_resamples(rho)
 
 
-def rank_correlations(frame: pd.DataFrame, truth: Numbers, *, given: str, seed: int = 0) -> pd.DataFrame:
+@checked
+def rank_correlations(frame: Table, truth: Numbers, *, given: Column, seed: Seed = 0) -> pd.DataFrame:
     """`rank_correlation` of every column of floats with `truth`, alone and beyond what the column `given` tells.
 
     Args:
@@ -296,9 +333,8 @@ def rank_correlations(frame: pd.DataFrame, truth: Numbers, *, given: str, seed: 
 # By class: each class's examples are drawn anew, as many as there are, so every class keeps its size.
 
 
-def class_means(
-    frame: pd.DataFrame, statistics: Sequence[str], *, num_resamples: int = 1000, seed: int = 0
-) -> pd.DataFrame:
+@checked
+def class_means(frame: Table, statistics: Columns, *, num_resamples: Several = 1000, seed: Seed = 0) -> pd.DataFrame:
     """Mean of each column over the examples of each class, with its interval.
 
     Args:
@@ -320,7 +356,8 @@ def class_means(
     return pd.DataFrame(rows, columns=["class", "statistic", "value", "low", "high", "n"])
 
 
-def class_gap(frame: pd.DataFrame, value: str, name: str, *, num_resamples: int = 1000, seed: int = 0) -> Estimate:
+@checked
+def class_gap(frame: Table, value: Column, name: str, *, num_resamples: Several = 1000, seed: Seed = 0) -> Estimate:
     """Mean of a column in one class, minus the mean of the other classes' means.
 
     Args:
@@ -338,7 +375,8 @@ def class_gap(frame: pd.DataFrame, value: str, name: str, *, num_resamples: int 
     return from_resamples(means[0][:, place] - np.delete(means[0], place, 1).mean(1))
 
 
-def class_correlation(frame: pd.DataFrame, a: str, b: str, *, num_resamples: int = 1000, seed: int = 0) -> Estimate:
+@checked
+def class_correlation(frame: Table, a: Column, b: Column, *, num_resamples: Several = 1000, seed: Seed = 0) -> Estimate:
     """Rank correlation (Spearman) over classes between the class means of two columns; NaN where one is constant.
 
     The interval says how far the few examples of each class may mislead, not what other classes would do. Noise in
@@ -352,8 +390,9 @@ def class_correlation(frame: pd.DataFrame, a: str, b: str, *, num_resamples: int
     return from_resamples(spearman_rows(left, right))
 
 
+@checked
 def correlation(
-    frame: pd.DataFrame, a: str, b: str, *, within: bool = False, num_resamples: int = 1000, seed: int = 0
+    frame: Table, a: Column, b: Column, *, within: bool = False, num_resamples: Several = 1000, seed: Seed = 0
 ) -> Estimate:
     """Rank correlation (Spearman) over examples between two columns; NaN where one is constant.
 
@@ -379,7 +418,7 @@ def _resampled(
 
     The first line is the sample itself.
     """
-    check_count(num_resamples, 2, "num_resamples")
+    check_columns(frame, "class", *columns)
     whole = frame.dropna(subset=list(columns))
     if whole.empty:
         raise ValueError(f"no example has {' and '.join(columns)}; pass a frame with one row per example")
@@ -397,7 +436,8 @@ def _resampled(
 # Tables of means, one row per group.
 
 
-def over_examples(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+@checked
+def over_examples(frame: Table, by: Columns, value: Column) -> pd.DataFrame:
     """Mean of a column over the rows of each group, one row per example, and two standard errors either way.
 
     Returns:
@@ -408,7 +448,8 @@ def over_examples(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.Data
     return pd.DataFrame({value: mean, "low": mean - 2 * error, "high": mean + 2 * error}).reset_index()
 
 
-def over_centres(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+@checked
+def over_centres(frame: Table, by: Columns, value: Column) -> pd.DataFrame:
     """Mean of a column over centre networks, in an interval that covers every centre's own; see `OVER_CENTRES`.
 
     Networks matter more than examples: centres that disagree make this interval wide, as they should.
@@ -419,23 +460,27 @@ def over_centres(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataF
     Returns:
         Columns `by`, `value`, low, high, centres; groups in order of appearance.
     """
+    check_columns(frame, "seed")
     each = over_examples(frame, [*by, "seed"], value).groupby(list(by), sort=False)
     ends = {value: each[value].mean(), "low": each["low"].min(), "high": each["high"].max(), "centres": each.size()}
     return pd.DataFrame(ends).reset_index()
 
 
-def mean_of_centres(frame: pd.DataFrame, value: str) -> Estimate:
+@checked
+def mean_of_centres(frame: Table, value: Column) -> Estimate:
     """Mean of a column over centre networks, with the interval of `over_centres`: it decides what every centre decides.
 
     Args:
         frame, value: as for `over_centres`.
     """
+    check_columns(frame, "seed", "example")
     row = over_centres(frame.assign(all=0), ["all"], value).iloc[0]
     ends = (float(row[value]), float(row["low"]), float(row["high"]))
     return Estimate(*ends, OVER_CENTRES, n=int(frame["example"].nunique()), seeds=int(row["centres"]))
 
 
-def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str = "gain") -> pd.DataFrame:
+@checked
+def over_seeds(frame: Table, by: Columns, value: Column = "gain") -> pd.DataFrame:
     """`mean_of_trainings` of a column in each group: columns `by`, `value`, low, high."""
     groups = frame.groupby(list(by), sort=False)[value]
     rows = [(*key, *mean_of_trainings(part)) for key, part in groups]

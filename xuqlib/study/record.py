@@ -17,7 +17,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from xuqlib.device import device
+from xuqlib.study.checked import Amount, Count, Finite, Interval, Place, Seed, Table, checked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,19 +161,20 @@ def csv_bytes(frame: pd.DataFrame) -> bytes:
     return plain.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
 
 
+@checked
 def save(
     figure: Figure | None,
-    frame: pd.DataFrame,
+    frame: Table,
     name: str,
     *,
     notebook: str,
     preset: str,
-    seed: int,
+    seed: Seed,
     dataset: str,
     dataset_digest: str,
     posterior: str,
     device: str | None = None,
-    seconds: float | None = None,
+    seconds: Amount | None = None,
     folder: Path | None = None,
 ) -> None:
     """Publish a figure with its numbers and its recipe: `NN_name.png`, `NN_name.csv` and an entry in `index.json`.
@@ -198,11 +200,11 @@ def save(
     """
     if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", name):
         raise ValueError(f"figure name {name!r} should be lower-case words joined by underscores, such as 'std_error'")
-    if not re.fullmatch(r"\d\d", notebook):
-        raise ValueError(f"notebook {notebook!r} should be its two-digit number, such as '04'")
+    _check_number(notebook)
     if frame.empty:
         raise ValueError(f"the frame of figure {name!r} has no row; pass the frame that was plotted")
-    folder, stem = figures_folder(preset) if folder is None else folder, f"{notebook}_{name}"
+    own, stem = figures_folder(preset), f"{notebook}_{name}"
+    folder = own if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     files = {f"{stem}.csv": csv_bytes(frame)}
     if figure is not None:
@@ -224,6 +226,11 @@ def save(
         "files": {file: hashlib.sha256(content).hexdigest() for file, content in sorted(files.items())},
     }
     update_index(folder, {stem: recipe})
+
+
+def _check_number(notebook: str) -> None:
+    if not re.fullmatch("[0-9]{2}", notebook):
+        raise ValueError(f"notebook {notebook!r} should be its two-digit number, such as '04'")
 
 
 def update_index(folder: Path, entries: Mapping[str, Mapping[str, object] | None]) -> None:
@@ -297,6 +304,7 @@ def read_published(path: Path) -> bytes:
     return content
 
 
+@checked
 class Notebook:
     """A running notebook: its number, preset, seed and data, the results it publishes and the claims it makes.
 
@@ -310,7 +318,7 @@ class Notebook:
         number: str,
         *,
         preset: str,
-        seed: int,
+        seed: Seed,
         dataset: str = "",
         dataset_digest: str = "",
         posterior: str = "",
@@ -318,6 +326,7 @@ class Notebook:
     ) -> None:
         import pandas as pd
 
+        _check_number(number)
         figures_folder(preset)  # an unknown preset stops here, before the work
         pd.set_option("display.max_colwidth", None, "display.max_rows", 100)
         self.number, self.preset, self.seed, self.folder = number, preset, seed, folder
@@ -325,10 +334,11 @@ class Notebook:
         self._start = time.monotonic()
         self._claims: list[dict[str, object]] = []
 
+    @checked
     def save(
         self,
         figure: Figure,
-        frame: pd.DataFrame,
+        frame: Table,
         slug: str,
         *,
         dataset: str | None = None,
@@ -346,19 +356,20 @@ class Notebook:
         self._publish(figure, frame, slug, dataset=dataset, dataset_digest=dataset_digest, posterior=posterior)
         return figure
 
+    @checked
     def claim(
         self,
         statement: str,
         holds: bool | None,
         *,
         value: float,
-        interval: Sequence[float] | None = None,
+        interval: Interval | None = None,
         unit: str = "",
         note: str = "",
         claim: str = "",
         dataset: str | None = None,
-        n: int | None = None,
-        seeds: int = 1,
+        n: Place | None = None,
+        seeds: Count = 1,
         source: str = "this study",
     ) -> None:
         """Add a claim, its measured value and its verdict to the notebook's closing table.
@@ -391,20 +402,21 @@ class Notebook:
         values = (name, statement, data, float(value), low, high, unit, n, seeds, verdict, source, note)
         self._claims.append(dict(zip(CLAIM_COLUMNS, values, strict=True)))
 
+    @checked
     def judge(
         self,
         statement: str,
         estimate: Estimate,
         *,
-        above: float | None = None,
-        between: tuple[float, float] | None = None,
+        above: Finite | None = None,
+        between: Interval | None = None,
         unit: str = "",
         claim: str = "",
         dataset: str | None = None,
         source: str = "this study",
         note: str | None = None,
-        n: int | None = None,
-        seeds: int | None = None,
+        n: Place | None = None,
+        seeds: Count | None = None,
     ) -> None:
         """Add a claim that an estimate lies above a bound, or between two; undecided where its interval does not say.
 
@@ -457,6 +469,7 @@ class Notebook:
         self._publish(None, frame, "claims")
         return frame[list(SHOWN_COLUMNS)]
 
+    @checked
     def published(self, slug: str) -> Image | Markdown:
         """This notebook's published full figure, made small enough to store, or a line saying that there is none.
 

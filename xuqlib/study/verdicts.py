@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import textwrap
@@ -12,8 +13,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.patches import Rectangle
 
+from xuqlib.study.checked import Column, Table, check_columns, checked
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.figures.charts import HUES, Picture, styled
+from xuqlib.study.names import plain
 from xuqlib.study.record import CLAIM_COLUMNS, ROOT, VERDICTS, read_published
 from xuqlib.study.runs import READS
 
@@ -50,6 +53,7 @@ MARKS = ("<!-- verdicts: written by run_all.py -->", "<!-- end of verdicts -->")
 COLOURS = {"holds": HUES[2], "fails": HUES[4], "undecided": "#d9d9d9", "mixed": HUES[1]}
 
 
+@checked
 def gather(folder: Path = PUBLISHED) -> pd.DataFrame:
     """Read the claims of every notebook from `NN_claims.csv` in a folder, but those about this very table.
 
@@ -75,7 +79,8 @@ def gather(folder: Path = PUBLISHED) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).astype({"n": "Int64"})
 
 
-def tally(claims: pd.DataFrame) -> pd.DataFrame:
+@checked
+def tally(claims: Table) -> pd.DataFrame:
     """Count the verdicts of each claim on each data set.
 
     Args:
@@ -85,6 +90,7 @@ def tally(claims: pd.DataFrame) -> pd.DataFrame:
         One row per claim and dataset ("several" where a row is about more than one): holds, fails, undecided and rows
         (counts), and the verdict of them together: that of all rows where they agree, else "mixed".
     """
+    check_columns(claims, "claim", "dataset", "verdict")
     names = claims["dataset"].str.split(", ")
     where = claims["dataset"].mask(names.map(lambda each: len(set(each) & set(DATASETS)) > 1), SEVERAL)
     counts = pd.crosstab([claims["claim"], where], claims["verdict"])
@@ -101,7 +107,8 @@ def _natural(name: str) -> str:
 
 
 @styled
-def verdict_grid(counts: pd.DataFrame, statements: Mapping[str, str] = STATEMENTS, *, title: str = "") -> Picture:
+@checked
+def verdict_grid(counts: Table, statements: Mapping[str, str] = STATEMENTS, *, title: str = "") -> Picture:
     """A field for each claim and data set: its verdict, and how many rows hold / fail / are undecided.
 
     Args:
@@ -109,6 +116,7 @@ def verdict_grid(counts: pd.DataFrame, statements: Mapping[str, str] = STATEMENT
         statements: claims to show, from the top, and what they say.
         title: of the figure.
     """
+    check_columns(counts, "claim", "dataset", "rows", *VERDICTS.values())
     datasets = sorted(dict.fromkeys(counts["dataset"]), key=lambda name: name == SEVERAL)  # in their order, that last
     figure = Picture(figsize=(6.5 + 1.75 * len(datasets), 1.4 + 0.75 * len(statements)))
     axes = figure.subplots()
@@ -118,7 +126,7 @@ def verdict_grid(counts: pd.DataFrame, statements: Mapping[str, str] = STATEMENT
         counted = "/".join(str(row[verdict]) for verdict in VERDICTS.values())
         axes.text(x, y, f"{row['verdict']}\n{counted}", ha="center", va="center", fontsize=13)
     axes.set(xlim=(-0.5, len(datasets) - 0.5), ylim=(len(statements) - 0.5, -0.5))
-    axes.set_xticks(range(len(datasets)), [str(name).replace("_", "\n") for name in datasets])
+    axes.set_xticks(range(len(datasets)), [plain(name).replace("_", "\n") for name in datasets])
     axes.set_yticks(range(len(statements)), [_wrapped(f"{name}: {text}") for name, text in statements.items()])
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
@@ -129,7 +137,8 @@ def verdict_grid(counts: pd.DataFrame, statements: Mapping[str, str] = STATEMENT
 
 
 @styled
-def verdict_bars(claims: pd.DataFrame, *, by: str = "notebook", title: str = "") -> Picture:
+@checked
+def verdict_bars(claims: Table, *, by: Column = "notebook", title: str = "") -> Picture:
     """One bar for each value of a column: how many claims hold, are undecided, and fail.
 
     Args:
@@ -137,15 +146,18 @@ def verdict_bars(claims: pd.DataFrame, *, by: str = "notebook", title: str = "")
         by: column of `claims`.
         title: of the figure.
     """
+    check_columns(claims, "verdict")
     counts = pd.crosstab(claims[by], claims["verdict"])
-    figure = Picture(figsize=(9, 1.8 + 0.42 * len(counts)))
+    names = [plain(name) for name in counts.index]
+    figure = Picture(figsize=(9, 1.8 + 0.42 * len(names)))
     axes, left = figure.subplots(), pd.Series(0, index=counts.index)
     for verdict, hatch in (("holds", ""), ("undecided", ".."), ("fails", "//")):
         length = counts.get(verdict, pd.Series(0, index=counts.index))
         look: Any = {"color": COLOURS[verdict], "hatch": hatch, "edgecolor": "white"}
-        axes.barh(counts.index.astype(str), length, left=left, label=verdict, **look)
+        axes.barh(range(len(names)), length, left=left, label=verdict, **look)
         left = left + length
     axes.set(xlabel="claims", ylabel=by)
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=3)
     figure.suptitle(title)
@@ -160,20 +172,29 @@ def _wrapped(text: str) -> str:
     return "\n".join(textwrap.wrap(text, 44))
 
 
-def markdown_table(claims: pd.DataFrame, statements: Mapping[str, str] = STATEMENTS) -> str:
+@checked
+def markdown_table(claims: Table, statements: Mapping[str, str] = STATEMENTS) -> str:
     """The tally as a Markdown table: a row per claim of `statements`, and how its rows fell on each data set."""
     counts = tally(claims)
     lines = ["| claim | what was found (rows of each verdict) | notebooks |", "|---|---|---|"]
     for name, text in statements.items():
         found = counts[counts["claim"] == name].to_dict("records")
-        fields = [f"{row['dataset']}: {_counted(row)}" for row in found]
+        fields = [f"{_cell(row['dataset'])}: {_counted(row)}" for row in found]
         notebooks = ", ".join(sorted(set(claims.loc[claims["claim"] == name, "notebook"])))
         lines.append(f"| {name}: {text} | {'; '.join(fields) or 'not measured'} | {notebooks} |")
     return "\n".join(lines)
 
 
-def with_table(text: str, claims: pd.DataFrame) -> str:
+def _cell(name: object) -> str:
+    """A name inside a row of a Markdown table: neither markup nor the end of the field."""
+    text = html.escape(plain(name), quote=False)
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
+
+
+@checked
+def with_table(text: str, claims: Table) -> str:
     """Put today's `markdown_table` between the two marks of a Markdown text; a text without them stays as it is."""
+    check_columns(claims, "claim", "dataset", "verdict")
     begin, end = MARKS
     if begin not in text or end not in text:
         return text

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import tempfile
+import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
@@ -80,6 +81,17 @@ SHA256 = {
     "tables/bike_hour.csv": "e2041d15e576593a53a605868995ff6c97a7f1b83ceb318483be3f090480e48f",
     "tables/wine_red.csv": "beeb42e13e74d1cabcdf3f1d7fe5a3c6ce9cabe6a2ab84a564f6bc0cdd5aea26",
     "tables/wine_white.csv": "81c25bde36c78c3cd5f119b905f78d8d0c7a3959bf5bbaa322dc59a0a537cce3",
+    # The python release, rebuilt from the Parquet files; their MD5 are the published ones.
+    "cifar-10-batches-py/data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
+    "cifar-10-batches-py/data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
+    "cifar-10-batches-py/data_batch_3": "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
+    "cifar-10-batches-py/data_batch_4": "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
+    "cifar-10-batches-py/data_batch_5": "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
+    "cifar-10-batches-py/test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
+    # The publishers give an MD5. These are what Keras (CIFAR) and TensorFlow Datasets (SVHN) check.
+    "cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    "cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
 }
 
 
@@ -90,6 +102,7 @@ class DataError(RuntimeError):
 class File(NamedTuple):
     """A file of a data set: its place below a data folder, what it must hash to, where it can be fetched.
 
+    A file with an address has a SHA-256; an MD5 is for files that a reader brings, where nothing better is published.
     `convert` rewrites a fetched file in place before its digest is taken, where the published form differs.
     """
 
@@ -180,52 +193,64 @@ def fetch(
     url: str,
     path: str | os.PathLike[str],
     *,
-    sha256: str | None = None,
-    md5: str | None = None,
+    sha256: str | None,
     convert: Callable[[Path], None] | None = None,
 ) -> Path:
     """Download a file with a progress bar, and put it in place only when its digest is right.
 
     The body goes to a temporary file beside `path`, which is removed whatever goes wrong, an interrupt
-    included. A file that is already in place and right is kept, without a connection.
+    included. A file that is already in place and right is kept, without a connection. Who may read it is
+    what the umask says.
 
     Args:
-        url: address of the file.
+        url: address of the file: https, or http of a mirror that the reader names.
         path: where it goes; folders are made.
         sha256: expected SHA-256, hexadecimal.
-        md5: expected MD5, where the publisher gives only that. One of the two is needed.
         convert: rewrites the fetched file in place before its digest is taken.
 
     Raises:
-        ValueError: neither digest was given.
-        DataError: no connection, an HTTP error, a truncated body or another digest; or `path` exists and is damaged.
+        ValueError: no digest was given.
+        DataError: no connection, an address of another kind, an HTTP error, a truncated body or another digest; or
+            `path` exists and is damaged.
     """
-    if not (sha256 or md5):
-        raise ValueError("fetch needs sha256= or md5=: a download that cannot be checked is not kept")
+    if not sha256:
+        raise ValueError("fetch needs sha256=: a download that cannot be checked is not kept")
     path = Path(path)
     if path.exists():
-        verify(path, sha256=sha256, md5=md5)
+        verify(path, sha256=sha256)
         return path
+    if urlsplit(url).scheme not in ("https", "http"):
+        raise DataError(f"{url} is not fetched: it is no web address; a folder is read in place as data= or $XUQ_DATA")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         _stream(url, part, path)
         if convert is not None:
             convert(part)
-        verify(part, sha256=sha256, md5=md5, remedy=f"the body of {url} is not the published file, nothing was kept")
+        verify(part, sha256=sha256, remedy=f"the body of {url} is not the published file, nothing was kept")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
     return path
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirection to an encrypted address, or from one that was not encrypted to another."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        if urlsplit(newurl).scheme not in ("https", urlsplit(req.full_url).scheme):
+            raise urllib.error.URLError(f"it leads to {newurl}, which is not encrypted")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _stream(url: str, part: Path, path: Path) -> None:
     """Write the body of `url` to `part`; a connection that breaks off is an error, not a short file."""
     advice = f"connect to the network and call again, or fetch the file by other means and put it at {path}"
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, part.open("wb") as stream:
+        opener = urllib.request.build_opener(_Redirects)
+        with opener.open(url, timeout=TIMEOUT_SECONDS) as response, part.open("xb") as stream:
             length = response.headers.get("Content-Length")
             total = int(length) if length else None
             with tqdm(total=total, unit="B", unit_scale=True, desc=path.name, leave=False) as progress:
@@ -245,7 +270,7 @@ def locate(layouts: tuple[Layout, ...], data: Folder, help_text: str) -> Found:
     """Find a data set on disk in any of its layouts, or download the first layout that has addresses.
 
     Order: the local folder (`data` or $XUQ_DATA), the cache, the network. $XUQ_MIRROR replaces the
-    address of every file by `$XUQ_MIRROR/<path below the cache>`.
+    address of every file by `$XUQ_MIRROR/<path below the cache>`; the digests stay.
 
     Args:
         layouts: the layouts, the preferred one first.
@@ -282,4 +307,4 @@ def _fetch_to(cache: Path, file: File) -> Path:
     mirror = os.environ.get("XUQ_MIRROR")
     url = f"{mirror.rstrip('/')}/{file.path}" if mirror else file.url
     assert url is not None  # locate asks only for files that have an address
-    return fetch(url, cache / file.path, sha256=file.sha256, md5=file.md5, convert=file.convert)
+    return fetch(url, cache / file.path, sha256=file.sha256, convert=file.convert)

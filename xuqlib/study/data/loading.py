@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xuqlib.checks import check_choice, check_count
+from xuqlib.checks import check_choice, check_target
+from xuqlib.study.checked import Count, Seed, checked
 from xuqlib.study.data import fer, readers, signals, tables, words
 from xuqlib.study.data.download import DataError, Folder
 
@@ -41,6 +42,7 @@ class FeatureScale(NamedTuple):
     std: tuple[float, ...]
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Examples:
     """Rows of one split of a data set, with the names and scales needed to read a figure made of them.
@@ -85,6 +87,13 @@ class Examples:
     vocabulary: tuple[str, ...] | None = None
     words: tuple[tuple[str, ...], ...] | None = None
     moments: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(each.shape) for each in (self.x, self.y, self.index)]
+        if len({shape[:1] for shape in shapes}) > 1 or () in shapes:
+            raise ValueError(f"x, y and index have shapes {shapes}; pass tensors of the same examples")
+        if self.task == "classification" and len(self.y):
+            check_target(self.y, len(self.y), len(self.class_names or ()))
 
     @property
     def task(self) -> str:
@@ -197,12 +206,13 @@ DATASETS = tuple(KINDS)
 EMBEDDED = ("planted", "digits", "diabetes", "planted_words", "planted_signals", "planted_table", "planted_pixels")
 
 
+@checked
 def load(
     name: str,
     *,
     split: str = "test",
-    num_examples: int | None = None,
-    seed: int = 0,
+    num_examples: Count | None = None,
+    seed: Seed = 0,
     data: Folder = None,
 ) -> Examples:
     """Load a split of a data set, or a stratified subset of it.
@@ -230,12 +240,10 @@ def load(
     check_choice(name, DATASETS, "data set")
     kind = KINDS[name]
     check_choice(split, kind.splits, f"split of {name}")
-    seed = check_count(seed, 0, "seed")
     raw, rows = _rows_of(name, split, data)
     available = len(rows)
     chosen = np.arange(available)
     if num_examples is not None:
-        num_examples = check_count(num_examples, 1, "num_examples")
         if num_examples > available:
             raise ValueError(
                 f"num_examples is {num_examples} but {name} {split} has {available} examples; ask for fewer"

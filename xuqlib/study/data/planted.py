@@ -23,6 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xuqlib.checks import check_choice
+from xuqlib.study.checked import checked
+
 SIZE = 32
 PATCH = 9
 SEED = 20_240_917
@@ -78,9 +81,11 @@ class Planted(NamedTuple):
 
 def shape(name: str) -> np.ndarray:
     """Return a shape as float64 (9, 9), 1 where it is drawn and 0 elsewhere."""
+    check_choice(name, _SHAPES, "name of a shape")
     return np.array([[cell == "#" for cell in row] for row in _SHAPES[name].split()], dtype=np.float64)
 
 
+@checked
 @cache
 def generate(split: str) -> Planted:
     """Generate a split, the same on every machine.
@@ -91,6 +96,7 @@ def generate(split: str) -> Planted:
     Args:
         split: "train", "validation" or "test".
     """
+    check_choice(split, PARTS, "split")
     part = PARTS[split]
     scene_stream, label_stream = (np.random.default_rng([SEED, list(PARTS).index(split), i]) for i in range(2))
     corner = _places(scene_stream, part.num_examples)
@@ -114,12 +120,15 @@ def generate(split: str) -> Planted:
     return Planted(x, y, probs, masks).frozen()
 
 
+@checked
 def kinds(masks: Mapping[str, np.ndarray]) -> np.ndarray:
     """Name the kind of each example from its masks, (N, ...): "plain", "ambiguous", "rare" or "unseen", (N,).
 
     A rare patch is novel where the evidence is; an unseen patch is novel elsewhere. In train and validation, where no
     mask is novel, the few pictures of the rare class count as plain.
     """
+    for name in ("evidence", "ambiguous", "novel"):
+        check_choice(name, masks, "mask")
     evidence, ambiguous, novel = (np.asarray(masks[name], dtype=bool) for name in ("evidence", "ambiguous", "novel"))
     names = np.full(len(evidence), "plain", dtype="<U9")
     for name, mask in (("ambiguous", ambiguous), ("rare", novel & evidence), ("unseen", novel & ~evidence)):

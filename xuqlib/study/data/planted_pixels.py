@@ -19,6 +19,8 @@ from functools import cache
 
 import numpy as np
 
+from xuqlib.checks import check_choice
+from xuqlib.study.checked import checked
 from xuqlib.study.data.planted import SIZE, Part, Planted, background, colours, deal, distract
 
 SEED = 20_261_104
@@ -29,6 +31,7 @@ QUARTER = SIZE // 2
 EMPTY, DISC, SQUARE, CROSS = range(4)
 
 
+@checked
 @cache
 def generate(split: str) -> Planted:
     """Generate a split, the same on every machine.
@@ -39,6 +42,7 @@ def generate(split: str) -> Planted:
     Returns:
         x, uint8 (N, 3, 32, 32); y (N, 32, 32); probs (N, 3, 32, 32); masks (N, 32, 32).
     """
+    check_choice(split, PARTS, "split")
     part = PARTS[split]
     stream = np.random.default_rng([SEED, list(PARTS).index(split)])
     n = part.num_examples

@@ -17,6 +17,8 @@ from functools import cache
 
 import numpy as np
 
+from xuqlib.checks import check_choice
+from xuqlib.study.checked import checked
 from xuqlib.study.data.planted import PARTS, Planted, labels
 
 SEED = 20_261_102
@@ -39,9 +41,11 @@ UNSEEN = "spikes"
 
 def motif(name: str) -> np.ndarray:
     """Return a motif, float64 (24,), between -1 and 1."""
+    check_choice(name, _MOTIFS, "name of a motif")
     return (np.array([int(height) for height in _MOTIFS[name]]) - 4) / 4
 
 
+@checked
 @cache
 def generate(split: str) -> Planted:
     """Generate a split, the same on every machine.
@@ -54,6 +58,7 @@ def generate(split: str) -> Planted:
     Returns:
         x, float32 (N, 1, 128); y; probs (N, 6); masks (N, 128).
     """
+    check_choice(split, PARTS, "split")
     part = PARTS[split]
     scene_stream, label_stream = (np.random.default_rng([SEED, list(PARTS).index(split), i]) for i in range(2))
     evidence, second = _windows(scene_stream, part.num_examples)

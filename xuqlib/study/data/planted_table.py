@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xuqlib.checks import check_choice
+from xuqlib.study.checked import checked
 from xuqlib.study.data.planted import PARTS, deal
 
 SEED = 20_261_103
@@ -40,6 +42,7 @@ class PlantedTable(NamedTuple):
     masks: dict[str, np.ndarray]
 
 
+@checked
 @cache
 def generate(split: str) -> PlantedTable:
     """Generate a split, the same on every machine.
@@ -47,6 +50,7 @@ def generate(split: str) -> PlantedTable:
     Args:
         split: "train", "validation" or "test".
     """
+    check_choice(split, PARTS, "split")
     part = PARTS[split]
     stream = np.random.default_rng([SEED, list(PARTS).index(split)])
     n = part.num_examples

@@ -20,6 +20,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from xuqlib.checks import check_choice
+from xuqlib.study.checked import checked
 from xuqlib.study.data.planted import PARTS, Part, Planted, deal
 
 T = TypeVar("T")
@@ -57,6 +59,7 @@ _GRAMMAR = ("opening", *_PHRASE, "verb", *_PHRASE, "ending")
 _LONG_GRAMMAR = ("opening", *_PHRASE, "verb", *_PHRASE, "preposition", *_PHRASE, "ending")
 
 
+@checked
 @cache
 def generate(split: str) -> Planted:
     """Generate a split, the same on every machine.
@@ -69,6 +72,7 @@ def generate(split: str) -> Planted:
     Returns:
         x, tuples of words (N,); y; probs (N, 4); masks (N, 17), one place per word.
     """
+    check_choice(split, PARTS, "split")
     part = PARTS[split]
     scene_stream, label_stream = (np.random.default_rng([SEED, list(PARTS).index(split), i]) for i in range(2))
     scenes = [_scene(scene_stream) for _ in range(part.num_examples)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import pickle
+import pickletools
 import tarfile
+import zlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,12 +36,16 @@ HOUSING_FEATURES = (
 DIABETES_FEATURES = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
 # SHA-256 of the 20,640 x 9 float64 values (eight features, then the target), whatever file they came in.
 HOUSING_VALUES = "9b9082ab86651a01d663a8e4a70ea14c0b41d0b2bd693bccd3221dcd111e15ca"
+HOUSING_SHAPE = (20640, 9)
 HOUSING_ARCHIVE = "https://ndownloader.figshare.com/files/5976036"
 NOTMNIST = "https://raw.githubusercontent.com/davidflanagan/notMNIST-to-MNIST/c58c29ff93d7b8c809c449b380a232f9f39909fd"
 FASHION = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
 FASHION_CLASSES = (
     *("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
+CIFAR = "https://www.cs.toronto.edu/~kriz"
+MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
+SVHN = "https://ufldl.stanford.edu/housenumbers"
 CIFAR10H = "https://raw.githubusercontent.com/jcpeterson/cifar-10h/597cbc5f07266c9405b830ee4a53463539124c4f/data"
 
 
@@ -114,18 +120,14 @@ def diabetes(part: str, data: Folder = None) -> Raw:
 
 def cifar10(part: str, data: Folder = None) -> Raw:
     """CIFAR-10, `part` "train" or "test": Parquet files, or torchvision's folder or archive."""
-    from torchvision.datasets import CIFAR10
-
     batches = [f"data_batch_{i}" for i in range(1, 6)] if part == "train" else ["test_batch"]
-    md5 = dict(CIFAR10.train_list + CIFAR10.test_list)
-    archive = File(CIFAR10.filename, md5=CIFAR10.tgz_md5, url=CIFAR10.url)
+    members, archive = tuple(f"cifar-10-batches-py/{batch}" for batch in batches), "cifar-10-python.tar.gz"
     layouts = (
         Layout("parquet", tuple(known_file(f"cifar10/{batch}.parquet") for batch in batches)),
-        Layout("pickle", tuple(File(f"{CIFAR10.base_folder}/{batch}", md5=md5[batch]) for batch in batches)),
-        Layout("archive", (archive,)),
+        Layout("pickle", tuple(known_file(member) for member in members)),
+        Layout("archive", (known_file(archive, f"{CIFAR}/{archive}"),)),
     )
-    found = locate(layouts, data, "CIFAR-10 (python version) is needed")
-    x, y = _cifar_arrays(found, tuple(f"{CIFAR10.base_folder}/{batch}" for batch in batches), "labels")
+    x, y = _cifar_arrays(locate(layouts, data, "CIFAR-10 (python version) is needed"), members, "labels")
     return Raw(x, y, class_names=CIFAR10_CLASSES)
 
 
@@ -133,7 +135,7 @@ def cifar10h(part: str, data: Folder = None) -> Raw:
     """The CIFAR-10 test pictures with the votes of 47 to 63 people each (CIFAR-10H) as soft labels."""
     file = known_file("cifar10_human/cifar10h_counts.npy", f"{CIFAR10H}/cifar10h-counts.npy", narrow_counts)
     found = locate((Layout("npy", (file,)),), data, "the votes of CIFAR-10H are needed")
-    counts = np.load(found.paths[0]).astype(np.float64)
+    counts = np.load(found.paths[0], allow_pickle=False).astype(np.float64)
     return cifar10(part, data)._replace(probs=counts / counts.sum(1, keepdims=True))
 
 
@@ -145,7 +147,7 @@ def cifar100(part: str, data: Folder = None) -> Raw:
     layouts = (
         Layout("parquet", (known_file("cifar100_subset/test_1000.parquet"),)),
         Layout("pickle", (File(f"{base}/{test[0]}", md5=test[1]), File(f"{base}/{meta['filename']}", md5=meta["md5"]))),
-        Layout("archive", (File(CIFAR100.filename, md5=CIFAR100.tgz_md5, url=CIFAR100.url),)),
+        Layout("archive", (known_file(CIFAR100.filename, f"{CIFAR}/{CIFAR100.filename}"),)),
     )
     found = locate(layouts, data, "CIFAR-100 (python version) is needed")
     x, y = _cifar_arrays(found, (f"{base}/{test[0]}",), "fine_labels")
@@ -154,22 +156,18 @@ def cifar100(part: str, data: Folder = None) -> Raw:
 
 def svhn(part: str, data: Folder = None) -> Raw:
     """Street View House Numbers, cropped digits, test part; classes "0" to "9"."""
-    from torchvision.datasets import SVHN
-
-    url, name, md5 = SVHN.split_list[part]
-    found = locate((Layout("mat", (File(name, md5=md5, url=url),)),), data, f"SVHN's {name} is needed")
+    name = f"{part}_32x32.mat"
+    found = locate((Layout("mat", (known_file(name, f"{SVHN}/{name}"),)),), data, f"SVHN's {name} is needed")
     x, y = _mat_arrays(found.paths[0])
     return Raw(x, y, class_names=tuple("0123456789"))
 
 
 def mnist(part: str, data: Folder = None) -> Raw:
     """MNIST, `part` "train" or "test": torchvision's folder MNIST/raw, files packed or unpacked."""
-    from torchvision.datasets import MNIST
-
     prefix = "train" if part == "train" else "t10k"
     names = [f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"]
     layouts = (
-        Layout("gz", tuple(known_file(f"MNIST/raw/{name}.gz", f"{MNIST.mirrors[0]}{name}.gz") for name in names)),
+        Layout("gz", tuple(known_file(f"MNIST/raw/{name}.gz", f"{MNIST}/{name}.gz") for name in names)),
         Layout("idx", tuple(known_file(f"MNIST/raw/{name}") for name in names)),
     )
     images, labels = locate(layouts, data, "MNIST is needed").paths
@@ -252,19 +250,66 @@ def _cifar_arrays(found: Found, members: tuple[str, ...], label_key: str) -> tup
         x = np.concatenate([decode(table, "RGB") for table in tables]).transpose(0, 3, 1, 2)
         y = np.concatenate([table["label"].to_numpy() for table in tables])
     else:
-        batches = _unpickled(found, members)
-        x = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-        y = np.concatenate([batch[label_key] for batch in batches])
+        contents = _contents(found, members)
+        x = np.concatenate([pickled_pictures(content, "data") for content in contents])
+        y = np.concatenate([pickled_list(content, label_key) for content in contents])
     return frozen(x), frozen(y.astype(np.int64))
 
 
-def _unpickled(found: Found, members: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Unpickle files whose digest has been checked, from their folder or from within the archive."""
+def _contents(found: Found, members: tuple[str, ...]) -> list[bytes]:
+    """The bytes of files, from their folder or from within the archive."""
     if found.layout == "pickle":
-        return [pickle.loads(path.read_bytes(), encoding="latin1") for path in found.paths[: len(members)]]
+        return [path.read_bytes() for path in found.paths[: len(members)]]
     with tarfile.open(found.paths[0]) as archive:
-        content = {name: archive.extractfile(name) for name in members}
-        return [pickle.loads(stream.read(), encoding="latin1") for stream in content.values() if stream is not None]
+        streams = [archive.extractfile(name) for name in members]
+        return [stream.read() for stream in streams if stream is not None]
+
+
+def _words(content: bytes, key: str) -> Iterator[tuple[str, Any]]:
+    """What a pickled dictionary says after a key, word by word: the name of each and its argument.
+
+    A pickle is a program. It is read here as text is, and not run, so it can name what it likes: nothing is called.
+    """
+    words = ((word.name, argument) for word, argument, _ in pickletools.genops(content))
+    if all(argument != key for _, argument in words):
+        raise ValueError(f"the file has no {key!r}")
+    return ((name, argument) for name, argument in words if "PUT" not in name and name != "MEMOIZE")
+
+
+def pickled_list(content: bytes, key: str) -> list[Any]:
+    """The list of numbers or names that a pickled dictionary holds under a key; nothing is unpickled.
+
+    Raises:
+        ValueError: there is no such list of two or more, or `content` is no pickle.
+    """
+    words, found, inside = _words(content, key), list[Any](), False
+    start, _ = next(words, ("", None))
+    for name, argument in words if start == "EMPTY_LIST" else ():
+        if name in ("MARK", "APPENDS"):
+            inside = name == "MARK"
+        elif not inside:
+            break
+        elif name.startswith(("BININT", "SHORT_BIN", "BINUNICODE")):
+            found.append(argument)
+        else:
+            raise ValueError(f"the list {key!r} holds a {name}; wanted numbers or names")
+    if not found:
+        raise ValueError(f"the file has no list {key!r}")
+    return found
+
+
+def pickled_pictures(content: bytes, key: str) -> np.ndarray:
+    """The pictures, uint8 (N, 3, 32, 32), of the array that a pickled dictionary holds under a key; as above.
+
+    Raises:
+        ValueError: there is no such array, or `content` is no pickle.
+    """
+    # Of an array's words, its names, shape and type are short: only its values are as long as a picture.
+    for _, argument in _words(content, key):
+        if isinstance(argument, str | bytes | bytearray) and len(argument) >= 3 * 32 * 32:
+            values = argument.encode("latin-1") if isinstance(argument, str) else argument
+            return np.frombuffer(values, np.uint8).reshape(-1, 3, 32, 32)
+    raise ValueError(f"the file has no pictures {key!r}")
 
 
 @cache
@@ -282,7 +327,7 @@ def _cifar100_classes(found: Found, member: str) -> tuple[str, ...]:
     if found.layout == "parquet":
         return _parquet_classes(found.paths[0])
     chosen = found._replace(paths=found.paths[-1:])
-    return tuple(_unpickled(chosen, (member,))[0]["fine_label_names"])
+    return tuple(pickled_list(_contents(chosen, (member,))[0], "fine_label_names"))
 
 
 @cache
@@ -339,15 +384,7 @@ def _mat_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
 @cache
 def _housing_arrays(found: Found) -> tuple[np.ndarray, np.ndarray]:
     path = found.paths[0]
-    if found.layout == "sklearn":
-        from sklearn.datasets import fetch_california_housing
-
-        try:
-            x, y = fetch_california_housing(data_home=str(path.parent), download_if_missing=False, return_X_y=True)
-        except Exception as error:  # unpickling a damaged file can raise anything
-            raise DataError(f"{path} is damaged or truncated ({error}); delete it to have it fetched again") from error
-    else:
-        x, y = _derive_housing(_housing_table(found))
+    x, y = _derive_housing(_housing_table(found))
     digest = hashlib.sha256(np.column_stack([x, y]).astype("<f8").tobytes()).hexdigest()
     if digest != HOUSING_VALUES:
         raise DataError(f"{path}: expected values with sha256 {HOUSING_VALUES}, found {digest}; delete the file")
@@ -357,16 +394,36 @@ def _housing_arrays(found: Found) -> tuple[np.ndarray, np.ndarray]:
 def _housing_table(found: Found) -> np.ndarray:
     if found.layout == "csv":
         return np.loadtxt(found.paths[0], delimiter=",", skiprows=1)
+    if found.layout == "sklearn":
+        return _cached_housing(found.paths[0])
     with tarfile.open(found.paths[0]) as archive:
         stream = archive.extractfile("CaliforniaHousing/cal_housing.data")
         assert stream is not None  # the archive's digest has been checked
         return np.loadtxt(stream, delimiter=",")
 
 
+def _cached_housing(path: Path) -> np.ndarray:
+    """Read scikit-learn's cache without unpickling it: StatLib's columns, (20640, 9).
+
+    joblib writes a compressed pickle whose last words are the values, column by column, and a full stop. Where they
+    are found is sure, since the digest of all values is checked.
+    """
+    num_bytes, unpacker = 8 * HOUSING_SHAPE[0] * HOUSING_SHAPE[1], zlib.decompressobj()
+    try:
+        content = unpacker.decompress(path.read_bytes(), num_bytes + 4096)  # what says more is another file
+    except zlib.error:
+        content = b""
+    if not unpacker.eof or len(content) <= num_bytes:
+        raise DataError(f"{path} is damaged or truncated; delete it to have it fetched again")
+    columns = np.frombuffer(content[-num_bytes - 1 : -1], "<f8").reshape(HOUSING_SHAPE[::-1])
+    return columns[[8, 7, 2, 3, 4, 5, 6, 1, 0]].T
+
+
 def _derive_housing(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Make scikit-learn's eight features and target from StatLib's nine columns."""
     longitude, latitude, age, rooms, bedrooms, population, households, income, value = table.T
-    ratios = [rooms / households, bedrooms / households, population, population / households]
+    with np.errstate(all="ignore"):  # of another table, which its digest gives away
+        ratios = [rooms / households, bedrooms / households, population, population / households]
     return np.column_stack([income, age, *ratios, latitude, longitude]), value / 100_000.0
 
 

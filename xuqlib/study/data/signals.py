@@ -46,7 +46,7 @@ gun_point = partial(_ucr, "GunPoint")
 def _arrays(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Return signals, float32 (N, 1, L), and the archive's labels (N,); of a table the label comes first."""
     if path.suffix == ".npz":
-        with np.load(path) as content:
+        with np.load(path, allow_pickle=False) as content:
             x, y = content[f"x_{part}"], content[f"y_{part}"]
     else:
         table = np.loadtxt(path, ndmin=2)

@@ -14,9 +14,15 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
+
+from xuqlib.checks import check_choice
+from xuqlib.study.checked import Column, Table, check_columns, checked
+from xuqlib.study.names import plain, seen
 
 # Okabe and Ito's colours without black, in an order whose neighbours also differ in lightness.
 HUES = ("#0072B2", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#56B4E9", "#CC79A7")
@@ -39,12 +45,24 @@ LOOK: Any = {  # rcParams; matplotlib types their names one by one
     "image.interpolation": "nearest",
     "figure.dpi": 72,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a name may hold dollar signs
 }
 Options = ParamSpec("Options")
 
 
 class Picture(Figure):
-    """A matplotlib Figure that a notebook shows when it is the value of a cell, whether or not pyplot was imported."""
+    """A matplotlib Figure that a notebook shows when it is the value of a cell, whether or not pyplot was imported.
+
+    No text of it is a formula, and every sign is `seen`: names that come with data may hold dollar signs, and worse.
+    """
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw it, whoever put text into it, and when."""
+        with mpl.rc_context({"text.parse_math": False}):  # ticks are made while they are drawn
+            for text in self.findobj(Text):
+                text.set_parse_math(False)
+                text.set_text(seen(text.get_text()))
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         import PIL.Image
@@ -68,7 +86,8 @@ def styled(draw: Callable[Options, Figure]) -> Callable[Options, Figure]:
 
 
 @styled
-def feature_bars(frame: pd.DataFrame, *, hue: str | None = None, title: str = "", unit: str = "") -> Figure:
+@checked
+def feature_bars(frame: Table, *, hue: Column | None = None, title: str = "", unit: str = "") -> Figure:
     """Signed bars, one per feature: mean attribution, and how far it spreads over draws (one standard deviation).
 
     Args:
@@ -77,15 +96,19 @@ def feature_bars(frame: pd.DataFrame, *, hue: str | None = None, title: str = ""
         title: the claim of the figure.
         unit: unit of the attribution.
     """
-    panels = [("", frame)] if hue is None else [(str(name), part) for name, part in frame.groupby(hue, sort=False)]
+    check_columns(frame, "feature", "mean", "std")
+    panels = [("", frame)] if hue is None else [(plain(name), part) for name, part in frame.groupby(hue, sort=False)]
+    names = list(dict.fromkeys(frame["feature"]))
     width = 4.0 if len(panels) < 3 else 2.7
-    figure = Picture(figsize=(2.5 + width * len(panels), 1.8 + 0.5 * frame["feature"].nunique()))
+    figure = Picture(figsize=(2.5 + width * len(panels), 1.8 + 0.5 * len(names)))
     grid = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (name, part) in zip(grid, panels, strict=True):
         colours = [HUES[0] if mean >= 0 else HUES[1] for mean in part["mean"]]
-        axes.barh(part["feature"], part["mean"], xerr=part["std"], color=colours, edgecolor="black", capsize=5)
+        places = [names.index(name) for name in part["feature"]]
+        axes.barh(places, part["mean"], xerr=part["std"], color=colours, edgecolor="black", capsize=5)
         axes.axvline(0, color="black", linewidth=1)
         axes.set_title(name)
+    grid[0].set_yticks(range(len(names)), [plain(name) for name in names])
     grid[0].invert_yaxis()
     figure.supxlabel(f"attribution{f' ({unit})' if unit else ''}; error bars: spread over draws (1 sd)", fontsize=14)
     figure.suptitle(title)
@@ -108,7 +131,7 @@ def _chart(
         raise ValueError("an interval needs a label; pass interval='95 % over examples', or what it is of")
     figure = Picture(figsize=(9, 5.2 if hue is None else 6.0))
     axes = figure.subplots()
-    groups = [("", frame)] if hue is None else [(str(name), part) for name, part in frame.groupby(hue, sort=False)]
+    groups = [("", frame)] if hue is None else [(plain(name), part) for name, part in frame.groupby(hue, sort=False)]
     for place, (name, part) in enumerate(groups):
         draw(axes, part, name, place, len(groups))
     axes.set(xlabel=labels[0], ylabel=labels[1] + (f"\n(interval: {interval})" if interval else ""))
@@ -130,14 +153,15 @@ def _legend_below(figure: Figure) -> None:
 
 
 @styled
+@checked
 def curve(
-    frame: pd.DataFrame,
+    frame: Table,
     *,
-    x: str,
-    y: str,
-    hue: str | None = None,
-    low: str | None = None,
-    high: str | None = None,
+    x: Column,
+    y: Column,
+    hue: Column | None = None,
+    low: Column | None = None,
+    high: Column | None = None,
     interval: str = "",
     log: str = "",
     labels: tuple[str, str] | None = None,
@@ -157,6 +181,8 @@ def curve(
     Raises:
         ValueError: a band without a label, or with one end.
     """
+
+    check_choice(log, ("", "x", "y", "xy"), "log")
 
     def draw(axes: Axes, part: pd.DataFrame, name: str, i: int, _: int) -> None:
         colour, dash, marker = HUES[i % len(HUES)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
@@ -179,14 +205,15 @@ def curve(
 
 
 @styled
+@checked
 def bars(
-    frame: pd.DataFrame,
+    frame: Table,
     *,
-    x: str,
-    y: str,
-    hue: str | None = None,
-    low: str | None = None,
-    high: str | None = None,
+    x: Column,
+    y: Column,
+    hue: Column | None = None,
+    low: Column | None = None,
+    high: Column | None = None,
     interval: str = "",
     labels: tuple[str, str] | None = None,
     title: str = "",
@@ -204,21 +231,22 @@ def bars(
         axes.bar(places, part[y], 0.8 / count, yerr=error, label=name, capsize=5, ecolor="#444444", **look)
 
     figure = _chart(draw, frame, hue, (low, high), interval, labels or (x, y), title)
-    figure.axes[0].set_xticks(range(len(names)), [str(name).replace("_", "\n") for name in names])
+    figure.axes[0].set_xticks(range(len(names)), [plain(name).replace("_", "\n") for name in names])
     return figure
 
 
 @styled
+@checked
 def dots(
-    frame: pd.DataFrame,
+    frame: Table,
     *,
-    x: str,
-    y: str,
-    hue: str | None = None,
-    low: str | None = None,
-    high: str | None = None,
+    x: Column,
+    y: Column,
+    hue: Column | None = None,
+    low: Column | None = None,
+    high: Column | None = None,
     interval: str = "",
-    target: str | None = None,
+    target: Column | None = None,
     log: bool = False,
     label: str,
     title: str = "",
@@ -244,7 +272,7 @@ def dots(
     figure.set_size_inches(10, 2.2 + 0.46 * len(names))
     axes = figure.axes[0]
     axes.set(xlabel=label + (f" (line: {interval})" if interval else ""), ylabel="")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.invert_yaxis()
     if log:
         axes.set_xscale("log")

@@ -18,17 +18,20 @@ import torch
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
+from xuqlib.study.checked import Columns, Count, Maps, Table, check_columns, checked, shown
 from xuqlib.study.figures.charts import HUES, dots
 from xuqlib.study.figures.maps import map_grid
+from xuqlib.study.names import in_script, plain
 
 Drawing = Callable[[pd.DataFrame, Mapping[str, object]], tuple[Figure, str]]
 BY_CLASS = ("posterior", "explainer", "statistic")
 RESULT = ("value", "low", "high", "n")
 MOST_STILLS = 400  # combinations that `stills` draws; about 10 kB each
-NO_RESULT = "<b>No such result: choose another combination.</b>"
+NO_RESULT = "No such result: choose another combination."
 
 
-def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing, *, sliders: Sequence[str] = ()) -> ipywidgets.VBox:
+@checked
+def explore(frame: Table, by: Columns, draw: Drawing, *, sliders: Sequence[str] = ()) -> ipywidgets.VBox:
     """Choose a value of each column in `by`, and see the figure and the sentence of the rows that have them.
 
     The children are one chooser per column, named after it: a row of buttons, operated by mouse or by Tab and Enter,
@@ -39,16 +42,13 @@ def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing, *, sliders: S
     Args:
         frame: results, one observation per row.
         by: columns to choose by; a column with one value gets no chooser.
-        draw: (rows chosen, chosen values) to a figure and one sentence about it.
+        draw: (rows chosen, chosen values) to a figure and one sentence about it, which is text and not HTML.
         sliders: those of `by` that get a slider; its stops are the column's values, in order of appearance.
 
     Raises:
         ValueError: the frame has no row, or no such column, or a slider is for a column that is not in `by`.
     """
-    if frame.empty or set(by) - set(frame):
-        raise ValueError(f"the frame has {len(frame)} rows and columns {', '.join(map(str, frame))}; wanted {list(by)}")
-    if set(sliders) - set(by):
-        raise ValueError(f"sliders are {list(sliders)} but the columns to choose by are {list(by)}; name some of these")
+    _check_sliders(sliders, by)
     options = {column: list(dict.fromkeys(frame[column])) for column in by}
     if os.environ.get("XUQ_STILLS"):
         display(HTML(stills(frame, by, draw, sliders=sliders)))
@@ -64,8 +64,8 @@ def explore(frame: pd.DataFrame, by: Sequence[str], draw: Drawing, *, sliders: S
         if rows.empty:
             line.value = NO_RESULT
             return
-        figure, sentence = draw(rows, chosen)
-        picture.value, line.value = png(figure), sentence
+        figure, sentence = _drawn(draw, rows, chosen)
+        picture.value, line.value = png(figure), html.escape(sentence)
 
     for chooser in choosers.values():
         chooser.observe(show, names="value")
@@ -77,8 +77,8 @@ def _chooser(
     column: str, values: Sequence[object], slider: bool
 ) -> ipywidgets.ToggleButtons | ipywidgets.SelectionSlider:
     """Buttons or a slider for the values of a column, labelled with its name."""
-    named = [(str(value).replace("_", " "), value) for value in values]
-    label = {"description": column.replace("_", " ")}
+    named = [(_words(value), value) for value in values]
+    label = {"description": _words(column)}
     if slider:
         return ipywidgets.SelectionSlider(
             options=named, **label, style={"description_width": "110px"}, layout={"width": "640px", "max_width": "100%"}
@@ -89,13 +89,14 @@ def _chooser(
     )
 
 
+@checked
 def stills(
-    frame: pd.DataFrame,
-    by: Sequence[str],
+    frame: Table,
+    by: Columns,
     draw: Drawing,
     *,
     sliders: Sequence[str] = (),
-    most: int = MOST_STILLS,
+    most: Count = MOST_STILLS,
 ) -> str:
     """Draw what `explore` shows for every combination, as HTML that needs no kernel.
 
@@ -106,6 +107,7 @@ def stills(
         frame, by, draw, sliders: as for `explore`.
         most: combinations to draw at most.
     """
+    _check_sliders(sliders, by)
     options = {column: list(dict.fromkeys(frame[column])) for column in by}
     full = math.prod(map(len, options.values()))
     while math.prod(map(len, options.values())) > max(most, 1):
@@ -114,7 +116,7 @@ def stills(
     for places in itertools.product(*(range(len(values)) for values in options.values())):
         chosen = {column: values[place] for (column, values), place in zip(options.items(), places, strict=True)}
         rows = _chosen(frame, chosen)
-        figure, sentence = (None, NO_RESULT) if rows.empty else draw(rows, chosen)
+        figure, sentence = (None, NO_RESULT) if rows.empty else _drawn(draw, rows, chosen)
         shown[" ".join(map(str, places))] = [_small(png(figure)) if figure else "", sentence]
     first = next(found for found in shown.values() if found[0])
     left = "" if len(shown) == full else f"<p>{len(shown)} of {full} combinations; the notebook has all of them.</p>"
@@ -122,11 +124,16 @@ def stills(
         (_range if column in sliders and len(values) > 1 else _radios)(column, values)
         for column, values in options.items()
     )
-    data = json.dumps(shown).replace("</", "<\\/")  # or it would end the script
     return (
         f'<div class="chooser">{fields}{left}<img alt="Figure of the chosen results" src="{first[0]}">'
-        f'<p aria-live="polite">{first[1]}</p><script type="application/json">{data}</script></div>'
+        f'<p aria-live="polite">{html.escape(first[1])}</p>'
+        f'<script type="application/json">{in_script(shown)}</script></div>'
     )
+
+
+def _words(name: object) -> str:
+    """A value or column as it is read."""
+    return plain(name).replace("_", " ")
 
 
 def _chosen(frame: pd.DataFrame, chosen: Mapping[str, object]) -> pd.DataFrame:
@@ -138,19 +145,19 @@ def _chosen(frame: pd.DataFrame, chosen: Mapping[str, object]) -> pd.DataFrame:
 
 def _radios(column: str, values: Sequence[object]) -> str:
     """Radio buttons for the values of a column; none for a single value. The script gives each group its name."""
-    words = [html.escape(str(value).replace("_", " ")) for value in values]
+    words = [html.escape(_words(value)) for value in values]
     buttons = "".join(
         f'<label><input type="radio" value="{place}"{" checked" * (not place)}> {word}</label>'
         for place, word in enumerate(words)
     )
     hidden = " hidden" if len(values) == 1 else ""
-    return f"<fieldset{hidden}><legend>{html.escape(column.replace('_', ' '))}</legend>{buttons}</fieldset>"
+    return f"<fieldset{hidden}><legend>{html.escape(_words(column))}</legend>{buttons}</fieldset>"
 
 
 def _range(column: str, values: Sequence[object]) -> str:
     """A slider over the places of a column's values; the script writes the value beside it."""
-    words = [str(value).replace("_", " ") for value in values]
-    name, stops = html.escape(column.replace("_", " ")), html.escape(json.dumps(words))
+    words = [_words(value) for value in values]
+    name, stops = html.escape(_words(column)), html.escape(json.dumps(words))
     slider = f'<input type="range" min="0" max="{len(words) - 1}" value="0" aria-label="{name}" data-stops="{stops}">'
     return f"<fieldset><legend>{name}</legend>{slider}<output>{html.escape(words[0])}</output></fieldset>"
 
@@ -163,6 +170,7 @@ def _small(picture: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+@checked
 def png(figure: Figure) -> bytes:
     """The figure as the bytes of a small PNG."""
     buffer = io.BytesIO()
@@ -170,7 +178,8 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def explore_draws(maps: torch.Tensor) -> ipywidgets.VBox:
+@checked
+def explore_draws(maps: Maps) -> ipywidgets.VBox:
     """Step through the draws behind a mean, by `draw_step`.
 
     Args:
@@ -182,7 +191,8 @@ def explore_draws(maps: torch.Tensor) -> ipywidgets.VBox:
     return explore(draw_distances(maps), ["draw"], lambda _, chosen: draw_step(maps, chosen), sliders=["draw"])
 
 
-def draw_distances(maps: torch.Tensor) -> pd.DataFrame:
+@checked
+def draw_distances(maps: Maps) -> pd.DataFrame:
     """How far the mean of the first k draws is from the mean of all, relative to the size of that mean (L2 norms).
 
     Args:
@@ -203,7 +213,8 @@ def draw_distances(maps: torch.Tensor) -> pd.DataFrame:
     return pd.DataFrame({"draw": number, "distance": distance})
 
 
-def draw_step(maps: torch.Tensor, chosen: Mapping[str, object]) -> tuple[Figure, str]:
+@checked
+def draw_step(maps: Maps, chosen: Mapping[str, object]) -> tuple[Figure, str]:
     """One draw's map, the mean of the draws up to it, the mean of all, and how far these two are apart.
 
     Args:
@@ -216,6 +227,7 @@ def draw_step(maps: torch.Tensor, chosen: Mapping[str, object]) -> tuple[Figure,
     Raises:
         ValueError: the shape is another.
     """
+    _check_chosen(chosen, "draw")
     frame, k = draw_distances(maps), int(str(chosen["draw"]))
     row: list[torch.Tensor | None] = [maps[k - 1], maps[:k].mean(0), maps.mean(0), None]
     heads = (f"draw {k}", f"mean of {k}", f"mean of all {len(maps)}", "distance of\nthe two means")
@@ -237,7 +249,8 @@ def draw_step(maps: torch.Tensor, chosen: Mapping[str, object]) -> tuple[Figure,
     return figure, sentence
 
 
-def explore_classes(frame: pd.DataFrame) -> ipywidgets.VBox:
+@checked
+def explore_classes(frame: Table) -> ipywidgets.VBox:
     """Choose posterior, explainer, statistic and class, and see that class among the others, by `class_dots`.
 
     Args:
@@ -247,12 +260,13 @@ def explore_classes(frame: pd.DataFrame) -> ipywidgets.VBox:
     Raises:
         ValueError: the frame has no row, or lacks a column.
     """
-    _check_columns(frame, (*BY_CLASS, "class", *RESULT))
+    check_columns(frame, *BY_CLASS, "class", *RESULT)
     frame = frame.dropna(subset="value")
     return explore(frame, [*BY_CLASS, "class"], lambda _, chosen: class_dots(frame, chosen))
 
 
-def class_dots(frame: pd.DataFrame, chosen: Mapping[str, object]) -> tuple[Figure, str]:
+@checked
+def class_dots(frame: Table, chosen: Mapping[str, object]) -> tuple[Figure, str]:
     """All classes of one posterior, explainer and statistic, the chosen class marked, and a sentence about it.
 
     Args:
@@ -265,7 +279,8 @@ def class_dots(frame: pd.DataFrame, chosen: Mapping[str, object]) -> tuple[Figur
     Raises:
         ValueError: the frame lacks a column, or no row is chosen.
     """
-    _check_columns(frame, (*BY_CLASS, "class", *RESULT))
+    check_columns(frame, *BY_CLASS, "class", *RESULT)
+    _check_chosen(chosen, *BY_CLASS, "class")
     rows = frame
     for column in BY_CLASS:
         rows = rows[rows[column] == chosen[column]]
@@ -274,18 +289,30 @@ def class_dots(frame: pd.DataFrame, chosen: Mapping[str, object]) -> tuple[Figur
     if marked.empty:
         raise ValueError(f"no row for {', '.join(map(str, chosen.values()))}; choose values that the frame has")
     place, row = int(marked[0]), rows.loc[marked[0]]
-    statistic = str(chosen["statistic"])
-    title = ", ".join(str(chosen[column]) for column in ("posterior", "explainer")).replace("_", " ")
+    statistic = plain(chosen["statistic"])
+    title = ", ".join(_words(chosen[column]) for column in ("posterior", "explainer"))
     of = "95 % over examples"
     figure = dots(rows, x="value", y="class", low="low", high="high", interval=of, label=statistic, title=title)
     figure.axes[0].axhspan(place - 0.5, place + 0.5, color=HUES[1], alpha=0.35, zorder=0)
     sentence = (
-        f"<b>{row['class']}</b>: {statistic} {row['value']:.3g} ({row['low']:.3g} to {row['high']:.3g}, {of}, "
+        f"{plain(row['class'])}: {statistic} {row['value']:.3g} ({row['low']:.3g} to {row['high']:.3g}, {of}, "
         f"n = {row['n']}); number {place + 1} of {len(rows)} classes, the largest first."
     )
     return figure, sentence
 
 
-def _check_columns(frame: pd.DataFrame, wanted: Sequence[str]) -> None:
-    if missing := [column for column in wanted if column not in frame]:
-        raise ValueError(f"the frame has no column {', '.join(missing)}; wanted {', '.join(wanted)}")
+def _check_chosen(chosen: Mapping[str, object], *wanted: str) -> None:
+    if missing := [name for name in wanted if name not in chosen]:
+        raise ValueError(f"chosen is {dict(chosen)}; choose a value of {', '.join(missing)}")
+
+
+def _check_sliders(sliders: Sequence[str], by: Sequence[str]) -> None:
+    if set(sliders) - set(by):
+        raise ValueError(f"sliders are {list(sliders)} but the columns to choose by are {list(by)}; name some of these")
+
+
+def _drawn(draw: Drawing, rows: pd.DataFrame, chosen: Mapping[str, object]) -> tuple[Figure, str]:
+    drawn = draw(rows, chosen)
+    if not isinstance(drawn, tuple) or len(drawn) != 2:
+        raise TypeError(f"draw gave {shown(drawn)}; let it return a figure and a sentence")
+    return drawn

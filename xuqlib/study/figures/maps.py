@@ -20,15 +20,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from xuqlib.checks import check_choice
+from xuqlib.study.checked import Count, Grid, Map, Maps, Pictures, checked
 from xuqlib.study.figures.charts import Picture, styled
+from xuqlib.study.names import plain_lines
 
 # Dark blue, neutral grey, bright yellow: lightness rises from end to end, so the sign survives in grey.
 SIGNED = LinearSegmentedColormap.from_list("xuq_signed", ["#0b2a6f", "#5b7fb5", "#b0b0b0", "#f5c242", "#fff3a0"])
 COLOURS: dict[str, str | Colormap] = {"picture": "gray", "signed": SIGNED, "spread": "magma", "ratio": "viridis"}
+MAPS = ("signed", "spread", "ratio")
 HIDDEN = ("fer_plus",)  # data sets whose raw pictures may not be published
 
 
-def flat_map(values: torch.Tensor, kind: str) -> np.ndarray:
+@checked
+def flat_map(values: Map, kind: str) -> np.ndarray:
     """One map (height, width) of one example's values, with or without a channel axis in front.
 
     Args:
@@ -38,6 +43,7 @@ def flat_map(values: torch.Tensor, kind: str) -> np.ndarray:
     Raises:
         ValueError: the shape is another, or a ratio comes with several channels.
     """
+    check_choice(kind, MAPS, "kind")
     values = values.detach().cpu().double()
     if values.ndim == 2:
         return np.asarray(values)
@@ -94,8 +100,9 @@ def _draw_row(line: np.ndarray, row: Sequence[torch.Tensor | None], kinds: Seque
 
 
 @styled
+@checked
 def map_grid(
-    rows: Sequence[Sequence[torch.Tensor | None]],
+    rows: Grid,
     *,
     kinds: Sequence[str],
     column_titles: Sequence[str],
@@ -123,20 +130,23 @@ def map_grid(
         raise ValueError(
             f"rows and column titles have {lengths} entries but there are {len(kinds)} kinds; give as many"
         )
+    if row_titles and len(row_titles) != len(rows):
+        raise ValueError(f"there are {len(row_titles)} row_titles for {len(rows)} rows; give as many, or none")
     figure = Picture(figsize=(2.3 * len(kinds) + 0.8, 2.55 * len(rows) + 0.9))
     grid = figure.subplots(len(rows), len(kinds), squeeze=False)
     for row, line in zip(rows, grid, strict=True):
         _draw_row(line, row, kinds, dataset)
     for axes, name in zip(grid[0], column_titles, strict=True):
-        axes.set_title(name)
+        axes.set_title(plain_lines(name))
     for axes, name in zip(grid[:, 0], row_titles or [""] * len(rows), strict=True):
-        axes.set_ylabel(name)
+        axes.set_ylabel(plain_lines(name))
     figure.suptitle(title)
     return figure
 
 
+@checked
 def example_maps(
-    x: torch.Tensor,
+    x: Pictures,
     maps: Mapping[str, torch.Tensor],
     *,
     dataset: str,
@@ -159,6 +169,8 @@ def example_maps(
     if scaled:
         flat = {name: each / each.abs().amax((1, 2), keepdim=True) for name, each in flat.items()}
     count = len(next(iter(flat.values())))
+    if count > len(x):
+        raise ValueError(f"x holds {len(x)} pictures but there are maps of {count}; pass the pictures of all")
     rows = [[x[i], *(each[i] for each in flat.values())] for i in range(count)]
     kinds, heads = ["picture", *["signed"] * len(flat)], ["picture", *(name.replace("_", "\n") for name in flat)]
     figure = map_grid(rows, kinds=kinds, column_titles=heads, row_titles=row_titles, dataset=dataset, title=title)
@@ -166,11 +178,12 @@ def example_maps(
     return figure, pd.DataFrame(columns).rename_axis("pixel").reset_index()
 
 
+@checked
 def maps(
-    x: torch.Tensor,
-    mean: torch.Tensor,
-    std: torch.Tensor,
-    cv: torch.Tensor,
+    x: Pictures,
+    mean: Maps,
+    std: Maps,
+    cv: Maps,
     *,
     dataset: str,
     row_titles: Sequence[str] = (),
@@ -201,7 +214,8 @@ def maps(
     )
 
 
-def draw_strip(values: torch.Tensor, *, num_draws: int = 10, columns: int = 10, title: str = "") -> Figure:
+@checked
+def draw_strip(values: Maps, *, num_draws: Count = 10, columns: Count = 10, title: str = "") -> Figure:
     """The same explanation from the first `num_draws` draws, side by side.
 
     Args:
@@ -219,6 +233,7 @@ def draw_strip(values: torch.Tensor, *, num_draws: int = 10, columns: int = 10, 
     )
 
 
+@checked
 def pixel_frame(maps: Mapping[str, Tensor]) -> pd.DataFrame:
     """Maps of one size as the table of a figure: a row per pixel, line by line, and a column per map.
 

@@ -8,19 +8,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import AutoLocator, MaxNLocator
 
+from xuqlib.checks import check_choice
+from xuqlib.study.checked import Column, Count, Size, Table, checked
 from xuqlib.study.figures.charts import HUES, Picture, styled
+from xuqlib.study.names import plain
 
 
 @styled
+@checked
 def panels(
-    frame: pd.DataFrame,
+    frame: Table,
     draw: Callable[[Axes, pd.DataFrame], object],
     *,
-    by: str,
+    by: Column,
     labels: tuple[str, str],
     share: str = "xy",
-    columns: int = 4,
-    size: tuple[float, float] = (4.2, 3.6),
+    columns: Count = 4,
+    size: Size = (4.2, 3.6),
     title: str = "",
 ) -> Picture:
     """Repeat a chart side by side, one panel for each value of a column, in order of appearance.
@@ -38,10 +42,7 @@ def panels(
     Raises:
         ValueError: the frame has no row or no such column.
     """
-    if frame.empty or by not in frame:
-        raise ValueError(
-            f"the frame has {len(frame)} rows and columns {', '.join(map(str, frame))}; wanted rows and {by!r}"
-        )
+    check_choice(share, ("", "x", "y", "xy"), "share")
     parts = list(frame.groupby(by, sort=False))
     columns = min(columns, len(parts))
     num_rows = -(-len(parts) // columns)
@@ -52,7 +53,7 @@ def panels(
         draw(axes, part)
         if isinstance(axes.xaxis.get_major_locator(), AutoLocator):
             axes.xaxis.set_major_locator(MaxNLocator(4))  # panels are narrow, and the type is large
-        axes.set_title(str(name))
+        axes.set_title(plain(name))
     for axes in grid[len(parts) :]:
         axes.set_visible(False)
     figure.supxlabel(labels[0], fontsize=15)

@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 from torch import Tensor
 
+from xuqlib.study.checked import Amount, Facts, Seed, checked
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.figures.maps import COLOURS, HIDDEN, flat_map
 from xuqlib.study.human_study.pairs import CHOICES, Pair, PairStudy, Showing, chance
@@ -41,14 +42,15 @@ def _map_png(values: Tensor, kind: str) -> bytes:
     return _png(colours(np.ma.masked_invalid(share), bytes=True)[..., :3])
 
 
+@checked
 def pairs_of(
     examples: Examples,
     maps: Mapping[str, Tensor],
-    facts: Mapping[str, Mapping[str, Sequence[float]]],
+    facts: Facts,
     *,
     captions: Sequence[str],
     kinds: Mapping[str, str] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> list[Pair]:
     """Every two maps of each example. Each map has its own colour scale, as maps of unlike units must.
 
@@ -84,7 +86,8 @@ def pairs_of(
     return pairs
 
 
-def page(study: PairStudy, *, question: str = QUESTION, shortest: float = SHORTEST) -> ipywidgets.VBox:
+@checked
+def page(study: PairStudy, *, question: str = QUESTION, shortest: Amount = SHORTEST) -> ipywidgets.VBox:
     """A page that shows one pair after the other and keeps the answers; Tab, Enter and Space suffice to work it.
 
     Its children are the name field, a line of text, the row of pictures, the row of buttons, and a line of progress.
@@ -110,7 +113,11 @@ def page(study: PairStudy, *, question: str = QUESTION, shortest: float = SHORTE
         for button in buttons:
             button.disabled = not (done if button is buttons[-1] else shown)
         if rater:
-            text.value = f"{html.escape(shown.pair.caption)} <b>{question}</b>" if shown else "That was all. Thank you!"
+            text.value = (
+                f"{html.escape(shown.pair.caption)} <b>{html.escape(question)}</b>"
+                if shown
+                else "That was all. Thank you!"
+            )
             progress.value = f"{html.escape(rater)}: {done} of {total} answered"
 
     def click(button: ipywidgets.Button) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from xuqlib.checks import check_choice
+from xuqlib.study.checked import Amount, Count, Seed, Share, checked
 from xuqlib.study.record import csv_bytes, replace_file
 
 CHOICES, UNDONE = ("left", "right", "cannot say"), "undone"
@@ -58,6 +59,7 @@ def chance(*words: object) -> bytes:
     return hashlib.sha256("|".join(map(str, words)).encode()).digest()
 
 
+@checked
 class PairStudy:
     """A study in a file: gives each rater one pair after the other, and keeps every answer at once.
 
@@ -74,7 +76,7 @@ class PairStudy:
         ValueError: no file and no pairs, other pairs than in the file, or a file that is damaged or something else.
     """
 
-    def __init__(self, path: str | Path, pairs: Sequence[Pair] = (), *, repeats: float = 0.1) -> None:
+    def __init__(self, path: str | Path, pairs: Sequence[Pair] = (), *, repeats: Share = 0.1) -> None:
         self.path, self.repeats = Path(path), repeats
         if not pairs and not self.path.exists():
             raise ValueError(f"there is no study {self.path.name} yet; pass pairs to begin one")
@@ -107,6 +109,7 @@ class PairStudy:
         rows = [pair._replace(facts=json.dumps(pair.facts)) for pair in pairs]  # type: ignore[arg-type]
         file.executemany(f"INSERT INTO pairs VALUES ({', '.join('?' * len(Pair._fields))})", rows)
 
+    @checked
     def queue(self, rater: str) -> list[Showing]:
         """Everything that this rater is asked, in order; the same whenever it is called."""
         order = sorted(self.pairs.values(), key=lambda pair: chance(rater, pair.id))
@@ -114,10 +117,12 @@ class PairStudy:
         sides = {pair.id: bool(chance(rater, pair.id, "side")[0] % 2) for pair in order}
         return [Showing(p, 1, sides[p.id]) for p in order] + [Showing(p, 2, not sides[p.id]) for p in again]
 
+    @checked
     def next(self, rater: str) -> Showing | None:
         """The first that this rater has not answered; None when all is done."""
         return next(iter(self._waiting(rater)), None)
 
+    @checked
     def progress(self, rater: str) -> tuple[int, int]:
         """How many this rater has answered, and of how many."""
         total = len(self.queue(rater))
@@ -127,7 +132,8 @@ class PairStudy:
         done = {row[1:3] for row in self._counted() if row[0] == rater}
         return [each for each in self.queue(rater) if (each.pair.id, each.showing) not in done]
 
-    def answer(self, rater: str, shown: Showing, choice: str, seconds: float | None = None) -> None:
+    @checked
+    def answer(self, rater: str, shown: Showing, choice: str, seconds: Amount | None = None) -> None:
         """Keep one answer; it is in the file when this returns.
 
         Args:
@@ -144,6 +150,7 @@ class PairStudy:
             raise ValueError(f"answer of {rater!r} to {shown.pair.id!r}: pass a person's name and a pair of this study")
         self._add(rater, shown.pair.id, shown.showing, shown.flipped, choice, seconds)
 
+    @checked
     def undo(self, rater: str) -> bool:
         """Take back this rater's last answer, so that it is asked again. Returns whether there was one."""
         own = [row for row in self._counted() if row[0] == rater]
@@ -186,12 +193,14 @@ class PairStudy:
             table.append([rater, name, *pair[1:4], showing, left, choice, likes, at, seconds, *facts])
         return pd.DataFrame(table, columns=columns)
 
+    @checked
     def export(self, path: str | Path) -> None:
         """Write `answers` as CSV, whole or not at all; without answers, only its first line."""
         replace_file(Path(path), csv_bytes(self.answers()))
 
+    @checked
     def simulated(
-        self, num_raters: int, metric: str, *, accuracy: float, silent: float = 0.0, seed: int
+        self, num_raters: Count, metric: str, *, accuracy: Share, silent: Share = 0.0, seed: Seed
     ) -> pd.DataFrame:
         """What `answers` would be if each rater chose the map with more of `metric`; nothing is put into the file.
 
@@ -202,6 +211,7 @@ class PairStudy:
             silent: chance of "cannot say".
             seed: of the raters' chance.
         """
+        check_choice(metric, next(iter(self.pairs.values())).facts, "metric")
         generator, rows = np.random.default_rng(seed), []
         for rater in (f"simulated {number + 1}" for number in range(num_raters)):
             for pair, showing, flipped in self.queue(rater):

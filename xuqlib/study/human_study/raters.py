@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from xuqlib.checks import check_choice
+from xuqlib.study.checked import Ratings, Seed, Several, check_columns, checked
 from xuqlib.study.intervals import Estimate, from_resamples, wilson
 from xuqlib.study.judging.similarity import spearman_rows
 
@@ -18,7 +19,8 @@ OVER_PAIRS, OVER_ANSWERS = "95 % over pairs", "95 % over answers"
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def krippendorff_alpha(ratings: pd.DataFrame | Sequence[Sequence[Any]], level: str = "nominal") -> float:
+@checked
+def krippendorff_alpha(ratings: Ratings, level: str = "nominal") -> float:
     """How far raters agree beyond chance: 1 - observed disagreement / disagreement of ratings put together by chance.
 
     1 is full agreement; 0 is what chance gives; below 0, raters disagree more than by chance.
@@ -42,8 +44,9 @@ def krippendorff_alpha(ratings: pd.DataFrame | Sequence[Sequence[Any]], level: s
     return _alpha(counts, np.ones(len(counts)), values, level)
 
 
+@checked
 def alpha_interval(
-    ratings: pd.DataFrame | Sequence[Sequence[Any]], level: str = "nominal", *, num_resamples: int = 1000, seed: int = 0
+    ratings: Ratings, level: str = "nominal", *, num_resamples: Several = 1000, seed: Seed = 0
 ) -> Estimate:
     """`krippendorff_alpha` with its 95 % percentile bootstrap interval over items: other items, the same raters.
 
@@ -81,6 +84,7 @@ def _alpha(counts: Array, weights: Array, values: Array, level: str) -> float:
     return float(1 - (together * distance).sum() / expected) if expected > 0 else float("nan")
 
 
+@checked
 def results(answers: pd.DataFrame, metrics: Sequence[str] = ()) -> pd.DataFrame:
     """Everything that the answers say, a row each; without answers, one row that says so and holds no number.
 
@@ -95,6 +99,7 @@ def results(answers: pd.DataFrame, metrics: Sequence[str] = ()) -> pd.DataFrame:
     """
     if answers.empty:
         return pd.DataFrame({"what": ["no answers yet"]})
+    check_columns(answers, "rater", "pair", "showing", "choice", "prefers_first")
     first, silent = answers[answers["showing"] == 1], answers["prefers_first"] == 0.5
     left = answers.loc[~silent, "choice"] == "left"
     both = answers.pivot(index=["rater", "pair"], columns="showing", values="prefers_first").reindex(columns=[1, 2])
@@ -112,7 +117,10 @@ def results(answers: pd.DataFrame, metrics: Sequence[str] = ()) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def follows_metric(answers: pd.DataFrame, metric: str, *, num_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+@checked
+def follows_metric(
+    answers: pd.DataFrame, metric: str, *, num_resamples: Several = 1000, seed: Seed = 0
+) -> pd.DataFrame:
     """Do people prefer the map with more of `metric`? Each pair counts once, however many answered it.
 
     Answers that "cannot say", repeats, and pairs whose maps have the same value, or none, are left out.
@@ -133,6 +141,7 @@ def follows_metric(answers: pd.DataFrame, metric: str, *, num_resamples: int = 1
     """
     if answers.empty:
         return pd.DataFrame({"what": ["no answers yet"]})
+    check_columns(answers, "pair", "showing", "prefers_first")
     if f"{metric}_first" not in answers:
         known = [name[:-6] for name in map(str, answers) if name.endswith("_first") and name != "prefers_first"]
         raise ValueError(f"the answers have no metric {metric!r}; known: {', '.join(known)}")

@@ -23,6 +23,7 @@ from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.posteriors.laplace import Laplace
 from xuqlib.posteriors.random_weights import DropConnectLayer, Flipout, FlipoutLayer, MCDropConnect
+from xuqlib.study.checked import Batch, Place, Target, checked
 
 _AT_ONCE = 64  # roots that are held as networks at a time
 
@@ -41,7 +42,8 @@ class AnalyticDistribution:
     std: Tensor
     roots: Tensor | None = None
 
-    def covariance(self, example: int) -> Tensor:
+    @checked
+    def covariance(self, example: Place) -> Tensor:
         """Covariance between the attributions of one example, (P, P), P numbers of x in their order of memory.
 
         Raises:
@@ -53,11 +55,12 @@ class AnalyticDistribution:
         return root.T @ root
 
 
+@checked
 def analytic_distribution(
     posterior: Posterior,
     explainer: Explainer,
-    x: Tensor,
-    target: Tensor | int | None = None,
+    x: Batch,
+    target: Target | int | None = None,
     *,
     keep_roots: bool = False,
     **options: Any,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from xuqlib.checks import check_count, check_examples, check_number
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.checked import Amount, Boxes, Count, Maps, Masks, Pictures, Seed, Shape, Share, checked, shown
 from xuqlib.study.judging.properties import on_evidence
 
 MAX_TRIES = 1000
@@ -25,14 +26,15 @@ class Pasted(NamedTuple):
     boxes: Tensor
 
 
+@checked
 def paste(
-    x: Tensor,
-    others: Tensor | None,
-    size: int,
+    x: Pictures,
+    others: Pictures | None,
+    size: Count,
     *,
-    seed: int,
+    seed: Seed,
     matched: bool = False,
-    min_change: float = 0.0,
+    min_change: Amount = 0.0,
 ) -> Pasted:
     """Paste into each picture a square patch of another one, at a random place.
 
@@ -78,7 +80,8 @@ def paste(
     )
 
 
-def window(maps: Tensor, size: int) -> Tensor:
+@checked
+def window(maps: Maps, size: Count) -> Tensor:
     """Find the square window with the largest sum of attribution; of equal ones the first in order of reading.
 
     Of the map of the same picture without its patch, it is a control: what the picture alone draws the eye to.
@@ -101,14 +104,16 @@ def window(maps: Tensor, size: int) -> Tensor:
     return torch.stack([best // means.shape[3], best % means.shape[3]], 1)
 
 
-def random_windows(num_examples: int, shape: Sequence[int], size: int, *, seed: int) -> Tensor:
+@checked
+def random_windows(num_examples: Count, shape: Shape, size: Count, *, seed: Seed) -> Tensor:
     """Draw a window for each picture, `shape` = (height, width), uniform where it fits: a control; (N, 2)."""
     check_count(num_examples, 1, "num_examples")
     _check_size(size, shape, "the pictures")
     return _boxes(num_examples, shape, size, generator_of(seed))
 
 
-def iou(a: Tensor, b: Tensor, size: int) -> Tensor:
+@checked
+def iou(a: Boxes, b: Boxes, size: Count) -> Tensor:
     """Intersection over union of two squares of one size; boxes (N, 2) each to (N,), float64, in [0, 1]."""
     check_count(size, 1, "size")
     if a.shape != b.shape or a.shape[-1:] != (2,):
@@ -117,14 +122,18 @@ def iou(a: Tensor, b: Tensor, size: int) -> Tensor:
     return shared / (2 * size**2 - shared)
 
 
-def ada(overlap: Tensor, at: float = 0.5) -> float:
+@checked
+def ada(overlap: Tensor, at: Share = 0.5) -> float:
     """Anomaly detection accuracy: the share of examples whose `iou` exceeds `at`."""
-    if check_number(at, 0, "at") >= 1 or not len(overlap):
-        raise ValueError(f"at is {at}, of {len(overlap)} examples; pass a number in [0, 1) and one example or more")
+    if at == 1 or overlap.dim() != 1 or not len(overlap) or not (overlap >= 0).all():
+        raise ValueError(
+            f"overlap is {shown(overlap)}, at is {at}; pass what iou gives, one number or more, and at below 1"
+        )
     return float((overlap > at).double().mean())
 
 
-def mass_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
+@checked
+def mass_accuracy(maps: Maps, masks: Masks) -> Tensor:
     """Share of the positive attribution of each map that lies on its mask: relevance mass accuracy.
 
     Args:
@@ -141,7 +150,8 @@ def mass_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
     return torch.where(masks.flatten(1).any(1), torch.tensor(share.to_numpy()), math.nan)
 
 
-def rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
+@checked
+def rank_accuracy(maps: Maps, masks: Masks) -> Tensor:
     """Share of the mask among the largest pixels of each map, as many as the mask has: relevance rank accuracy.
 
     Of pixels that tie for the last places, as within a superpixel, each counts in part: the mean over all orders, so
@@ -166,7 +176,8 @@ def rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
     return torch.where(count[:, 0] > 0, hits.double() / count[:, 0], math.nan)
 
 
-def chance(masks: Tensor) -> Tensor:
+@checked
+def chance(masks: Masks) -> Tensor:
     """What a flat map scores by `mass_accuracy` and `rank_accuracy`: the mask's share of the picture, (N,), float64."""
     return masks.double().mean((1, 2))
 

@@ -17,6 +17,7 @@ from xuqlib.metrics.deletion import perturbed
 from xuqlib.path import slope
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.checked import Batch, Count, Order, Pictures, Seed, Several, Share, Shares, Target, checked
 from xuqlib.study.intervals import from_resamples
 from xuqlib.uncertainty import KINDS, UncertaintyOf, decompose, logits_of, uncertainties
 
@@ -48,7 +49,8 @@ class Chosen(NamedTuple):
     random: Tensor
 
 
-def default_shares(num_pixels: int) -> Tensor:
+@checked
+def default_shares(num_pixels: Count) -> Tensor:
     """Shares of the pixels at which curves are followed, float64: fine at first, where budgets are small.
 
     Every pixel up to 5 % (in pictures of more than 1,280 pixels every so many, in 64 steps at most), then every 5 %,
@@ -60,16 +62,17 @@ def default_shares(num_pixels: int) -> Tensor:
     return torch.tensor(sorted(shares), dtype=torch.float64)
 
 
+@checked
 def uncertainty_curves(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
-    order: Tensor,
+    x: Pictures,
+    order: Order,
     kind: str = "epistemic",
     *,
-    target: Tensor | None = None,
+    target: Target | None = None,
     fill: str | Tensor = "blurred",
-    shares: Sequence[float] | Tensor | None = None,
-    batch_size: int = 128,
+    shares: Shares | Tensor | None = None,
+    batch_size: Count = 128,
 ) -> BlurringCurves:
     """Follow the uncertainty of each prediction, and the prediction itself, while pixels are replaced in order.
 
@@ -112,6 +115,7 @@ def uncertainty_curves(
     return BlurringCurves(points, *(torch.stack(each, 1)[:, column] for each in zip(*found, strict=True)))
 
 
+@checked
 def reduction(curves: BlurringCurves) -> Tensor:
     """Uncertainty reduction rate URR(k) = (U(x) - U(x_k)) / U(x) at each share.
 
@@ -123,12 +127,14 @@ def reduction(curves: BlurringCurves) -> Tensor:
     return torch.where(start > ROUNDING, (start - curves.uncertainty) / start, math.nan)
 
 
+@checked
 def highest_reduction(curves: BlurringCurves) -> Tensor:
     """Running maximum of `reduction` over the shares up to each one, (N, K + 1), in [0, 1] or NaN."""
     return reduction(curves).cummax(1).values
 
 
-def murr(curves: BlurringCurves, budget: float) -> Tensor:
+@checked
+def murr(curves: BlurringCurves, budget: Share) -> Tensor:
     """Maximum uncertainty reduction rate within a budget, (N,), in [0, 1]; NaN where `reduction` is.
 
     Args:
@@ -137,7 +143,8 @@ def murr(curves: BlurringCurves, budget: float) -> Tensor:
     return highest_reduction(curves)[:, _place(curves, budget)]
 
 
-def auc_urr(curves: BlurringCurves, budget: float) -> Tensor:
+@checked
+def auc_urr(curves: BlurringCurves, budget: Share) -> Tensor:
     """Area under the running maximum of URR up to a budget, divided by the budget, (N,), in [0, 1]; higher is better.
 
     By trapezoid between the shares. NaN where `reduction` is.
@@ -149,8 +156,9 @@ def auc_urr(curves: BlurringCurves, budget: float) -> Tensor:
     return torch.trapezoid(highest_reduction(curves)[:, :end], curves.shares[:end], dim=1) / curves.shares[end - 1]
 
 
+@checked
 def budget_table(
-    curves: BlurringCurves, budgets: Sequence[float] = BUDGETS, *, num_resamples: int = 1000, seed: int = 0
+    curves: BlurringCurves, budgets: Shares = BUDGETS, *, num_resamples: Several = 1000, seed: Seed = 0
 ) -> pd.DataFrame:
     """Mean and median of MURR and AUC-URR over examples at each budget, and what the budget cost the prediction.
 
@@ -175,16 +183,17 @@ def budget_table(
     return pd.DataFrame(rows, columns=["budget", "score", "mean", "low", "high", "median", "kept", "undefined"])
 
 
+@checked
 def greedy_order(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Pictures,
     kind: str = "epistemic",
     *,
-    budget: float,
+    budget: Share,
     fill: str | Tensor = "blurred",
-    group: int = 1,
-    candidates: int = 1,
-    batch_size: int = 128,
+    group: Count = 1,
+    candidates: Count = 1,
+    batch_size: Count = 128,
 ) -> Tensor:
     """Put pixels in the order that lowers the uncertainty most, one gradient after another: a ceiling for maps.
 
@@ -229,8 +238,9 @@ def greedy_order(
     return torch.cat(orders)
 
 
+@checked
 def uncertain(
-    draws: Draws | Sequence[nn.Module], x: Tensor, kind: str = "epistemic", *, num_examples: int, seed: int = 0
+    draws: Draws | Sequence[nn.Module], x: Batch, kind: str = "epistemic", *, num_examples: Count, seed: Seed = 0
 ) -> Chosen:
     """Choose examples to blur: some whose uncertainty lies above the median of x, and as many of all.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,11 @@ from xuqlib.checks import check_choice, check_count, check_examples, check_fixed
 from xuqlib.path import rows_per_pass, slope
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.checked import Amount, Count, Pictures, Positive, Seed, check_alike, checked
 from xuqlib.uncertainty import KINDS, UncertaintyOf, logits_of, uncertainties
 
 
+@runtime_checkable
 class Autoencoder(Protocol):
     """What CLUE needs of a generative model: (mean, log variance), and images. `PictureVAE` is one."""
 
@@ -46,9 +48,10 @@ class Counterfactuals(NamedTuple):
     after: Tensor
 
 
+@checked
 def clue(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Pictures,
     kind: str = "epistemic",
     *,
     vae: Autoencoder,
@@ -78,15 +81,16 @@ def clue(
     return changes(found, x if against == "x" else found.reconstructions)
 
 
+@checked
 def delta_clue(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Pictures,
     kind: str = "epistemic",
     *,
     vae: Autoencoder,
-    delta: float,
-    num_starts: int = 3,
-    seed: int = 0,
+    delta: Positive,
+    num_starts: Count = 3,
+    seed: Seed = 0,
     against: str = "x",
     **options: Any,
 ) -> Tensor:
@@ -102,24 +106,27 @@ def delta_clue(
     return clue(draws, x, kind, vae=vae, against=against, delta=delta, num_starts=num_starts, seed=seed, **options)
 
 
-def changes(found: Counterfactuals, x: Tensor) -> Tensor:
+@checked
+def changes(found: Counterfactuals, x: Pictures) -> Tensor:
     """Return |x - counterfactual| summed over channels, (N, H, W); x may also be the reconstructions."""
+    check_alike(x=x, found=found.pictures)
     return (x.detach() - found.pictures).abs().sum(1)
 
 
+@checked
 def clue_counterfactuals(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Pictures,
     kind: str = "epistemic",
     *,
     vae: Autoencoder,
-    num_steps: int = 40,
-    learning_rate: float = 0.1,
-    distance_weight: float = 2.0,
-    delta: float | None = None,
-    num_starts: int = 1,
-    seed: int = 0,
-    chunk: int | None = None,
+    num_steps: Count = 40,
+    learning_rate: Positive = 0.1,
+    distance_weight: Amount = 2.0,
+    delta: Positive | None = None,
+    num_starts: Count = 1,
+    seed: Seed = 0,
+    chunk: Count | None = None,
 ) -> Counterfactuals:
     """Find the latent z of each picture that minimises U(decode(z)) + distance_weight * mean |decode(z) - x|.
 
@@ -168,15 +175,16 @@ def clue_counterfactuals(
     return Counterfactuals(pictures, latent, reconstructions, *known)
 
 
+@checked
 def path_integral(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Pictures,
     kind: str = "epistemic",
     *,
     vae: Autoencoder,
-    num_steps: int = 32,
+    num_steps: Count = 32,
     counterfactuals: Counterfactuals | None = None,
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Tensor:
     """Attribute the uncertainty that x has and its counterfactual has not, along pictures that the VAE can draw.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,10 +11,12 @@ from xuqlib.distribution import ExplanationDistribution
 from xuqlib.posteriors.draws import copy_with, inner
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.posteriors.kinds import weighted_layers
+from xuqlib.study.checked import Count, Maps, Pictures, Place, Seed, Shape, checked
 from xuqlib.study.judging.orderings import importance
 
 
-def sobel(x: Tensor) -> Tensor:
+@checked
+def sobel(x: Pictures) -> Tensor:
     """Strength of edges of each picture, summed over channels; it knows the picture and no network.
 
     Args:
@@ -31,7 +31,8 @@ def sobel(x: Tensor) -> Tensor:
     return torch.from_numpy(np.stack([sum(edges(plane) for plane in picture) for picture in planes]))
 
 
-def other_image(maps: Tensor) -> Tensor:
+@checked
+def other_image(maps: Maps) -> Tensor:
     """Give each example the map of the next one, the last one the first's: right in kind, wrong in picture.
 
     Args:
@@ -42,7 +43,8 @@ def other_image(maps: Tensor) -> Tensor:
     return maps.roll(-1, 0)
 
 
-def permuted_last_layer(network: nn.Module, *, seed: int = 0) -> nn.Module:
+@checked
+def permuted_last_layer(network: nn.Module, *, seed: Seed = 0) -> nn.Module:
     """Copy a network and deal the outputs of its last dense layer to other classes, so that no class keeps its own.
 
     An explainer that does not notice explains no class.
@@ -67,7 +69,8 @@ def permuted_last_layer(network: nn.Module, *, seed: int = 0) -> nn.Module:
     return frozen.eval()
 
 
-def one_draw(e: ExplanationDistribution, *, first: int = 0) -> Tensor:
+@checked
+def one_draw(e: ExplanationDistribution, *, first: Place = 0) -> Tensor:
     """Map of a single draw, another one for each example in turn, so that a mean over examples is one over draws, too.
 
     Args:
@@ -83,7 +86,8 @@ def one_draw(e: ExplanationDistribution, *, first: int = 0) -> Tensor:
     return importance(ExplanationDistribution(e.values[(first + example) % e.num_draws, example][None]), "mean")
 
 
-def random_order(num_examples: int, shape: Sequence[int], *, seed: int = 0) -> Tensor:
+@checked
+def random_order(num_examples: Count, shape: Shape, *, seed: Seed = 0) -> Tensor:
     """Put the pixels of each image, `shape` = (height, width), in a random order of its own; (N, H * W)."""
     check_count(num_examples, 1, "num_examples")
     return torch.rand(num_examples, *shape, generator=generator_of(seed)).flatten(1).argsort(1)

@@ -7,7 +7,7 @@ weights in another order, are the test: the interval should hold their maps as o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,29 @@ from torch import Tensor, nn
 
 from xuqlib.explain import explain
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.checked import (
+    Band,
+    Batch,
+    Count,
+    Level,
+    Levels,
+    Maps,
+    Positive,
+    Seed,
+    Stack,
+    Target,
+    Tests,
+    check_alike,
+    checked,
+    shown,
+)
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 LARGEST = 0.2  # share of pixels that count as large
 
 
-def unit_scale(values: Tensor) -> Tensor:
+@checked
+def unit_scale(values: Stack) -> Tensor:
     """Divide every map by its own mean |.|: two networks may agree on a map and differ in the size of their logits.
 
     Args:
@@ -32,13 +49,14 @@ def unit_scale(values: Tensor) -> Tensor:
     return values / values.abs().mean(-1, keepdim=True)
 
 
+@checked
 def scaled_maps(
     draws: Draws | Sequence[nn.Module],
     explainer: Callable[..., Tensor],
-    x: Tensor,
-    target: Tensor | None,
+    x: Batch,
+    target: Target | None,
     *,
-    block: int = 50,
+    block: Count = 50,
     **options: Any,
 ) -> Tensor:
     """Explain, sum over channels, and scale: (draw, example, pixel or feature), float64, in units of the mean |map|.
@@ -77,7 +95,8 @@ class Forecast:
         return Forecast(self.mean[examples], self.std[examples], self.num_draws)
 
 
-def forecast(values: Tensor) -> Forecast:
+@checked
+def forecast(values: Stack) -> Forecast:
     """Mean and std over draws of maps (draw, example, pixel); draws whose map is NaN are left out.
 
     A single draw knows of no spread: its std is 0.
@@ -88,7 +107,8 @@ def forecast(values: Tensor) -> Forecast:
     return Forecast(mean, ((values - mean) ** 2).nansum(0).div(count - 1).sqrt(), len(values))
 
 
-def intervals(expected: Forecast, levels: Sequence[float] = LEVELS) -> tuple[Tensor, Tensor]:
+@checked
+def intervals(expected: Forecast, levels: Levels = LEVELS) -> tuple[Tensor, Tensor]:
     """Ends of the interval for one more draw, each (level, example, pixel).
 
     mean ± q std sqrt(1 + 1/S), with q of Student's t with S - 1 degrees of freedom: exact if the S draws and the new
@@ -100,7 +120,8 @@ def intervals(expected: Forecast, levels: Sequence[float] = LEVELS) -> tuple[Ten
     return expected.mean - half, expected.mean + half
 
 
-def image_blind(maps: Tensor, levels: Sequence[float] = LEVELS) -> tuple[Tensor, Tensor]:
+@checked
+def image_blind(maps: Maps, levels: Levels = LEVELS) -> tuple[Tensor, Tensor]:
     """Ends of an interval that never looks at the picture: quantiles of each pixel over other pictures' maps.
 
     Args:
@@ -109,22 +130,27 @@ def image_blind(maps: Tensor, levels: Sequence[float] = LEVELS) -> tuple[Tensor,
     Returns:
         low and high, each (level, 1, pixel).
     """
+    if maps.dim() != 2:
+        raise ValueError(f"maps are {shown(maps)}; pass (example, pixel)")
     known = maps[maps.isfinite().all(1)]
     tails = torch.tensor([[(1 - level) / 2, (1 + level) / 2] for level in levels], dtype=maps.dtype)
     low, high = (known.quantile(tail, 0)[:, None] for tail in tails.T)
     return low, high
 
 
-def interval_score(low: Tensor, high: Tensor, value: Tensor, level: float) -> Tensor:
+@checked
+def interval_score(low: Maps, high: Maps, value: Maps, level: Level) -> Tensor:
     """Width plus 2 / (1 - level) times how far the value lies outside; lower is better, and honesty pays.
 
     Its expectation is smallest for the true quantiles. Source: Gneiting & Raftery 2007, eq. 43.
     """
+    check_alike(low=low, high=high, value=value)
     outside = (low - value).clamp(min=0) + (value - high).clamp(min=0)
     return high - low + 2 / (1 - level) * outside
 
 
-def centred_coverage(level: float, num_averaged: float = 1) -> float:
+@checked
+def centred_coverage(level: Level, num_averaged: Positive = 1) -> float:
     """Coverage of mean ± z s by a new network, where s is right but the mean is that of M networks only.
 
     The new map and the mean differ by a Gaussian of variance s^2 (1 + 1/M): 2 Phi(z / sqrt(1 + 1/M)) - 1. With M = 1,
@@ -134,12 +160,14 @@ def centred_coverage(level: float, num_averaged: float = 1) -> float:
     return float(2 * norm.cdf(z / math.sqrt(1 + 1 / num_averaged)) - 1)
 
 
-def perfect_ratio(num_averaged: float = 1) -> float:
+@checked
+def perfect_ratio(num_averaged: Positive = 1) -> float:
     """Variance ratio of a posterior whose spread is right: s^2 / (s^2 (1 + 1/M)), so 1/2 around one network."""
     return 1 / (1 + 1 / num_averaged)
 
 
-def counting_coverage(num_networks: int) -> float:
+@checked
+def counting_coverage(num_networks: Count) -> float:
     """Coverage of the range of M networks by one more of the same kind, whatever their distribution.
 
     Each of the M + 1 is equally likely to be the smallest or the largest, so (M - 1) / (M + 1): no merit of theirs.
@@ -147,7 +175,8 @@ def counting_coverage(num_networks: int) -> float:
     return (num_networks - 1) / (num_networks + 1)
 
 
-def simulated(seed: int = 0) -> pd.DataFrame:
+@checked
+def simulated(seed: Seed = 0) -> pd.DataFrame:
     """Show on Gaussian numbers what the three formulas above say; 20,000 pixels, six new networks.
 
     Returns:
@@ -169,12 +198,13 @@ def simulated(seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["interval", "formula", "simulated"])
 
 
+@checked
 def agreement(
     expected: Forecast,
-    held_out: Tensor,
+    held_out: Stack,
     *,
-    levels: Sequence[float] = LEVELS,
-    band: tuple[Tensor, Tensor] | None = None,
+    levels: Levels = LEVELS,
+    band: Band | None = None,
 ) -> pd.DataFrame:
     """How well intervals hold the maps of networks that had no part in making them.
 
@@ -189,6 +219,7 @@ def agreement(
         squared distance of a held-out map from the mean. Over many examples, mean variance / mean deviation is the
         variance ratio: 1 is honest, `perfect_ratio` is the best that spread around M networks alone can give.
     """
+    check_alike(held_out=held_out[0], expected=expected.mean)
     lows, highs = intervals(expected, levels) if band is None else band
     weights = torch.stack([torch.ones_like(expected.mean), _is_largest(expected.mean)], -1)
     weights = (weights / weights.sum(1, keepdim=True)).double()  # (example, pixel, 2)
@@ -215,7 +246,8 @@ def _is_largest(mean: Tensor) -> Tensor:
     return torch.zeros_like(mean).scatter(1, places, 1.0)
 
 
-def compare_intervals(tests: Mapping[str, Mapping[str, Any]], level: float = 0.9) -> pd.DataFrame:
+@checked
+def compare_intervals(tests: Tests, level: Level = 0.9) -> pd.DataFrame:
     """Test intervals of one level side by side; means over examples.
 
     Args:

@@ -7,25 +7,28 @@ result. A map needs no label, so test pictures are dimmed by the same rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from xuqlib.checks import check_count, check_number, check_target
+from xuqlib.checks import check_number, check_target
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.checked import Batch, Count, Maps, Networks, Pictures, Positive, Seed, Target, checked
+from xuqlib.study.checked import shown as said
 from xuqlib.study.training.fitting import one_cycle
 from xuqlib.study.training.recipes import Recipe
 
 Attend = Callable[[Draws, Tensor], Tensor]  # networks and plain examples to attended examples
 
 
-def unit_maps(maps: Tensor) -> Tensor:
+@checked
+def unit_maps(maps: Maps) -> Tensor:
     """Rescale each map to [0, 1]: its negative parts become 0 first, then its least value 0 and its largest 1.
 
     Args:
@@ -45,7 +48,8 @@ def unit_maps(maps: Tensor) -> Tensor:
     return torch.where(top > 0, flat / top, 0.0).view_as(maps)
 
 
-def attended(x: Tensor, maps: Tensor, *, tau: float | None = None, fill: str | Tensor = "black") -> Tensor:
+@checked
+def attended(x: Batch, maps: Maps, *, tau: Positive | None = None, fill: str | Tensor = "black") -> Tensor:
     """Fade each example where its map is large: fill + a (x - fill), with the attention a = 1 - map.
 
     Args:
@@ -74,7 +78,8 @@ def attended(x: Tensor, maps: Tensor, *, tau: float | None = None, fill: str | T
     return start + attention * (x - start)
 
 
-def paste_noise(x: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+@checked
+def paste_noise(x: Pictures, *, seed: Seed = 0) -> tuple[Tensor, Tensor]:
     """Paste a square of uniform noise, a third as wide as the image, at a random place of each image.
 
     Args:
@@ -93,15 +98,16 @@ def paste_noise(x: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.where(inside[:, None], noise, x), inside.to(x)
 
 
+@checked
 def fit_attended(
-    networks: Sequence[nn.Module],
-    x: Tensor,
-    y: Tensor,
+    networks: Networks,
+    x: Batch,
+    y: Target,
     recipe: Recipe | None = None,
     *,
     attend: Attend | None = None,
-    every: int = 1,
-    seed: int = 0,
+    every: Count = 1,
+    seed: Seed = 0,
 ) -> int:
     """Train classifiers apart but side by side, in place, without a validation part: the last epoch is kept.
 
@@ -125,15 +131,15 @@ def fit_attended(
         ValueError: no network, a count below 1, or y does not fit x.
         FloatingPointError: a loss became infinite or NaN.
     """
-    if not networks:
-        raise ValueError("no networks to train; pass at least one")
-    recipe, every, shown = recipe or Recipe(), check_count(every, 1, "every"), x
-    target = check_target(y, len(x), networks[0](x[:1]).shape[-1])
+    recipe, shown = recipe or Recipe(), x
+    target = check_target(y, len(x), DeepEnsemble(networks).sample()(x[:1]).shape[-1])
     trained = [one_cycle(network.parameters(), recipe, len(x)) for network in networks]
     orders = [generator_of(seed, 1, member) for member in range(len(networks))]
     for epoch in range(recipe.epochs):
         if attend is not None and epoch and epoch % every == 0:
             shown = attend(DeepEnsemble([network.eval() for network in networks]).sample(), x)
+            if not isinstance(shown, Tensor) or shown.shape != x.shape:
+                raise TypeError(f"attend gave {said(shown)}; let it return examples shaped like x {tuple(x.shape)}")
         for network, (optimiser, schedule), order in zip(networks, trained, orders, strict=True):
             network.train()
             for batch in torch.randperm(len(x), generator=order).split(recipe.batch_size):

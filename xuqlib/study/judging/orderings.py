@@ -7,10 +7,12 @@ from torch import Tensor
 
 from xuqlib.checks import check_choice
 from xuqlib.distribution import ExplanationDistribution
+from xuqlib.study.checked import checked
 
 STATISTICS = ("mean", "std", "cv", "signed")
 
 
+@checked
 def importance(e: ExplanationDistribution, statistic: str) -> Tensor:
     """Reduce an explanation distribution to one number per pixel, by which pixels can be put in order.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
-from xuqlib.checks import check_count
+from xuqlib.checks import check_target
 from xuqlib.posteriors.draws import Draws
+from xuqlib.study.checked import Amount, Batch, Count, Counts, Seed, Stack, Table, Target, check_columns, checked
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.judging.scores import scores_of, standard_errors
 from xuqlib.uncertainty import decompose, logits_of
@@ -17,7 +15,8 @@ from xuqlib.uncertainty import decompose, logits_of
 SCORES = ("accuracy", "r2", "nll", "brier", "ece")
 
 
-def score_row(logits: Tensor, examples: Examples, *, noise_variance: float = 0.0, seed: int = 0) -> dict[str, float]:
+@checked
+def score_row(logits: Stack, examples: Examples, *, noise_variance: Amount = 0.0, seed: Seed = 0) -> dict[str, float]:
     """Every score of `SCORES` and its standard error over examples, NAME_se; NaN where the task has no such score.
 
     Args:
@@ -32,7 +31,8 @@ def score_row(logits: Tensor, examples: Examples, *, noise_variance: float = 0.0
     return row | {f"{name}_se": errors.get(name, np.nan) for name in SCORES}
 
 
-def answers(logits: Tensor, target: Tensor) -> pd.DataFrame:
+@checked
+def answers(logits: Stack, target: Target) -> pd.DataFrame:
     """What the mean prediction of the draws answers to each example, and how surely.
 
     Args:
@@ -43,6 +43,7 @@ def answers(logits: Tensor, target: Tensor) -> pd.DataFrame:
         One row per example: example, answer ("right" or "wrong"), confidence (probability of the answer), nll (of the
         truth), total, aleatoric, epistemic, the last four in nats.
     """
+    target = check_target(target, logits.shape[1], logits.shape[-1])
     probs, parts = logits.double().softmax(-1).mean(0), decompose(logits)  # (N, C)
     confidence, answer = probs.max(1)
     frame = parts.to_frame()
@@ -52,7 +53,8 @@ def answers(logits: Tensor, target: Tensor) -> pd.DataFrame:
     return frame
 
 
-def reliability(frame: pd.DataFrame, *, num_bins: int = 10, fewest: int = 10) -> pd.DataFrame:
+@checked
+def reliability(frame: Table, *, num_bins: Count = 10, fewest: Count = 10) -> pd.DataFrame:
     """Accuracy of the answers of like confidence, in bins of equal width.
 
     Args:
@@ -63,7 +65,7 @@ def reliability(frame: pd.DataFrame, *, num_bins: int = 10, fewest: int = 10) ->
     Returns:
         One row per bin: confidence (mean), accuracy, num_answers, and low, high: two binomial standard errors.
     """
-    check_count(num_bins, 1, "num_bins")
+    check_columns(frame, "answer", "confidence")
     place = (frame["confidence"] * num_bins).clip(upper=num_bins - 0.5).astype(int)
     groups = frame.assign(right=frame["answer"].eq("right").astype(float)).groupby(place.rename("bin"))
     bins = groups.agg(confidence=("confidence", "mean"), accuracy=("right", "mean"), num_answers=("right", "size"))
@@ -72,13 +74,15 @@ def reliability(frame: pd.DataFrame, *, num_bins: int = 10, fewest: int = 10) ->
     return bins[bins["num_answers"] >= fewest].reset_index(drop=True)
 
 
-def score_points(table: pd.DataFrame) -> pd.DataFrame:
+@checked
+def score_points(table: Table) -> pd.DataFrame:
     """Scores one per row, for a figure: dataset, posterior, score, value, se, and panel, which names set and score.
 
     Args:
         table: rows of `score_row` with the columns dataset and posterior added.
     """
     keys = ["dataset", "posterior"]
+    check_columns(table, *keys, *SCORES)
     parts = [
         table[[*keys, name, f"{name}_se"]].set_axis([*keys, "value", "se"], axis=1).assign(score=name)
         for name in SCORES
@@ -91,7 +95,8 @@ def score_points(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def settling(draws: Draws, x: Tensor, counts: Sequence[int]) -> pd.DataFrame:
+@checked
+def settling(draws: Draws, x: Batch, counts: Counts) -> pd.DataFrame:
     """How far the mean prediction of a few draws is from that of many others.
 
     The first half of the draws is cut into as many groups of T as there are; the second half is the reference.

@@ -14,17 +14,19 @@ from xuqlib.explain import explain
 from xuqlib.explainers import Explainer
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.checked import Batch, Count, Maps, Masks, Positive, Seed, checked, shown
 from xuqlib.uncertainty import logits_of
 
 
+@checked
 def relative_input_stability(
     draws: Draws,
     explainer: Explainer,
-    x: Tensor,
+    x: Batch,
     *,
-    radius: float = 0.02,
-    num_copies: int = 5,
-    seed: int = 0,
+    radius: Positive = 0.02,
+    num_copies: Count = 5,
+    seed: Seed = 0,
     **options: Any,
 ) -> pd.DataFrame:
     """How many per cent an explanation changes at worst when its input changes by one per cent.
@@ -69,8 +71,9 @@ def relative_input_stability(
     return pd.DataFrame({"example": range(len(x)), **{name: value.numpy() for name, value in worst.items()}})
 
 
+@checked
 def properties(
-    draws: Draws, explainer: Explainer, x: Tensor, *, num_copies: int = 3, seed: int = 0, **options: Any
+    draws: Draws, explainer: Explainer, x: Batch, *, num_copies: Count = 3, seed: Seed = 0, **options: Any
 ) -> pd.DataFrame:
     """`sparseness` and `relative_input_stability` of the mean map and the std map of each example.
 
@@ -83,7 +86,8 @@ def properties(
     return pd.DataFrame(sparse | {f"stability {name}": stable[name] for name in ("mean", "std")})
 
 
-def on_evidence(attribution: Tensor, mask: Tensor) -> pd.DataFrame:
+@checked
+def on_evidence(attribution: Maps, mask: Masks) -> pd.DataFrame:
     """How much of each map lies on the pixels that are known to matter.
 
     Args:
@@ -94,6 +98,8 @@ def on_evidence(attribution: Tensor, mask: Tensor) -> pd.DataFrame:
         One row per example: share of |attribution| on the mask; hit, whether the largest pixel lies on it (the part of
         them where several tie, as within a superpixel); area, the mask's share of the image.
     """
+    if attribution.dim() != 4 or mask.shape != attribution[:, 0].shape:
+        raise ValueError(f"attribution is {shown(attribution)}, mask {shown(mask)}; pass (N, C, H, W) and (N, H, W)")
     size = attribution.double().abs().sum(1)  # (N, H, W)
     top = (size == size.amax((1, 2), keepdim=True)).double()
     inside = mask.to(size)
@@ -101,7 +107,8 @@ def on_evidence(attribution: Tensor, mask: Tensor) -> pd.DataFrame:
     return pd.DataFrame({"share": share.numpy(), "hit": hit.numpy(), "area": inside.mean((1, 2)).numpy()})
 
 
-def sparseness(maps: Tensor) -> Tensor:
+@checked
+def sparseness(maps: Maps) -> Tensor:
     """Gini index of |map| of each example, summed over channels: on how few pixels, or features, it lies.
 
     Args:

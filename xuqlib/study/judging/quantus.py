@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from xuqlib.checks import check_attribution, check_examples, check_target
 from xuqlib.explainers import Explainer
 from xuqlib.explainers.adapters import seeded
 from xuqlib.path import Network
+from xuqlib.posteriors.draws import Draws
+from xuqlib.study.checked import Batch, Seed, checked
 
 
+@checked
 def to_quantus(
-    metric: Any,
-    draws: Iterable[Network],
+    metric: Callable[..., Any],
+    draws: Draws | Sequence[nn.Module],
     explainer: Explainer,
-    x: Tensor,
+    x: Batch,
     target: Any,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     **options: Any,
 ) -> list[Any]:
     """Score each draw's own explanation by a metric of Quantus, one draw after another.

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 from torch import Tensor
 
+from xuqlib.study.checked import Level, Stack, check_alike, checked, shown
 from xuqlib.study.judging.coverage import Forecast
 
 _SUBSET = 2**15  # numbers that a repair is fitted on, at most: spread evenly over networks, examples and pixels
@@ -36,8 +37,9 @@ class Repair:
         return self.mend(expected)
 
 
+@checked
 def fit_spread(
-    expected: Forecast, held_out: Tensor, parts: Callable[[Forecast], Sequence[Tensor]], *, level: float = 0.9
+    expected: Forecast, held_out: Stack, parts: Callable[[Forecast], Sequence[Tensor]], *, level: Level = 0.9
 ) -> Repair:
     """Make std^2 a sum of squared parts, each times a weight, with the weights of the smallest mean interval score.
 
@@ -52,8 +54,11 @@ def fit_spread(
     Raises:
         ValueError: every part is 0 everywhere.
     """
+    check_alike(held_out=held_out[0], expected=expected.mean)
     off = (held_out - expected.mean).abs().flatten()
-    terms = torch.stack([part**2 for part in parts(expected)]).repeat(1, len(held_out), 1).flatten(1)
+    if not isinstance(found := parts(expected), Sequence):
+        raise TypeError(f"parts gave {shown(found)}; let it return a list of tensors")
+    terms = torch.stack([part**2 for part in found]).repeat(1, len(held_out), 1).flatten(1)
     known = off.isfinite() & terms.isfinite().all(0)
     off, terms = off[known], terms[:, known]
     step = len(off) // _SUBSET | 1  # odd, so that it walks through all columns of an image

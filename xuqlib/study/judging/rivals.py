@@ -23,6 +23,7 @@ from xuqlib.moments import folded
 from xuqlib.path import blocks, rows_per_pass
 from xuqlib.posteriors.draws import Draws, fixed_draws
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.checked import Batch, Count, Seed, checked
 from xuqlib.ua_backprop import (
     SETTINGS,
     Setting,
@@ -43,15 +44,16 @@ from xuqlib.uncertainty import (
 LARGEST = 2**23  # numbers of all explanations that are held at once: 64 MB in float64
 
 
+@checked
 def ua_backprop_linear(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Batch,
     kind: str = "epistemic",
     *,
     setting: str = "paper",
     coefficients: str | None = None,
     tau1: float | None = None,
-    chunk: int | None = None,
+    chunk: Count | None = None,
 ) -> Tensor:
     """Attribute the logits of all draws, each times its share of the uncertainty: neither UA-Backprop nor complete.
 
@@ -89,9 +91,10 @@ def _draws_of_classes(draws: Draws | Sequence[nn.Module], x: Tensor, kind: str) 
     return draws, x, where
 
 
+@checked
 def covariance_of_explanations(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Batch,
     kind: str = "epistemic",
     *,
     explainer: str | Explainer = "gradient_x_input",
@@ -136,27 +139,31 @@ def covariance_of_explanations(
     return torch.cat(found)
 
 
-def random(draws: Draws | Sequence[nn.Module], x: Tensor, kind: str = "epistemic", *, seed: int = 0) -> Tensor:
+@checked
+def random(draws: Draws | Sequence[nn.Module], x: Batch, kind: str = "epistemic", *, seed: Seed = 0) -> Tensor:
     """Uniform noise, another for each example; it knows nothing. Called like `ua_backprop`."""
     _draws_of_classes(draws, x, kind)
     shape = x.shape[:1] + x.shape[-2:] if x.dim() == 4 else x.shape
     return torch.rand(shape, generator=generator_of(seed), dtype=torch.float64).to(x)
 
 
-def intensity(draws: Draws | Sequence[nn.Module], x: Tensor, kind: str = "epistemic") -> Tensor:
+@checked
+def intensity(draws: Draws | Sequence[nn.Module], x: Batch, kind: str = "epistemic") -> Tensor:
     """The example itself, its channels summed; it knows no network. Called like `ua_backprop`."""
     _draws_of_classes(draws, x, kind)
     return without_channels(x.detach().clone())
 
 
-def distance_to_blur(draws: Draws | Sequence[nn.Module], x: Tensor, kind: str = "epistemic") -> Tensor:
+@checked
+def distance_to_blur(draws: Draws | Sequence[nn.Module], x: Batch, kind: str = "epistemic") -> Tensor:
     """|x - blurred x|, summed over channels; it knows no network. Pictures only. Called like `ua_backprop`."""
     _draws_of_classes(draws, x, kind)
     return folded(x.detach() - make_baseline("blurred", x))
 
 
+@checked
 def fullgrad_of_prediction(
-    draws: Draws | Sequence[nn.Module], x: Tensor, kind: str = "epistemic", *, setting: str = "paper"
+    draws: Draws | Sequence[nn.Module], x: Batch, kind: str = "epistemic", *, setting: str = "paper"
 ) -> Tensor:
     """FullGrad's map of the predicted logit, averaged over draws: it explains the prediction, not its uncertainty.
 
@@ -175,14 +182,15 @@ def fullgrad_of_prediction(
     return without_channels(explained.mean()).to(x)
 
 
+@checked
 def shuffled_shares(
     draws: Draws | Sequence[nn.Module],
-    x: Tensor,
+    x: Batch,
     kind: str = "epistemic",
     *,
     setting: str = "paper",
-    seed: int = 0,
-    chunk: int | None = None,
+    seed: Seed = 0,
+    chunk: Count | None = None,
     **choices: Any,
 ) -> Tensor:
     """UA-Backprop with each logit's share dealt to the map of another logit, of any draw and class.

@@ -17,6 +17,7 @@ from xuqlib.explain import explain
 from xuqlib.explainers import Explainer
 from xuqlib.posteriors.draws import Draws, inner
 from xuqlib.posteriors.fixing import FixedNetwork, seed_of
+from xuqlib.study.checked import Batch, Names, Seed, Target, checked
 from xuqlib.study.judging.controls import other_image
 from xuqlib.study.judging.similarity import spearman, ssim
 
@@ -24,6 +25,7 @@ ORDERS = ("cascading", "independent")
 OTHER_PICTURE = "another picture"
 
 
+@checked
 def independent(network: nn.Module) -> list[list[str]]:
     """Name the layers that can be re-initialised, one group per dense or convolutional layer, from output to input.
 
@@ -49,12 +51,14 @@ def independent(network: nn.Module) -> list[list[str]]:
     return groups[::-1]
 
 
+@checked
 def cascade(network: nn.Module) -> list[list[str]]:
     """Name the layers to re-initialise at every step of the cascade: the output layer, the last two, ..., all."""
     return list(itertools.accumulate(independent(network)))
 
 
-def randomised(draws: Draws, layers: Sequence[str], *, seed: int = 0) -> Draws:
+@checked
+def randomised(draws: Draws, layers: Names, *, seed: Seed = 0) -> Draws:
     """Copy draws with some of their layers re-initialised, as before training; batch norm forgets its statistics, too.
 
     What the draws share is drawn once and stays shared; what each draw has of its own is drawn for each. So what was
@@ -107,14 +111,15 @@ def _like(value: Any, old: Tensor) -> Tensor:
     return nn.Parameter(moved, requires_grad=False) if isinstance(old, nn.Parameter) else moved
 
 
+@checked
 def sanity_checks(
     draws: Draws,
     explainer: Explainer,
-    x: Tensor,
-    target: Tensor,
+    x: Batch,
+    target: Target,
     *,
     how: str = "cascading",
-    seed: int = 0,
+    seed: Seed = 0,
     **options: Any,
 ) -> pd.DataFrame:
     """Randomise layers of every draw, explain again, and compare the mean map and the std map with those before.

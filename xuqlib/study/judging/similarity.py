@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
-from torch import Tensor
+
+from xuqlib.study.checked import Maps, checked
 
 
-def spearman(a: Tensor, b: Tensor) -> pd.Series:
+@checked
+def spearman(a: Maps, b: Maps) -> pd.Series:
     """Rank correlation (Spearman) of two attributions of each example, sign included, summed over channels.
 
     Args:
@@ -36,7 +38,8 @@ def spearman_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((left * right).sum(-1), size, out=np.full(size.shape, np.nan), where=size > 0)
 
 
-def ssim(a: Tensor, b: Tensor) -> pd.Series:
+@checked
+def ssim(a: Maps, b: Maps) -> pd.Series:
     """Structural similarity of two maps of each example, summed over channels and divided by their largest |value|.
 
     Args:

@@ -17,6 +17,7 @@ from xuqlib.explainers import Explainer
 from xuqlib.explainers.gradients import completeness_gap, integrated_gradients
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.mc_dropout import MCDropout
+from xuqlib.study.checked import Batch, Count, Counts, Seed, Stack, Table, Target, check_columns, checked, shown
 from xuqlib.study.intervals import over_examples
 from xuqlib.study.resuming import side_by_side
 from xuqlib.superpixels import superpixels
@@ -24,7 +25,8 @@ from xuqlib.superpixels import superpixels
 CVS = ("cv_ratio", "cv_pooled", "cv_signed", "cv_paper", "cv_paper_unscaled")
 
 
-def pool(values: Tensor, segments: Tensor, how: str = "sum") -> Tensor:
+@checked
+def pool(values: Stack, segments: Tensor, how: str = "sum") -> Tensor:
     """Pool the attributions of pixels to regions, so that explainers of unlike granularity can be compared.
 
     Args:
@@ -36,20 +38,28 @@ def pool(values: Tensor, segments: Tensor, how: str = "sum") -> Tensor:
         (draw, example, region), summed over channels; 0 where a picture has fewer regions than another.
     """
     check_choice(how, ("sum", "mean"), "how")
+    if (
+        values.dim() != 5
+        or segments.shape != values[0, :, 0].shape
+        or segments.is_floating_point()
+        or segments.min() < 0
+    ):
+        raise ValueError(f"values are {shown(values)}, segments {shown(segments)}; pass whole numbers (N, H, W) from 0")
     flat = values.sum(2).flatten(2)  # (S, N, H * W)
     where = segments.flatten(1).expand(flat.shape)
     empty = flat.new_zeros(*flat.shape[:2], int(segments.max()) + 1)
     return empty.scatter_reduce(2, where, flat, how, include_self=False)
 
 
+@checked
 def steadiness(
     draws: Draws | Sequence[nn.Module],
     explainer: Explainer,
-    x: Tensor,
+    x: Batch,
     *,
     how: str = "sum",
-    block: int = 32,
-    num_jobs: int = 1,
+    block: Count = 32,
+    num_jobs: Count = 1,
     **options: Any,
 ) -> pd.DataFrame:
     """Every CV of every example, one row each, in blocks of examples, so that memory does not grow with their number.
@@ -78,7 +88,8 @@ def _steadiness_of_block(
     return frame.assign(example=frame["example"] + start)
 
 
-def quotients(frame: pd.DataFrame, explainer: str, rival: str) -> pd.DataFrame:
+@checked
+def quotients(frame: Table, explainer: str, rival: str) -> pd.DataFrame:
     """How many times steadier one explainer is than another: geometric mean over examples of CV / CV of the rival.
 
     Each example is its own control: only those that both explained, under the same posterior, count.
@@ -90,6 +101,9 @@ def quotients(frame: pd.DataFrame, explainer: str, rival: str) -> pd.DataFrame:
     Returns:
         Columns posterior, definition (of `CVS`), quotient, and low, high: two standard errors of the mean logarithm.
     """
+    check_columns(frame, "posterior", "explainer", "example", *CVS)
+    for name, what in ((explainer, "explainer"), (rival, "rival")):
+        check_choice(name, frame["explainer"].unique(), what)
     sides = [
         frame[frame["explainer"] == name].set_index(["posterior", "example"])[list(CVS)] for name in (explainer, rival)
     ]
@@ -106,7 +120,8 @@ def quotients(frame: pd.DataFrame, explainer: str, rival: str) -> pd.DataFrame:
     return means.assign(**{end: np.exp(means[end]) for end in ends})
 
 
-def std_errors(values: Tensor, reference: Tensor, counts: Sequence[int]) -> pd.DataFrame:
+@checked
+def std_errors(values: Stack, reference: Stack, counts: Counts) -> pd.DataFrame:
     """How far the std over few draws is from that over many, relative to it: root mean square over pixels.
 
     Args:
@@ -126,8 +141,9 @@ def std_errors(values: Tensor, reference: Tensor, counts: Sequence[int]) -> pd.D
     return pd.concat(frames, ignore_index=True)
 
 
+@checked
 def mask_walk(
-    posterior: MCDropout, x: Tensor, target: Tensor, step_counts: Sequence[int], *, num_draws: int, seed: int = 0
+    posterior: MCDropout, x: Batch, target: Target, step_counts: Counts, *, num_draws: Count, seed: Seed = 0
 ) -> pd.DataFrame:
     """What becomes of Integrated Gradients' spread when dropout masks are drawn anew at every step of its path.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,9 +11,22 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from xuqlib.checks import check_choice, check_count, check_examples, check_number, check_target
+from xuqlib.checks import check_choice, check_target
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
+from xuqlib.study.checked import (
+    Amount,
+    Column,
+    Columns,
+    Count,
+    Pictures,
+    Seed,
+    Several,
+    Table,
+    Target,
+    check_columns,
+    checked,
+)
 from xuqlib.study.intervals import from_resamples
 
 CORRUPTIONS: dict[str, tuple[float, ...]] = {
@@ -26,7 +38,8 @@ CORRUPTIONS: dict[str, tuple[float, ...]] = {
 }
 
 
-def corrupt(x: Tensor, kind: str, severity: int, *, seed: int = 0) -> Tensor:
+@checked
+def corrupt(x: Pictures, kind: str, severity: Count, *, seed: Seed = 0) -> Tensor:
     """Make pictures worse in one of five ways, at one of five strengths.
 
     The strengths are those of CIFAR-10-C, made for small pictures. Brightness is added to every channel (there: to the
@@ -45,10 +58,9 @@ def corrupt(x: Tensor, kind: str, severity: int, *, seed: int = 0) -> Tensor:
 
     Source: Hendrycks & Dietterich 2019, arXiv 1903.12261; levels of the authors' script for CIFAR-10-C.
     """
-    check_examples(x)
     check_choice(kind, CORRUPTIONS, "corruption")
-    if x.ndim != 4 or severity not in range(1, 6):
-        raise ValueError(f"x is {tuple(x.shape)} and severity {severity}; pass pictures (N, C, H, W) and 1 to 5")
+    if severity > 5:
+        raise ValueError(f"severity is {severity}; pass 1 to 5")
     level = CORRUPTIONS[kind][severity - 1]
     if kind == "gaussian_noise":
         noise = torch.randn(x.shape, generator=generator_of(seed), dtype=torch.float64, device="cpu")
@@ -65,7 +77,8 @@ def corrupt(x: Tensor, kind: str, severity: int, *, seed: int = 0) -> Tensor:
     return worse.to(x).clamp(0, 1)
 
 
-def fgsm(draws: Draws, x: Tensor, target: Tensor, epsilon: float) -> Tensor:
+@checked
+def fgsm(draws: Draws, x: Pictures, target: Target, epsilon: Amount) -> Tensor:
     """Move every pixel by epsilon to where the mean prediction of the draws loses most, to first order.
 
     Args:
@@ -82,16 +95,17 @@ def fgsm(draws: Draws, x: Tensor, target: Tensor, epsilon: float) -> Tensor:
     return pgd(draws, x, target, epsilon, num_steps=1, step_size=epsilon)
 
 
+@checked
 def pgd(
     draws: Draws,
-    x: Tensor,
-    target: Tensor,
-    epsilon: float,
+    x: Pictures,
+    target: Target,
+    epsilon: Amount,
     *,
-    num_steps: int = 10,
-    step_size: float | None = None,
-    seed: int | None = None,
-    batch_size: int = 32,
+    num_steps: Count = 10,
+    step_size: Amount | None = None,
+    seed: Seed | None = None,
+    batch_size: Count = 32,
 ) -> Tensor:
     """Take several steps of `fgsm`, each brought back to where no pixel is further than epsilon from its own.
 
@@ -109,10 +123,7 @@ def pgd(
 
     Source: Madry et al. 2018, section 2.1. arXiv 1706.06083.
     """
-    check_examples(x)
-    check_number(epsilon, 0, "epsilon")
-    check_count(num_steps, 1, "num_steps")
-    step = check_number(2.5 * epsilon / num_steps if step_size is None else step_size, 0, "step_size")
+    step = 2.5 * epsilon / num_steps if step_size is None else step_size
     classes = check_target(target, len(x), draws(x[:1]).shape[-1]).to(x.device)
     low, high = (x - epsilon).clamp(min=0), (x + epsilon).clamp(max=1)
     moved = x.detach().clone()
@@ -133,14 +144,15 @@ def _slope_of_loss(draws: Draws, x: Tensor, target: Tensor) -> Tensor:
     return torch.autograd.grad(F.nll_loss(log_mean, target, reduction="sum"), point)[0]
 
 
+@checked
 def detection(
-    clean: pd.DataFrame,
-    odd: pd.DataFrame,
+    clean: Table,
+    odd: Table,
     *,
-    against: str = "entropy",
+    against: Column = "entropy",
     paired: bool = False,
-    num_resamples: int = 1000,
-    seed: int = 0,
+    num_resamples: Several = 1000,
+    seed: Seed = 0,
 ) -> pd.DataFrame:
     """How well each column tells odd examples from clean ones, and how much better than one of them does.
 
@@ -161,13 +173,11 @@ def detection(
     Raises:
         ValueError: a frame is empty, `against` is no column, or paired frames differ in length.
     """
-    if clean.empty or odd.empty or against not in clean or (paired and len(clean) != len(odd)):
-        raise ValueError(
-            f"{len(clean)} clean and {len(odd)} odd rows, columns {list(clean)}; pass one or more of each (as many of "
-            f"both if paired) and a column {against!r}"
-        )
+    check_columns(odd, *map(str, clean.select_dtypes("float")))
+    if paired and len(clean) != len(odd):
+        raise ValueError(f"paired, but {len(clean)} rows are clean and {len(odd)} odd; pass as many of both")
     clean, odd = clean.select_dtypes("float"), odd.select_dtypes("float")
-    stream, sizes = np.random.default_rng(check_count(seed, 0, "seed")), (len(clean), len(odd))
+    stream, sizes = np.random.default_rng(seed), (len(clean), len(odd))
     counts = [stream.multinomial(n, np.full(n, 1 / n), num_resamples) for n in sizes[: 1 if paired else 2]]
     weights = [np.vstack([np.ones(len(count[0]), int), count]) for count in (counts[0], counts[-1])]  # first: all once
     areas, missing = {}, {}
@@ -183,8 +193,9 @@ def detection(
     return pd.DataFrame(rows, columns=names)
 
 
+@checked
 def combined(
-    clean: pd.DataFrame, odd: pd.DataFrame, columns: Sequence[str], *, num_folds: int = 5, seed: int = 0
+    clean: Table, odd: Table, columns: Columns, *, num_folds: Several = 5, seed: Seed = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score examples by several detectors together: a logistic regression, cross-validated over examples.
 
@@ -204,7 +215,8 @@ def combined(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    order = np.random.default_rng(check_count(seed, 0, "seed")).permutation(max(len(clean), len(odd))) % num_folds
+    check_columns(odd, *columns)
+    order = np.random.default_rng(seed).permutation(max(len(clean), len(odd))) % num_folds
     folds = PredefinedSplit(np.concatenate([order[: len(clean)], order[: len(odd)]]))
     values = np.concatenate([frame[list(columns)].to_numpy(float) for frame in (clean, odd)])
     truth = np.repeat([0, 1], [len(clean), len(odd)])

@@ -6,7 +6,7 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -17,12 +17,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from xuqlib.device import check_device
 from xuqlib.fast.engine import computing_in
+from xuqlib.study.checked import Count, Names, Place, Table, check_columns, checked
 
 Candidates = Mapping[str, Callable[[], Any]]
 
 
-def interleaved(candidates: Candidates, *, num_rounds: int = 5, warm_up: int = 1) -> pd.DataFrame:
+@checked
+def interleaved(candidates: Candidates, *, num_rounds: Count = 5, warm_up: Place = 1) -> pd.DataFrame:
     """Time candidates in turn, A B A B, so that whatever else the machine does falls on all of them alike.
 
     Args:
@@ -50,7 +53,8 @@ def interleaved(candidates: Candidates, *, num_rounds: int = 5, warm_up: int = 1
     return pd.DataFrame(rows[warm_up * len(names) :], columns=["candidate", "round", "seconds"])
 
 
-def speedups(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
+@checked
+def speedups(frame: Table, baseline: str) -> pd.DataFrame:
     """Say how long each candidate of `interleaved` takes, and how many times as fast as the baseline it is.
 
     Returns:
@@ -60,6 +64,7 @@ def speedups(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
     Raises:
         ValueError: the baseline was not timed.
     """
+    check_columns(frame, "candidate", "round", "seconds")
     seconds = frame.pivot(index="round", columns="candidate", values="seconds")[list(frame["candidate"].unique())]
     if baseline not in seconds:
         raise ValueError(f"baseline {baseline!r} was not timed; choose one of {', '.join(map(str, seconds.columns))}")
@@ -80,6 +85,7 @@ class _Counting(TorchDispatchMode):
         return output
 
 
+@checked
 def flops(function: Callable[[], Any]) -> int:
     """Count the multiplications and additions in a call's matrix products and convolutions; others do not count.
 
@@ -96,8 +102,10 @@ def flops(function: Callable[[], Any]) -> int:
     return counter.total
 
 
-def peak_rates(device: torch.device | str, dtype: torch.dtype, *, num_tries: int = 3) -> pd.DataFrame:
+@checked
+def peak_rates(device: Any, dtype: torch.dtype, *, num_tries: Count = 3) -> pd.DataFrame:
     """Measure how fast this machine multiplies matrices and convolves: columns operation, rate (FLOP/s, best try)."""
+    device = check_device(device)
     rows, like = 32 if torch.device(device).type == "cpu" else 2048, partial(torch.rand, device=device, dtype=dtype)
     calls: dict[str, Callable[[], Any]] = {}
     for size in (1024, 2048):
@@ -112,6 +120,7 @@ def peak_rates(device: torch.device | str, dtype: torch.dtype, *, num_tries: int
     return (work / best).rename_axis("operation").rename("rate").reset_index()
 
 
+@checked
 def by_operation(function: Callable[[], Any]) -> pd.DataFrame:
     """Profile a call: columns operation, seconds that torch spends in it and not in what it calls, and their share."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it prints that it starts and stops
@@ -138,7 +147,8 @@ for call in calls:
 """
 
 
-def peak_memory(calls: Sequence[str], *, setup: str = "pass") -> list[int]:
+@checked
+def peak_memory(calls: Names, *, setup: str = "pass") -> list[int]:
     """Measure the peak memory of each call in a fresh process: resident bytes, or CUDA's allocated ones.
 
     Args:

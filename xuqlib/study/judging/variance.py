@@ -16,6 +16,7 @@ from xuqlib.explainers import Explainer
 from xuqlib.moments import Moments
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import seed_of
+from xuqlib.study.checked import Batch, Seed, Several, Target, checked
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,15 @@ class VarianceSplit:
         return self.model + self.explainer
 
 
+@checked
 def variance_split(
     draws: Draws | Sequence[nn.Module],
     explainer: Explainer,
-    x: Tensor,
-    target: Tensor | int | None = None,
+    x: Batch,
+    target: Target | int | None = None,
     *,
-    num_repeats: int = 5,
-    seed: int = 0,
+    num_repeats: Several = 5,
+    seed: Seed = 0,
     **options: Any,
 ) -> VarianceSplit:
     """Split the spread of an explainer that samples into the networks' part and its own.

@@ -85,7 +85,7 @@ document.querySelectorAll(".chooser").forEach((chooser, number) => {
     const key = inputs.map((input) => input.value).join(" ");
     const [picture, sentence] = shown[key];
     if (picture) chooser.querySelector("img").src = picture;
-    chooser.querySelector("[aria-live]").innerHTML = sentence;
+    chooser.querySelector("[aria-live]").textContent = sentence;
   });
 });
 """

@@ -5,6 +5,8 @@ Its pages work from a folder, without a network and without a kernel: formulas a
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -13,10 +15,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
 
 import pandas as pd
 import PIL.Image
 
+from xuqlib.study.names import plain
 from xuqlib.study.record import PRESETS, VERDICTS, replace_file
 from xuqlib.study.site.look import SCRIPT, STYLE
 from xuqlib.study.verdicts import STATEMENTS, gather, tally
@@ -31,6 +36,24 @@ TEMPLATE = """{%- extends "basic/index.html.j2" -%}
 <details class="solution"><summary>Solution</summary>{{ super() }}</details>
 {%- else -%}{{ super() }}{%- endif -%}
 {%- endblock any_cell -%}"""
+# What an output may show; the template puts every other kind of it into the page as it is, scripts too.
+SHOWN = ("text/html", "text/markdown", "text/plain", "image/png", "image/jpeg")
+TAGS = [
+    *("b", "br", "code", "div", "em", "i", "li", "ol", "p", "pre", "small", "span", "strong", "sub", "sup"),
+    *("table", "tbody", "td", "th", "thead", "tr", "ul"),
+]
+ATTRIBUTES = {"*": ["title"], "table": ["class"], "td": ["colspan", "rowspan"], "th": ["colspan", "rowspan"]}
+MATHML = "http://www.w3.org/1998/Math/MathML"
+MATH_ELEMENTS = {
+    *("math", "menclose", "mfrac", "mi", "mn", "mo", "mover", "mpadded", "mphantom", "mroot", "mrow", "mspace"),
+    *("msqrt", "mstyle", "msub", "msubsup", "msup", "mtable", "mtd", "mtext", "mtr", "munder", "munderover"),
+}
+MATH_ATTRIBUTES = {
+    *("accent", "close", "columnalign", "columnlines", "columnspacing", "depth", "display", "displaystyle", "fence"),
+    *("form", "height", "largeop", "linebreak", "linethickness", "lspace", "mathvariant", "maxsize", "minsize"),
+    *("movablelimits", "open", "rowlines", "rowspacing", "rspace", "scriptlevel", "separator", "stretchy", "voffset"),
+    "width",
+}
 NAVIGATION = (("index.html", "Notebooks"), ("gallery.html", "Gallery"), ("verdicts.html", "What held up"))
 
 
@@ -57,7 +80,7 @@ def build(project: Path, folder: Path, executed: Path | None = None) -> Path:
         _copy_figure(project / "figures" / preset, folder / "figures" / preset, stem)
     full = project / "figures" / "full"
     claims = gather(full) if list(full.glob("*_claims.csv")) else None
-    pages = {path.stem[:2]: f"{path.stem}.html" for path in notebooks}
+    pages = {path.stem[:2]: _address(path) for path in notebooks}
     _write(folder, "gallery.html", gallery(entries, notebooks))
     _write(folder, "verdicts.html", verdicts_page(claims, pages))
     _write(folder, "index.html", front_page(project, notebooks, entries, claims))
@@ -85,11 +108,17 @@ def read_notebook(path: Path) -> dict[str, Any]:
 
 
 def published(figures: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Recipes of all published results whose CSV is there, by preset and NN_slug; the full preset first."""
+    """Recipes of all published results whose CSV is there, by preset and NN_slug; the full preset first.
+
+    Raises:
+        ValueError: an index names a result otherwise, which could be a file of another folder.
+    """
     found = {}
     for preset in reversed(list(PRESETS)):
         index = figures / preset / "index.json"
         recipes = json.loads(index.read_text()) if index.exists() else {}
+        if strange := [stem for stem in recipes if not re.fullmatch("[0-9]{2}_[a-z0-9_]+", stem)]:
+            raise ValueError(f"{index} holds {plain(strange[0])!r}, which is no NN_name of a result; restore the file")
         found.update({(preset, stem): recipes[stem] for stem in recipes if (index.parent / f"{stem}.csv").exists()})
     return found
 
@@ -100,7 +129,10 @@ def title_of(notebook: Mapping[str, Any]) -> str:
 
 
 def formula(tex: str, display: str = "inline") -> str:
-    """A formula as MathML, which browsers draw without a script; one that cannot be translated stays code."""
+    """A formula as MathML, which browsers draw without a script; one that cannot be translated stays code.
+
+    So does one whose translation holds anything that is not for formulas, such as an address.
+    """
     from latex2mathml.converter import convert
 
     given = tex.strip()
@@ -108,8 +140,19 @@ def formula(tex: str, display: str = "inline") -> str:
         translated = convert(given, display=display)
     except Exception:  # another's parser, of many errors without a common base; the page shows the formula as it is
         translated = "\\"
+    # In HTML the name of the language is idle, and in a heading it would be written in front of every element.
+    translated = translated.replace(f' xmlns="{MATHML}"', "")
     # A command that it does not know stays there, with its backslash.
-    return f"<code>{html.escape(tex)}</code>" if "\\" in translated else translated
+    return translated if "\\" not in translated and _is_mathml(translated) else f"<code>{html.escape(tex)}</code>"
+
+
+def _is_mathml(text: str) -> bool:
+    """Whether a text holds elements and attributes of formulas alone: words inside a formula come unescaped."""
+    try:
+        elements = list(ElementTree.fromstring(text).iter())
+    except ElementTree.ParseError:
+        return False
+    return all(each.tag in MATH_ELEMENTS and MATH_ATTRIBUTES.issuperset(each.attrib) for each in elements)
 
 
 @cache
@@ -123,11 +166,11 @@ def _renderer() -> Any:
         def block_math(self, body: str) -> str:
             return formula(body, "block")
 
-    return MarkdownWithMath(renderer=Renderer(escape=False))
+    return MarkdownWithMath(renderer=Renderer(escape=True, allow_harmful_protocols=False))
 
 
 def markdown(text: str) -> str:
-    """Markdown as HTML, formulas as MathML."""
+    """Markdown as HTML, formulas as MathML; HTML inside it is shown as it is written."""
     return str(_renderer().render(text))
 
 
@@ -140,8 +183,26 @@ def _exporter() -> Any:
     return exporter
 
 
+@cache
+def _cleaner() -> Any:
+    from nbconvert.preprocessors.sanitize import SanitizeHTML
+
+    return SanitizeHTML(tags=TAGS, attributes=ATTRIBUTES, strip=True)
+
+
+def clean(output: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored output without what the page does not show, and its HTML without all but text and tables."""
+    data = {kind: value for kind, value in output.get("data", {}).items() if kind in SHOWN}
+    if "text/html" in data:
+        text = re.sub("<style.*?</style>", "", "".join(data["text/html"]), flags=re.DOTALL | re.IGNORECASE)
+        data["text/html"] = _cleaner().sanitize_html_tags(text)
+    return {**output, "data": data} if "data" in output else dict(output)
+
+
 def with_choosers(stored: dict[str, Any], executed: Mapping[str, Any]) -> dict[str, Any]:
     """The stored notebook, and where a widget stood: the stills of the executed copy, or a line that says what to do.
+
+    All other outputs are made `clean`.
 
     Raises:
         ValueError: the copy is of another version of the notebook.
@@ -156,6 +217,8 @@ def with_choosers(stored: dict[str, Any], executed: Mapping[str, Any]) -> dict[s
             content = next((text for text in texts if 'class="chooser"' in text), NO_KERNEL)
             shown = {"output_type": "display_data", "metadata": {}, "data": {"text/html": content}}
             cell["outputs"] = [shown]
+        else:
+            cell["outputs"] = [output for output in map(clean, cell["outputs"]) if output.get("data", True)]
     return stored
 
 
@@ -172,28 +235,49 @@ def notebook_page(path: Path, executed: Path, before: Sequence[Path], after: Seq
     notebook = with_choosers(read_notebook(path), read_notebook(executed))
     body, _ = _exporter().from_notebook_node(nbformat.reads(json.dumps(notebook), as_version=4))
     title = title_of(notebook)
-    body = body.replace("No description has been provided for this image", f"Figure of: {html.escape(title)}")
+    body = body.replace("No description has been provided for this image", f"Figure of: {_text(title)}")
     heads = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body)
     contents = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in heads)
-    links = [f'<a href="{other.stem}.html">← {_title(other)}</a>' for other in before]
-    links += [f'<a href="{other.stem}.html">{_title(other)} →</a>' for other in after]
+    links = [f'<a href="{_address(other)}">← {_title(other)}</a>' for other in before]
+    links += [f'<a href="{_address(other)}">{_title(other)} →</a>' for other in after]
     turn = f'<nav class="turn">{"".join(links)}</nav>'
-    own = f'<p class="own"><a href="notebooks/{path.name}" download>Notebook {path.stem[:2]}</a>'
+    own = f'<p class="own"><a href="notebooks/{_address(path, path.suffix)}" download>Notebook {path.stem[:2]}</a>'
     own += f' · <a href="gallery.html#{path.stem[:2]}">its figures, numbers and recipes</a> · quick run</p>'
     return page(title, f"{turn}{own}<details><summary>Contents</summary><ul>{contents}</ul></details>{body}{turn}")
 
 
 def _title(path: Path) -> str:
-    return f"{path.stem[:2]} {html.escape(title_of(read_notebook(path)))}"
+    return f"{path.stem[:2]} {_text(title_of(read_notebook(path)))}"
+
+
+def _address(notebook: Path, suffix: str = ".html") -> str:
+    """The address of a notebook's page."""
+    return html.escape(quote(f"{notebook.stem}{suffix}"))
+
+
+def _text(name: object) -> str:
+    """A name or sentence that came with data, as a part of a page."""
+    return html.escape(plain(name, 500))
+
+
+def _policy() -> str:
+    """What a page may do: look as `STYLE` says, run `SCRIPT`, show pictures of the site; nothing else."""
+    style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (STYLE, SCRIPT))
+    return (
+        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src 'self' data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def page(title: str, body: str) -> str:
-    """A whole page: its look and its script are inside it, so that it can be sent alone."""
+    """A whole page: its look and its script are inside it, so that it can be sent alone. No other script runs in it."""
     links = "".join(f'<a href="{address}">{text}</a>' for address, text in NAVIGATION)
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">'
+        '<meta name="color-scheme" content="light dark">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}"
+        f"<title>{_text(title)}</title><style>{STYLE}"
         f'</style></head><body><nav class="top"><b>xuq</b>{links}</nav><main>{body}</main><script>{SCRIPT}</script>'
         "</body></html>\n"
     )
@@ -207,7 +291,7 @@ def gallery(entries: Mapping[tuple[str, str], Mapping[str, Any]], notebooks: Seq
         own = {key: recipe for key, recipe in entries.items() if key[1][:2] == path.stem[:2]}
         ordered = sorted(own, key=lambda key: f"{key[1]}.png" not in own[key]["files"])  # tables come last
         cards = "".join(_card(*key, own[key], path) for key in ordered)
-        parts.append(f'<h2 id="{path.stem[:2]}"><a href="{path.stem}.html">{_title(path)}</a></h2>')
+        parts.append(f'<h2 id="{path.stem[:2]}"><a href="{_address(path)}">{_title(path)}</a></h2>')
         parts.append(f'<div class="cards">{cards}</div>' if cards else "<p>It has published nothing yet.</p>")
     return page("Gallery", "".join(parts))
 
@@ -215,11 +299,11 @@ def gallery(entries: Mapping[tuple[str, str], Mapping[str, Any]], notebooks: Seq
 def _card(preset: str, stem: str, recipe: Mapping[str, Any], notebook: Path) -> str:
     words, base = html.escape(stem[3:].replace("_", " ")), f"figures/{preset}/{stem}"
     picture = f'<a href="{base}.webp"><img loading="lazy" src="{base}.webp" alt="{words}, {preset} run"></a>'
-    links = f'<a href="{notebook.stem}.html">notebook {stem[:2]}</a> · <a href="{base}.csv">numbers</a>'
+    links = f'<a href="{_address(notebook)}">notebook {stem[:2]}</a> · <a href="{base}.csv">numbers</a>'
     details = html.escape(json.dumps(recipe, indent=1))
     return (
         f'<figure id="{preset}-{stem}">{picture if f"{stem}.png" in recipe["files"] else ""}<figcaption><b>{words}</b>'
-        f" ({preset}, {html.escape(str(recipe['dataset']))})<br>{links}<details><summary>recipe</summary>"
+        f" ({preset}, {_text(recipe['dataset'])})<br>{links}<details><summary>recipe</summary>"
         f"<pre>{details}</pre></details></figcaption></figure>"
     )
 
@@ -239,7 +323,7 @@ def verdict_table(claims: pd.DataFrame | None) -> str:
 def _verdict(row: Mapping[Any, Any]) -> str:
     counted = ", ".join(f"{row[verdict]} {verdict}" for verdict in VERDICTS.values() if row[verdict])
     known = f"{row['verdict']}: " if row["verdict"] == "mixed" else ""
-    return f'<div class="{row["verdict"]}"><b>{html.escape(str(row["dataset"]))}</b> {known}{counted}</div>'
+    return f'<div class="{row["verdict"]}"><b>{_text(row["dataset"])}</b> {known}{counted}</div>'
 
 
 def verdicts_page(claims: pd.DataFrame | None, pages: Mapping[str, str]) -> str:
@@ -257,15 +341,15 @@ def verdicts_page(claims: pd.DataFrame | None, pages: Mapping[str, str]) -> str:
 
 def _claim_row(row: Mapping[Any, Any], pages: Mapping[str, str]) -> str:
     known = pd.notna(row["low"])
-    interval = f"{row['low']:.3g} to {row['high']:.3g}<br><small>{html.escape(row['note'])}</small>" if known else ""
-    value = f"{row['value']:.3g} {html.escape(row['unit'])}" if pd.notna(row["value"]) else ""
+    interval = f"{row['low']:.3g} to {row['high']:.3g}<br><small>{_text(row['note'])}</small>" if known else ""
+    value = f"{row['value']:.3g} {_text(row['unit'])}" if pd.notna(row["value"]) else ""
     number = row["notebook"]
     origin = f'<a href="{pages.get(number, "index.html")}">{number}</a>, '
     origin += f'<a href="figures/full/{number}_claims.csv">row {row["row"]}</a>'
-    fields = [html.escape(str(row[name])) for name in ("claim", "statement", "dataset")]
+    fields = [_text(row[name]) for name in ("claim", "statement", "dataset")]
     plain = [*fields, value, interval]
     cells = [*(f"<td>{text}</td>" for text in plain), f'<td class="{row["verdict"]}">{row["verdict"]}</td>']
-    cells += [f"<td>{text}</td>" for text in (html.escape(row["source"]), origin)]
+    cells += [f"<td>{text}</td>" for text in (_text(row["source"]), origin)]
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -285,6 +369,6 @@ def front_page(
             key for key, recipe in entries.items() if key[1][:2] == path.stem[:2] and f"{key[1]}.png" in recipe["files"]
         ]
         image = f'<img loading="lazy" src="figures/{own[0][0]}/{own[0][1]}.webp" alt="">' if own else ""
-        cards.append(f'<a class="card" href="{path.stem}.html">{image}<b>{_title(path)}</b></a>')
+        cards.append(f'<a class="card" href="{_address(path)}">{image}<b>{_title(path)}</b></a>')
     body = f'{markdown(opening)}<h2>The notebooks</h2><div class="cards">{"".join(cards)}</div>'
     return page("xuq", f"{body}<h2>What held up?</h2>{verdict_table(claims)}")

@@ -18,17 +18,19 @@ from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.fixing import seed_of
 from xuqlib.posteriors.random_weights import Flipout
+from xuqlib.study.checked import Batch, Count, Seed, checked
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.training.recipes import AUGMENTS, Recipe
 
 
+@checked
 def fit(
     posterior: Posterior | nn.Module,
     train: Examples,
     validation: Examples,
     recipe: Recipe | None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Train a network, or the network of a posterior, in place.
@@ -151,7 +153,8 @@ def _epoch(
     return total / len(train)
 
 
-def augmented(x: Tensor, augment: str) -> Tensor:
+@checked
+def augmented(x: Batch, augment: str) -> Tensor:
     """Shift (and mirror) each picture at random, with the global generator; "none" returns x itself."""
     check_choice(augment, AUGMENTS, "augment")
     if augment == "none":
@@ -182,7 +185,8 @@ Output = Tensor | tuple[Tensor, ...]
 
 
 @torch.no_grad()
-def predict(network: nn.Module, x: Tensor, *, batch_size: int = 512) -> Any:
+@checked
+def predict(network: nn.Module, x: Tensor, *, batch_size: Count = 512) -> Any:
     """Return a network's output in eval mode, in batches, on the CPU; its mode is restored.
 
     A network that answers with several tensors, such as mean and variance, gives a tuple of them.
@@ -197,11 +201,13 @@ def predict(network: nn.Module, x: Tensor, *, batch_size: int = 512) -> Any:
     return torch.cat([output.float().cpu() for output in outputs])
 
 
+@checked
 def targets_of(examples: Examples, soft: bool) -> Tensor:
     """Return what to learn: soft labels (N, C, ...) if wanted and there are any, else y."""
     return examples.probs if soft and examples.probs is not None else examples.y
 
 
+@checked
 def loss_of(output: Output, target: Tensor, reduction: str = "mean", *, task: str | None = None) -> Tensor:
     """Return the loss of what a network answers, as a mean, or with `reduction="none"` of each example, (N,).
 

@@ -20,6 +20,7 @@ from xuqlib.posteriors.fixing import seed_of
 from xuqlib.posteriors.laplace import Laplace
 from xuqlib.posteriors.mc_dropout import MCDropout
 from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
+from xuqlib.study.checked import Count, Seed, checked
 from xuqlib.study.data.loading import Examples, load
 from xuqlib.study.record import versions
 from xuqlib.study.resuming import fingerprint
@@ -36,14 +37,15 @@ METHODS = (
 )
 
 
+@checked
 def train_or_load(
     method: str,
     dataset: str,
     *,
     preset: str = "full",
-    seed: int = 0,
+    seed: Seed = 0,
     placement: str | None = None,
-    num_members: int = 5,
+    num_members: Count = 5,
     recipe: Recipe | None = None,
     retrain: bool = False,
     progress: bool = True,

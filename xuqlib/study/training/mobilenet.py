@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
-from xuqlib.checks import check_number
+from xuqlib.study.checked import Share, checked
 from xuqlib.study.data.download import Folder, Layout, known_file, locate
 
 # Channels out, stride of the depthwise convolution, and how often: Sandler et al. 2018, table 2.
@@ -36,7 +36,8 @@ class InvertedResidual(nn.Module):
         return x + self.body(x) if self.adds else self.body(x)
 
 
-def mobilenet_v2(*, dropout: float = 0.0, data: Folder = None) -> nn.Sequential:
+@checked
+def mobilenet_v2(*, dropout: Share = 0.0, data: Folder = None) -> nn.Sequential:
     """Build MobileNetV2 with the weights that Google trained on ImageNet; pictures in [0, 1] to logits.
 
     Pictures are (N, 3, 224, 224). There are 1,001 classes, of which 0 is the background. Batch norm is part of the
@@ -52,7 +53,7 @@ def mobilenet_v2(*, dropout: float = 0.0, data: Folder = None) -> nn.Sequential:
 
     Source: Sandler et al. 2018, arXiv 1801.04381; weights of github.com/google-coral/edgetpu, Apache 2.0.
     """
-    if check_number(dropout, 0, "dropout") >= 1:
+    if dropout == 1:
         raise ValueError(f"dropout is {dropout}; pass a probability below 1")
     files = tuple(known_file(f"imagenet_mobilenet/mobilenet_v2_1.0_224.{ending}") for ending in ("json", "npz"))
     help_text = "the weights of MobileNetV2 are needed, which have no open download in this form (integers and scales)"
@@ -60,7 +61,7 @@ def mobilenet_v2(*, dropout: float = 0.0, data: Folder = None) -> nn.Sequential:
     network = _untrained(dropout)
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     operations = [entry for entry in json.loads(graph.read_text())["ops"] if "layer" in entry]
-    with np.load(weights) as integers, torch.no_grad():
+    with np.load(weights, allow_pickle=False) as integers, torch.no_grad():
         for layer, operation in zip(layers, operations, strict=True):
             _fill(layer, operation, integers)
     return network.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -11,18 +12,20 @@ from torch.nn import functional as F
 
 from xuqlib.checks import check_choice, check_count
 from xuqlib.posteriors.kinds import PLACEMENTS
+from xuqlib.study.checked import Count, Counts, Share, checked
 
 Item = TypeVar("Item")
 
 
+@checked
 def mini_vgg(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    image_size: int = 32,
-    widths: Sequence[int] = (64, 128, 128),
-    hidden: int = 256,
-    dropout: float = 0.0,
+    in_channels: Count = 3,
+    num_classes: Count = 10,
+    image_size: Count = 32,
+    widths: Counts = (64, 128, 128),
+    hidden: Count = 256,
+    dropout: Share = 0.0,
     placement: str = "last",
 ) -> nn.Sequential:
     """Build three blocks of convolution, batch norm, ReLU and pooling, then two dense layers.
@@ -49,12 +52,13 @@ def mini_vgg(
     return _in_line(blocks, widths[-1] * halved**2, hidden, num_classes, dropout, placement)
 
 
+@checked
 def mlp(
     *,
-    num_features: int,
-    num_outputs: int = 1,
-    hidden: Sequence[int] = (32, 32),
-    dropout: float = 0.0,
+    num_features: Count,
+    num_outputs: Count = 1,
+    hidden: Counts = (32, 32),
+    dropout: Share = 0.0,
     placement: str = "last",
 ) -> nn.Sequential:
     """Build dense layers with ReLUs between them; (N, num_features) to (N, num_outputs).
@@ -72,14 +76,15 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(hidden[-1], num_outputs))
 
 
+@checked
 def lenet(
     *,
-    in_channels: int = 1,
-    num_classes: int = 10,
-    image_size: int = 28,
-    widths: Sequence[int] = (32, 64),
-    hidden: int = 128,
-    dropout: float = 0.0,
+    in_channels: Count = 1,
+    num_classes: Count = 10,
+    image_size: Count = 28,
+    widths: Counts = (32, 64),
+    hidden: Count = 128,
+    dropout: Share = 0.0,
     placement: str = "last",
 ) -> nn.Sequential:
     """Build LeNet with ReLUs and max pooling: two blocks of a 5x5 convolution, then two dense layers.
@@ -96,8 +101,9 @@ def lenet(
     return _in_line(blocks, widths[-1] * halved**2, hidden, num_classes, dropout, placement)
 
 
+@checked
 def resnet18(
-    *, in_channels: int = 3, num_classes: int = 10, dropout: float = 0.0, placement: str = "last"
+    *, in_channels: Count = 3, num_classes: Count = 10, dropout: Share = 0.0, placement: str = "last"
 ) -> nn.Module:
     """Build torchvision's ResNet-18 with the stem for 32x32 pictures: a 3x3 convolution, no first pooling.
 
@@ -119,12 +125,13 @@ def resnet18(
     return network
 
 
+@checked
 def cnn_1d(
     *,
-    in_channels: int = 1,
-    num_classes: int = 2,
-    widths: Sequence[int] = (16, 32, 64),
-    dropout: float = 0.0,
+    in_channels: Count = 1,
+    num_classes: Count = 2,
+    widths: Counts = (16, 32, 64),
+    dropout: Share = 0.0,
     placement: str = "last",
 ) -> nn.Sequential:
     """Build blocks of convolution, batch norm, ReLU and pooling along time, then a mean and a dense layer.
@@ -144,6 +151,7 @@ def cnn_1d(
     return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
 
 
+@checked
 class SignalLSTM(nn.Module):
     """An LSTM over time, the mean of its answers, and a dense layer: (N, in_channels, L) to (N, num_classes).
 
@@ -160,12 +168,12 @@ class SignalLSTM(nn.Module):
     def __init__(
         self,
         *,
-        in_channels: int = 1,
-        num_classes: int = 2,
-        window: int = 4,
-        width: int = 32,
-        depth: int = 1,
-        dropout: float = 0.0,
+        in_channels: Count = 1,
+        num_classes: Count = 2,
+        window: Count = 4,
+        width: Count = 32,
+        depth: Count = 1,
+        dropout: Share = 0.0,
         placement: str = "last",
     ) -> None:
         super().__init__()
@@ -228,6 +236,7 @@ class TransformerBlock(nn.Module):
         return x + self.dense(self.second_norm(x))
 
 
+@checked
 class TextTransformer(nn.Module):
     """A transformer that reads a sentence: the numbers of its words, (N, T), to logits (N, num_classes).
 
@@ -247,13 +256,13 @@ class TextTransformer(nn.Module):
     def __init__(
         self,
         *,
-        num_words: int,
-        num_classes: int = 2,
-        length: int = 64,
-        width: int = 64,
-        heads: int = 4,
-        depth: int = 2,
-        dropout: float = 0.0,
+        num_words: Count,
+        num_classes: Count = 2,
+        length: Count = 64,
+        width: Count = 64,
+        heads: Count = 4,
+        depth: Count = 2,
+        dropout: Share = 0.0,
         placement: str = "all",
     ) -> None:
         super().__init__()
@@ -277,6 +286,7 @@ class TextTransformer(nn.Module):
         return self.head(self.dropout(mean))
 
 
+@checked
 class VisionTransformer(nn.Module):
     """A transformer that looks at squares of a picture: (N, C, H, W) to logits (N, num_classes).
 
@@ -291,14 +301,14 @@ class VisionTransformer(nn.Module):
     def __init__(
         self,
         *,
-        in_channels: int = 3,
-        num_classes: int = 10,
-        image_size: int = 32,
-        patch: int = 4,
-        width: int = 64,
-        heads: int = 4,
-        depth: int = 3,
-        dropout: float = 0.0,
+        in_channels: Count = 3,
+        num_classes: Count = 10,
+        image_size: Count = 32,
+        patch: Count = 4,
+        width: Count = 64,
+        heads: Count = 4,
+        depth: Count = 3,
+        dropout: Share = 0.0,
         placement: str = "all",
     ) -> None:
         super().__init__()
@@ -320,6 +330,7 @@ class VisionTransformer(nn.Module):
         return self.head(self.dropout(self.norm(tokens).mean(1)))
 
 
+@checked
 class TableTransformer(nn.Module):
     """A transformer whose tokens are the features of a table: (N, F) to (N, num_outputs).
 
@@ -339,15 +350,17 @@ class TableTransformer(nn.Module):
         self,
         *,
         groups: Sequence[Sequence[int]],
-        num_outputs: int = 1,
-        width: int = 32,
-        heads: int = 4,
-        depth: int = 2,
-        dropout: float = 0.0,
+        num_outputs: Count = 1,
+        width: Count = 32,
+        heads: Count = 4,
+        depth: Count = 2,
+        dropout: Share = 0.0,
         placement: str = "all",
     ) -> None:
         super().__init__()
         inner = _inner(dropout, placement)
+        if sorted(itertools.chain(*_at_least_one(groups, "groups"))) != list(range(sum(map(len, groups)))):
+            raise ValueError(f"groups are {groups}; put each column, 0 to the last, into one group")
         num_features = sum(map(len, _at_least_one(groups, "groups")))
         member = torch.zeros(len(groups), num_features)
         for row, columns in zip(member, groups, strict=True):
@@ -367,6 +380,7 @@ class TableTransformer(nn.Module):
         return self.head(self.dropout(self.norm(self.blocks(self.inner(tokens))).mean(1)))
 
 
+@checked
 class MeanVariance(nn.Module):
     """Read two outputs of a network, (N, 2), as a mean and a variance, (N, 1) each; the variance is above 0.
 
@@ -384,6 +398,7 @@ class MeanVariance(nn.Module):
         return mean, F.softplus(raw) + 1e-6
 
 
+@checked
 class UNet(nn.Module):
     """A small U-Net: pictures (N, C, H, W) to a logit for each class and pixel, (N, num_classes, H, W).
 
@@ -400,10 +415,10 @@ class UNet(nn.Module):
     def __init__(
         self,
         *,
-        in_channels: int = 3,
-        num_classes: int = 2,
-        widths: Sequence[int] = (8, 16, 32),
-        dropout: float = 0.0,
+        in_channels: Count = 3,
+        num_classes: Count = 2,
+        widths: Counts = (8, 16, 32),
+        dropout: Share = 0.0,
         placement: str = "all",
     ) -> None:
         super().__init__()

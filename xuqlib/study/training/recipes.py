@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from xuqlib.checks import check_choice, check_count, check_number
+from xuqlib.checks import check_choice
+from xuqlib.study.checked import Amount, Count, Options, Positive, Several, Share, checked
 from xuqlib.study.data.loading import EMBEDDED, Examples
 from xuqlib.study.training import networks
 
@@ -29,6 +30,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 DROPOUT_EVERYWHERE = ("cnn_1d", "lstm", "text_transformer", "vision_transformer", "table_transformer", "unet")
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a trained network besides its seed and the machine.
@@ -51,25 +53,21 @@ class Recipe:
     """
 
     network: str = "mlp"
-    options: tuple[tuple[str, Any], ...] = ()
-    epochs: int = 20
-    patience: int = 10
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-2
+    options: Options = ()
+    epochs: Count = 20
+    patience: Count = 10
+    batch_size: Several = 128  # batch norm wants two examples
+    learning_rate: Positive = 3e-3
+    weight_decay: Amount = 1e-2
     augment: str = "none"
     precision: str = "float32"
-    num_train: int | None = None
+    num_train: Count | None = None
     soft: bool = False
 
     def __post_init__(self) -> None:
         check_choice(self.network, tuple(BUILDERS), "network")
         check_choice(self.augment, AUGMENTS, "augment")
         check_choice(self.precision, ("float32", "bfloat16"), "precision")
-        for name, minimum in (("epochs", 1), ("patience", 1), ("batch_size", 2)):  # batch norm wants two examples
-            check_count(getattr(self, name), minimum, name)
-        check_number(self.learning_rate, 0, "learning_rate", above=True)
-        check_number(self.weight_decay, 0, "weight_decay")
 
 
 RECIPES: dict[str, Recipe] = {
@@ -112,6 +110,7 @@ RECIPES: dict[str, Recipe] = {
 LARGE = ("california_housing", "mnist", "cifar10", "fer_plus", "adult", "bike_sharing", "fashion_mnist")
 
 
+@checked
 def recipe_for(dataset: str, preset: str = "full") -> Recipe:
     """Return a data set's recipe; "quick" shortens it where data is not embedded: 10,000 examples at most, 3 epochs."""
     check_choice(dataset, tuple(RECIPES), "dataset")
@@ -122,7 +121,8 @@ def recipe_for(dataset: str, preset: str = "full") -> Recipe:
     return replace(recipe, epochs=3, num_train=10_000 if dataset in LARGE else None)
 
 
-def build(recipe: Recipe, examples: Examples, *, dropout: float = 0.0, placement: str = "last") -> nn.Module:
+@checked
+def build(recipe: Recipe, examples: Examples, *, dropout: Share = 0.0, placement: str = "last") -> nn.Module:
     """Build an untrained network of the recipe for the shapes of `examples`.
 
     Raises:

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from xuqlib.checks import check_choice
 from xuqlib.device import device
 from xuqlib.posteriors.fixing import seed_of
+from xuqlib.study.checked import Count, Pictures, Seed, Target, checked
 from xuqlib.study.data.loading import load
 from xuqlib.study.record import DamagedError, replace_file, versions
 from xuqlib.study.resuming import packed, unpacked
@@ -28,7 +29,8 @@ RECIPES = {
 FROZEN: dict[str, tuple[str, ...]] = {"planted": ("layer3", "layer4"), "cifar10": ()}
 
 
-def plain_resnet18(num_classes: int, *, stem: str = "torchvision", seed: int = 0) -> nn.Module:
+@checked
+def plain_resnet18(num_classes: Count, *, stem: str = "torchvision", seed: Seed = 0) -> nn.Module:
     """Build torchvision's ResNet-18, untrained, in eval mode.
 
     Args:
@@ -46,8 +48,9 @@ def plain_resnet18(num_classes: int, *, stem: str = "torchvision", seed: int = 0
     return network.eval()
 
 
+@checked
 def train_plainly(
-    network: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, *, seed: int = 0, state: Path | None = None
+    network: nn.Module, x: Pictures, y: Target, recipe: Recipe, *, seed: Seed = 0, state: Path | None = None
 ) -> nn.Module:
     """Train a classifier in place as most networks are trained, and return it in eval mode.
 
@@ -88,7 +91,8 @@ def train_plainly(
     return network.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def trained_resnet18(dataset: str, *, seed: int = 0) -> nn.Module:
+@checked
+def trained_resnet18(dataset: str, *, seed: Seed = 0) -> nn.Module:
     """Load the ResNet-18 of a data set, or train it on its training part: into the cache, going on after each epoch.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from xuqlib.checks import check_choice, check_count, check_examples
 from xuqlib.device import device
 from xuqlib.posteriors.fixing import generator_of, seed_of
+from xuqlib.study.checked import Count, Counts, Maps, Pictures, Positive, Seed, Several, check_alike, checked
 from xuqlib.study.data.loading import EMBEDDED, Examples, load
 from xuqlib.study.record import versions
 from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
@@ -22,6 +23,7 @@ from xuqlib.study.training.fitting import check_parts, one_cycle
 from xuqlib.study.training.recipes import Recipe
 
 
+@checked
 @dataclass(frozen=True)
 class VAERecipe:
     """Everything that decides a trained autoencoder besides its seed and the machine.
@@ -33,13 +35,13 @@ class VAERecipe:
         num_train: train on a stratified subset of this size; all by default.
     """
 
-    latent: int
-    widths: tuple[int, int] = (32, 64)
-    narrow: int = 16
-    epochs: int = 10
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    num_train: int | None = None
+    latent: Count
+    widths: Counts = (32, 64)
+    narrow: Count = 16
+    epochs: Count = 10
+    batch_size: Several = 128
+    learning_rate: Positive = 3e-3
+    num_train: Count | None = None
 
 
 VAE_RECIPES = {
@@ -51,6 +53,7 @@ VAE_RECIPES = {
 }
 
 
+@checked
 class PictureVAE(nn.Module):
     """A convolutional variational autoencoder of pictures in [0, 1].
 
@@ -65,9 +68,7 @@ class PictureVAE(nn.Module):
     Source: Kingma & Welling 2014, arXiv 1312.6114; the learned deviation: Rybkin et al. 2021, arXiv 2006.13202.
     """
 
-    def __init__(
-        self, shape: Sequence[int], *, latent: int, widths: Sequence[int] = (32, 64), narrow: int = 16
-    ) -> None:
+    def __init__(self, shape: Counts, *, latent: Count, widths: Counts = (32, 64), narrow: Count = 16) -> None:
         super().__init__()
         if len(shape) != 3 or any(side < 4 or side % 4 for side in shape[1:]):
             raise ValueError(
@@ -89,7 +90,8 @@ class PictureVAE(nn.Module):
         )
         self.log_std = nn.Parameter(torch.tensor(-2.0))
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    @checked
+    def encode(self, x: Pictures) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of q(z | x), (N, latent) each, of pictures (N, C, H, W)."""
         check_examples(x)
         if x.shape[1:] != self.shape:
@@ -100,13 +102,15 @@ class PictureVAE(nn.Module):
         mean, log_var = self.encoder(x).chunk(2, dim=1)
         return mean, log_var
 
-    def decode(self, z: Tensor) -> Tensor:
+    @checked
+    def decode(self, z: Maps) -> Tensor:
         """Return the mean of p(x | z), pictures (N, C, H, W) in [0, 1], of latents (N, latent)."""
         if z.dim() != 2 or z.shape[1] != self.latent:
             raise ValueError(f"z has shape {tuple(z.shape)}; pass latents (N, {self.latent})")
         return self.decoder(z)
 
-    def elbo(self, x: Tensor, noise: Tensor) -> Tensor:
+    @checked
+    def elbo(self, x: Pictures, noise: Maps) -> Tensor:
         """Lower bound on log p(x) of each picture, (N,), in nats: log p(x | z) - KL(q(z | x) | p(z)).
 
         A density over pixels in [0, 1] can exceed 1, so the bound can be above 0.
@@ -116,19 +120,23 @@ class PictureVAE(nn.Module):
             noise: standard normal numbers (N, latent); z is mean + std * noise.
         """
         mean, log_var = self.encode(x)
+        check_alike(noise=noise, latents=mean)
         decoded = self.decode(mean + (log_var / 2).exp() * noise)
         error = ((x - decoded) / self.log_std.exp()).square()
         likelihood = -0.5 * (error + 2 * self.log_std + math.log(2 * math.pi)).flatten(1).sum(1)
         return likelihood - kl_from_prior(mean, log_var)
 
 
-def kl_from_prior(mean: Tensor, log_var: Tensor) -> Tensor:
+@checked
+def kl_from_prior(mean: Maps, log_var: Maps) -> Tensor:
     """Divergence of N(mean, exp(log_var)) from N(0, 1), summed over latents: (N,), in nats; inputs (N, latent)."""
+    check_alike(mean=mean, log_var=log_var)
     return 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1)
 
 
+@checked
 def fit_vae(
-    vae: PictureVAE, train: Examples, recipe: VAERecipe, *, seed: int = 0, progress: bool = True
+    vae: PictureVAE, train: Examples, recipe: VAERecipe, *, seed: Seed = 0, progress: bool = True
 ) -> pd.DataFrame:
     """Train an autoencoder in place, to the largest evidence lower bound of the training pictures.
 
@@ -173,8 +181,9 @@ def fit_vae(
     return pd.DataFrame(history)
 
 
+@checked
 def train_or_load_vae(
-    dataset: str, *, preset: str = "full", seed: int = 0, retrain: bool = False, progress: bool = True
+    dataset: str, *, preset: str = "full", seed: Seed = 0, retrain: bool = False, progress: bool = True
 ) -> PictureVAE:
     """Return a trained autoencoder: from its checkpoint where there is one of the same recipe, else by training.
 
@@ -222,6 +231,7 @@ def _trained(
     return tensors
 
 
+@checked
 def vae_recipe_for(dataset: str, preset: str = "full") -> VAERecipe:
     """Return a data set's recipe; "quick" shortens it as `recipe_for` does."""
     check_choice(dataset, tuple(VAE_RECIPES), "dataset of an autoencoder")
@@ -231,7 +241,8 @@ def vae_recipe_for(dataset: str, preset: str = "full") -> VAERecipe:
 
 
 @torch.no_grad()
-def vae_scores(vae: PictureVAE, x: Tensor, *, seed: int = 0) -> dict[str, float]:
+@checked
+def vae_scores(vae: PictureVAE, x: Pictures, *, seed: Seed = 0) -> dict[str, float]:
     """Say how well an autoencoder knows pictures x, (N, C, H, W).
 
     Returns:

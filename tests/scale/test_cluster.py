@@ -1,0 +1,99 @@
+"""`explain_dataset` on a real cluster of processes: the same bytes, whoever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scale.test_stream import Poisoned, contents, images, stream
+from torch import nn
+
+import xuqlib as xuq
+from xuqlib.scale import explain_dataset
+from xuqlib.scale.stream import IncompleteError
+
+distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+
+
+def slow_gradient(network, x, target):
+    """Take long enough to be killed."""
+    time.sleep(0.02)
+    return xuq.gradient(network, x, target)
+
+
+@pytest.fixture(scope="module")
+def posterior() -> xuq.Posterior:
+    torch.manual_seed(0)
+    return xuq.MCDropout(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, 5)).eval()
+    )
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        client.run(torch.set_num_threads, 1)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def alone(posterior, tmp_path_factory) -> Path:
+    """The store of a run that nothing disturbed, in one process."""
+    to = tmp_path_factory.mktemp("alone") / "maps.zarr"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    stream(posterior, images(40), to, slow_gradient, batch_size=2)
+    torch.set_num_threads(threads)
+    return to
+
+
+def kill_workers(client, number: int, seed: int, stop: threading.Event) -> list[int]:
+    """Kill `number` workers at random moments, each when it is up again."""
+    chance, killed = np.random.default_rng(seed), []
+    while len(killed) < number and not stop.wait(chance.uniform(0.1, 0.5)):
+        found = list(client.run(os.getpid).values())
+        if found:
+            os.kill(int(chance.choice(found)), signal.SIGKILL)
+            killed.append(1)
+    return killed
+
+
+@pytest.mark.parametrize("kills", [0, 3, pytest.param(20, marks=pytest.mark.nightly)])
+def test_a_cluster_whose_workers_are_killed_writes_the_same_bytes_as_one_process(
+    client, posterior, alone, tmp_path, kills
+):
+    to, stop, killed = tmp_path / "maps.zarr", threading.Event(), []
+    killer = threading.Thread(target=lambda: killed.extend(kill_workers(client, kills, kills, stop)))
+    killer.start()
+    try:
+        stream(posterior, images(40), to, slow_gradient, batch_size=2, scheduler=client)
+    finally:
+        stop.set()
+        killer.join()
+    assert contents(to) == contents(alone)
+    assert bool(killed) == bool(kills)
+
+
+def test_a_poisoned_example_fails_its_batch_alone_on_a_cluster_too(client, posterior, tmp_path):
+    with pytest.raises(IncompleteError, match="1 of 3 batches failed, first examples 4 to 7 .*holds 192 NaN"):
+        stream(posterior, Poisoned(5), tmp_path / "maps.zarr", scheduler=client)
+
+
+def test_a_worker_of_another_version_is_named_before_it_writes(client, posterior, tmp_path, monkeypatch):
+    monkeypatch.setattr("xuqlib.scale.batches.versions", lambda: {"torch": "1.0"})
+    with pytest.raises(RuntimeError, match=r"this worker has other versions .*'torch': \('1.0', '2"):
+        stream(posterior, images(4), tmp_path / "maps.zarr", scheduler=client)
+
+
+def test_a_scheduler_that_is_none_is_refused(posterior, tmp_path):
+    with pytest.raises(TypeError, match="scheduler is a int; pass an address, a dask Client, or 'local'"):
+        explain_dataset(posterior, xuq.gradient, images(4), to=tmp_path / "maps.zarr", scheduler=3)

@@ -1,0 +1,6 @@
+"""Explanations of more examples than fit into memory, on one machine or many."""
+
+from xuqlib.scale.store import StoredExplanations, open_explanations
+from xuqlib.scale.stream import explain_dataset
+
+__all__ = ["StoredExplanations", "explain_dataset", "open_explanations"]

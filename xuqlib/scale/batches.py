@@ -1,0 +1,195 @@
+"""What is found out about a batch of examples, and how that is laid out in a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xuqlib.checks import check_target
+from xuqlib.explain import explain, predicted
+from xuqlib.explainers import Explainer
+from xuqlib.explainers.declaring import declared_by
+from xuqlib.moments import Moments
+from xuqlib.path import blocks
+from xuqlib.posteriors.base import Posterior
+from xuqlib.posteriors.draws import Draws
+from xuqlib.scale.sources import Batch, Source
+from xuqlib.scale.store import Store, Variable
+from xuqlib.study.record import versions
+from xuqlib.uncertainty import decompose, logits_of
+
+NUMBERS_AT_ONCE = 2**23  # of attributions of some draws of a batch
+DRAWS_AT_ONCE = 32  # whose trunk is evaluated once
+AXES = {1: ("feature",), 2: ("channel", "time"), 3: ("channel", "height", "width")}
+AXES |= {4: ("channel", "depth", "height", "width")}
+PLACES = ("row", "column", "depth")
+POOLS: dict[int, Callable[[Tensor, int], Tensor]] = {2: F.adaptive_avg_pool1d, 3: F.adaptive_avg_pool2d}
+POOLS |= {4: F.adaptive_avg_pool3d}
+MOMENTS = {"raw": "", "folded": "folded_", "rescaled": "rescaled_"}  # and how their arrays begin
+MAPS = {
+    "mean": "mean attribution over draws",
+    "std": "standard deviation of the attribution over draws",
+    "sign_agreement": "share of draws that agree with the more common sign",
+    "folded_mean": "mean over draws of |attribution|, summed over channels",
+    "folded_std": "standard deviation of that",
+    "rescaled_mean": "mean over draws of |attribution|, clipped at its 99th percentile and scaled to [0, 1]",
+    "rescaled_std": "standard deviation of that",
+    "attribution": "attribution of each draw",
+}
+FACTS = {
+    "total": "total uncertainty of the prediction",
+    "aleatoric": "aleatoric part of the uncertainty",
+    "epistemic": "epistemic part of the uncertainty",
+    "answer_mean": "mean over draws of what the networks answer",
+    "answer_std": "standard deviation of that",
+    "target": "class that is explained; -1 for none",
+    "id": "name of the example",
+    "rounding": "relative error (L2) of the stored mean map by rounding",
+}
+
+
+@dataclass
+class Job:
+    """All that a process needs to explain any batch, and nothing that it can make itself.
+
+    Attributes:
+        draws: they themselves, or a posterior, of which each process takes `num_draws` by `seed`.
+        target: class of each example, (N,), or one for all; "labels", of the data; None, the predicted one.
+        num_draws, seed: for a posterior.
+        dtype: of the stored maps.
+    """
+
+    path: Path
+    draws: Draws | Posterior
+    num_draws: int
+    seed: int
+    explainer: Explainer
+    source: Source
+    target: Tensor | int | str | None
+    output: Any
+    keep: str
+    pool: int | None
+    dtype: str
+    device: str
+    options: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}  # each process draws for itself
+
+    @cached_property
+    def networks(self) -> Draws:
+        """The draws."""
+        if isinstance(self.draws, Draws):
+            return self.draws
+        return self.draws.sample(self.num_draws, seed=self.seed)
+
+    def run(self, number: int, rows: range) -> None:
+        """Explain a batch and write it.
+
+        Raises:
+            RuntimeError: this process has other versions than the one that made the store.
+        """
+        if (here := versions()) != self.versions:
+            differing = {
+                name: (self.versions[name], here.get(name)) for name in here if self.versions.get(name) != here[name]
+            }
+            raise RuntimeError(
+                f"this worker has other versions (wanted, has): {differing}; install the same everywhere"
+            )
+        Store(self.path).write(number, self.explained(rows))
+
+    def explained(self, rows: range) -> dict[str, np.ndarray]:
+        """What is stored of some examples, by the names of `variables`."""
+        batch = self.source.read(rows)
+        where = torch.device(self.device)
+        draws, x = self.networks.seen(batch.inputs, self.output)
+        target = self._target(batch, rows)
+        target = predicted(draws, x, where) if target is None else check_target(target, len(x), 2**31)
+        numbers = logits_of(self.networks, batch.inputs, output=self.output)
+        split = decompose(numbers, draws.noise_variance, draws.output)
+        found = {name: value.float().numpy() for name, value in vars(split).items()}
+        found["answer_mean"], found["answer_std"] = (
+            each.float().numpy() for each in (numbers.double().mean(0), numbers.double().std(0, correction=0))
+        )
+        found["target"] = np.full(len(x), -1) if target is None else target.numpy()
+        found["id"] = np.array(batch.ids, dtype=np.dtypes.StringDType())
+        return found | self._maps(draws, x, target, rows)
+
+    def _target(self, batch: Batch, rows: range) -> Tensor | int | None:
+        if isinstance(self.target, str):
+            if batch.labels is None:
+                raise ValueError('target is "labels", but the data has none; pass a class, or one per example')
+            return batch.labels
+        return self.target[rows.start : rows.stop] if isinstance(self.target, Tensor) else self.target
+
+    def _maps(self, draws: Draws, x: Tensor, target: Tensor | None, rows: range) -> dict[str, np.ndarray]:
+        options, moments, values = self._options(rows), Moments(), []
+        positive = negative = torch.zeros(())
+        at_once = min(DRAWS_AT_ONCE, max(1, NUMBERS_AT_ONCE // x.numel()))
+        for some in blocks(len(draws), at_once):
+            e = explain(draws[some], self.explainer, x, target, device=self.device, progress=False, **options)
+            assert e.values is not None
+            for value in e.values:
+                value = pooled(value, self.pool)
+                moments.append(value)
+                positive, negative = positive + (value > 0), negative + (value < 0)
+                if self.keep == "all":
+                    values.append(value)
+        agreeing = torch.maximum(positive, negative).double() / len(draws)
+        maps = {"sign_agreement": torch.where(agreeing > 0, agreeing, torch.nan)}
+        for kind, prefix in MOMENTS.items():
+            maps |= {f"{prefix}mean": moments[kind].mean, f"{prefix}std": moments[kind].std()}
+        if values:
+            maps["attribution"] = torch.stack(values)
+        stored = {name: value.numpy().astype(self.dtype) for name, value in maps.items()}
+        mean, back = moments["raw"].mean.flatten(1), torch.from_numpy(stored["mean"]).double().flatten(1)
+        error = (back - mean).norm(dim=1) / mean.norm(dim=1)
+        return stored | {"rounding": error.float().nan_to_num().numpy()}
+
+    def _options(self, rows: range) -> dict[str, Any]:
+        per_example = declared_by(self.explainer).per_example or {}
+        is_cut = {
+            name: name in per_example and hasattr(value, "__len__") and len(value) == len(self.source)
+            for name, value in self.options.items()
+        }
+        return {name: value[rows.start : rows.stop] if is_cut[name] else value for name, value in self.options.items()}
+
+
+def pooled(attribution: Tensor, size: int | None) -> Tensor:
+    """Average maps (N, C, ...) to `size` places along each axis; as they are if it is None."""
+    return attribution if size is None else POOLS[attribution.ndim - 1](attribution, size)
+
+
+def variables(job: Job, num_examples: int) -> dict[str, Variable]:
+    """The arrays of a store, by their names, laid out by what is found out about the first example."""
+    found, made = job.explained(range(1)), {}
+    unit = "squared units of the target" if job.networks.output in ("regression", "mean_variance") else "nats"
+    shape = found["mean"].shape[1:]
+    axes = AXES.get(len(shape), tuple(f"axis_{axis}" for axis in range(1, len(shape) + 1)))
+    for name, values in found.items():
+        draws = (("draw", job.num_draws),) if name == "attribution" else ()
+        sizes = values.shape[1 + len(draws) :]
+        if name in MAPS:
+            along = axes if len(sizes) == len(axes) else axes[1:]
+        else:
+            along = PLACES if len(sizes) > 1 and not name.startswith("answer") else ("output", *PLACES)
+        dtype = job.dtype if name in MAPS else {"id": "str", "target": "int64"}.get(name, "float32")
+        laid = [*draws, ("example", num_examples), *zip(along[: len(sizes)], sizes, strict=True)]
+        is_split = name in ("total", "aleatoric", "epistemic")
+        made[name] = Variable(
+            tuple(axis for axis, _ in laid),
+            tuple(size for _, size in laid),
+            dtype,
+            (MAPS | FACTS)[name],
+            unit if is_split else "",
+        )
+    return made

@@ -444,3 +444,9 @@ def test_the_uncertainty_of_one_number_is_a_variance_that_can_be_attributed_like
     assert UncertaintyOf(draws)(x).tolist() == [[4.0], [1.0]]  # of x and 3 x: x^2
     found = attribute_uncertainty(draws, x, explainer="gradient")
     assert found.tolist() == [[4.0, 0.0], [-2.0, 0.0]]
+
+
+@pytest.mark.parametrize("std", ["initial_std", "prior_std"])
+def test_a_gaussian_of_no_width_is_refused_or_its_divergence_would_be_infinite(std):
+    with pytest.raises(ValueError, match=f"{std} is 0.0; pass a finite number above 0"):
+        Flipout(nn.Linear(5, 3), **{std: 0})

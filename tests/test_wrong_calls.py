@@ -1,4 +1,4 @@
-"""Every wrong value of every argument of every public callable is one clear error, or does no harm; see wrong_values."""
+"""Every wrong value of each argument of every public callable is one clear error, or harmless; see wrong_values."""
 
 from __future__ import annotations
 

@@ -162,6 +162,7 @@ INTERNAL = {
     "superpixels.filled": BEHIND,
     "ua_backprop.logit_shares": BEHIND,
     "ua_backprop.settle": BEHIND,
+    "uncertainty.Uncertainties.__init__": RECORD,
     "uncertainty.UncertaintyOf.at": BEHIND,
     "uncertainty.columns_of": BEHIND,
     "uncertainty.uncertainty_shares": BEHIND,
@@ -173,6 +174,17 @@ def is_internal(name: str) -> bool:
     """Whether it stands in INTERNAL, or behind something that does; a full stop at an end leaves the constructor."""
     within = (known for known in INTERNAL if f"{name}.".startswith(known if known.endswith(".") else f"{known}."))
     return any(not (known.endswith(".") and name.endswith("__init__")) for known in within)
+
+
+def places() -> Iterator[tuple[str, str]]:
+    """Modules without `xuqlib.`, each with "" and with what it defines, methods as `Class.method`."""
+    for info in pkgutil.walk_packages(xuqlib.__path__, "xuqlib."):
+        module, name = None if info.name.endswith("__main__") else importlib.import_module(info.name), info.name[7:]
+        yield name, ""
+        for key, value in vars(module).items() if module else ():
+            yield name, key
+            if inspect.isclass(value):
+                yield from ((name, f"{key}.{each}") for each in vars(value))
 
 
 def public() -> dict[str, Callable[..., Any]]:
@@ -665,11 +677,6 @@ CALLS: Calls = {
         "num_segments": lambda: 5,
     },
     "ua_backprop.spread_shares": {"shares": lambda: randn(4, 3), "maps": lambda: randn(4, 3, 8, 8).abs()},
-    "uncertainty.Uncertainties.__init__": {
-        "total": lambda: randn(4).abs(),
-        "aleatoric": lambda: randn(4).abs(),
-        "epistemic": lambda: randn(4).abs(),
-    },
     "ua_replacement.ua_replacement": {"target": lambda: None},
     "uncertainty.attribute_uncertainty": {"target": lambda: None},
 }
@@ -750,7 +757,7 @@ KINDS: dict[str, Kind] = {
     "examples": Kind(
         "x: Tensor, x: Any, x: torch.Tensor, given: Any, study.judging.clue.changes(x)",
         {**FLOATING, "uint8": lambda v: (255 * v).byte(), "other width": lambda v: v[..., :-1]},
-        ("x is", "x has", "x holds", "batch", "input", "network", "pictures", "examples"),
+        ("x is", "x has", "maps have shape", "x holds", "batch", "input", "network", "pictures", "examples"),
     ),
     "target": Kind(
         """
@@ -865,7 +872,9 @@ KINDS: dict[str, Kind] = {
         NAME,
         ("unknown data set", "unknown corruption", "classes with"),
     ),
-    "name, or a function": Kind("output: Any, method: Callable[..., Any] | str", NAME, ("no method",)),
+    "name, or a function": Kind(
+        "output: Any, method: Callable[..., Any] | str", NAME, ("no method", "Captum method", "attribution class")
+    ),
     "names": Kind(
         """
         kinds: Sequence[str], layers, metrics, sliders, statistics, columns: Sequence[str], by: Sequence[str]
@@ -1097,7 +1106,7 @@ KINDS: dict[str, Kind] = {
             "floats": lambda v: [(pictures(), target().float())],
             "nan": lambda v: [(pictures() * math.nan, target())],
         },
-        ("loader", "batch"),
+        ("loader", "batch", "target"),
     ),
     "optional part": Kind(
         "moments, probs: Tensor | None, target: Tensor | None in Examples, roots", always(text="x", number=3)
@@ -1166,10 +1175,59 @@ def kind_of(place: str, parameter: inspect.Parameter) -> str:
 # What is accepted, and why that does no harm: `callable(parameter) label`, `callable(parameter)`, `(parameter) label`
 # or `kind: label`.
 HARMLESS: dict[str, str] = {
+    "maps: int": "whole numbers are numbers",
+    "maps: bool": "True and False are 1 and 0",
     "target: array": "an array of whole numbers is one class per example",
     "target: scalar": "one class for all examples",
     "target: number": "one class for all examples",
     "(chunk) huge": "at most so many at a time: all of them at once",
+    "(init_options) unknown": "the method says so when it is made",
+    "explainers.lime.lime(scale)": "of tables alone",
+    "explainers.lime.lime_fit(scale)": "of tables alone",
+    "explainers.lime.lime(segments)": "labels of any value; without examples, all share them",
+    "explainers.lime.lime_fit(segments)": "labels of any value; without examples, all share them",
+    "explainers.baselines.make_baseline(x)": "a baseline of what is there, of any shape",
+    "superpixels.windows(x)": "only the shape counts",
+    "superpixels.superpixels(x)": "pictures of any size",
+    "inputs.Inputs.__init__(given)": "examples of any shape; draws() says what does not fit",
+    "distribution.ExplanationDistribution.__init__(values)": "attributions of any shape",
+    "distribution.ExplanationDistribution.__init__(target)": "a record of what explain has checked, read by nothing",
+    "distribution.ExplanationDistribution.__init__(feature_names)": "labels of columns",
+    "distribution.ExplanationDistribution.__init__(explainer)": "a label, and read by nothing",
+    "distribution.ExplanationDistribution.__init__(posterior)": "a label, and read by nothing",
+    "distribution.ExplanationDistribution.__init__(how)": "a label, and read by nothing",
+    "posteriors.draws.Draws.__init__(posterior)": "a label, and read by nothing",
+    "posteriors.draws.Draws.__init__(output)": "whoever reads the answers says that there is no such output",
+    "posteriors.draws.Draws.__init__(networks) training": "whoever asks the draws says so",
+    "uncertainty.UncertaintyOf.__init__(draws) training": "whoever explains it says so",
+    "metrics.deletion.auc(scores)": "curves of as many examples as there are",
+    "metrics.deletion.pixel_order(maps)": "maps of any shape, and infinity has a place in an order",
+    "metrics.deletion.perturbed(x)": "numbers of any kind are replaced",
+    "ua_backprop.logit_coefficients(logits)": "logits of any shape",
+    "ua_backprop.spread_shares(maps) one axis more": "maps of any shape",
+    "ua_backprop.spread_shares(maps) one axis less": "of places in one line",
+    "study.judging.similarity.spearman(a) inf": "has a rank",
+    "study.judging.similarity.spearman(b) inf": "has a rank",
+    "study.judging.anomaly.iou(a) int": "boxes are whole numbers",
+    "study.judging.anomaly.iou(b) int": "boxes are whole numbers",
+    "study.judging.anomaly.paste(x) other width": "pictures of any size",
+    "study.judging.controls.sobel(x) other width": "pictures of any size",
+    "study.judging.mitigation.paste_noise(x) other width": "pictures of any size",
+    "study.judging.mitigation.unit_maps(maps)": "maps of any shape",
+    "study.judging.properties.sparseness(maps)": "maps of any shape",
+    "study.judging.stress.corrupt(x) other width": "pictures of any size",
+    "study.training.fitting.augmented(x) other width": "pictures of any size",
+    "study.judging.controls.permuted_last_layer(network) training": "its copy is in eval mode",
+    "study.judging.sanity.cascade(network) training": "only names are read",
+    "study.judging.sanity.independent(network) training": "only names are read",
+    "study.judging.coverage.agreement(held_out) nan": "maps that are NaN are left out",
+    "study.judging.coverage.forecast(values)": "maps that are NaN are left out",
+    "study.judging.coverage.image_blind(maps)": "maps that are not finite are left out",
+    "study.judging.coverage.unit_scale(values)": "maps of any shape",
+    "study.judging.recalibration.fit_spread(held_out)": "maps that are not finite are left out",
+    "study.training.networks.MeanVariance.__init__(body) training": "is trained",
+    "study.data.loading.Examples.__init__(index)": "rows that the reader numbers",
+    "figures.maps.map_grid(row_titles) short": "one row of one title",
     "figures.* nan": "NaN is hatched, or left out of a line",
     "figures.* inf": "as NaN",
     "figures.* other width": "a picture and its maps are drawn side by side, each at its size",
@@ -1421,7 +1479,7 @@ def is_clear(error: Exception, case: Case) -> bool:
         return True
     if not isinstance(error, TypeError | ValueError | IndexError | KeyError | FileNotFoundError | xuqlib.DataError):
         return False
-    if "\n" in text.strip() or len(text) < 15 or len(text) > 900:
+    if "\n" in text.strip() or len(text) < 15 or len(text) > 2000:
         return False
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     words = (case.parameter, case.parameter.replace("_", " "), *KINDS[case.kind].said)

@@ -28,7 +28,7 @@ def check_examples(x: Any) -> None:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; pass a torch tensor (N, ...), as from torch.as_tensor(x)")
-    check_held(x, "x")
+    check_tensor(x, "x")
     if x.dtype == torch.uint8:
         raise TypeError("x is uint8, so these look like raw images; convert with x.float() and divide by 255")
     if not x.is_floating_point():
@@ -47,15 +47,20 @@ def check_examples(x: Any) -> None:
         )
 
 
-def check_held(value: Any, what: str) -> None:
-    """Refuse a tensor that holds no numbers, or not all of them.
+def check_tensor(value: Any, what: str, axes: int = 0) -> None:
+    """Refuse anything but a tensor of real numbers, of as many axes or more.
 
     Raises:
-        TypeError: it is sparse, or on the meta device.
+        TypeError: not a tensor, or one that is sparse, complex or on the meta device.
+        ValueError: too few axes.
     """
-    if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
-        given = "on the meta device" if value.is_meta else value.layout
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{what} is a {type(value).__name__}; pass a torch tensor, as from torch.as_tensor({what})")
+    if value.is_meta or value.layout != torch.strided or value.is_complex():
+        given = "on the meta device" if value.is_meta else "complex" if value.is_complex() else value.layout
         raise TypeError(f"{what} is {given}; pass its numbers, as from {what}.to_dense()")
+    if value.dim() < axes:
+        raise ValueError(f"{what} has shape {tuple(value.shape)}; pass a tensor of {axes} axes or more")
 
 
 def check_target(target: Any, num_examples: int, num_classes: int) -> Tensor:
@@ -74,7 +79,8 @@ def check_target(target: Any, num_examples: int, num_classes: int) -> Tensor:
         if num_classes != 1:
             raise ValueError(f"network has {num_classes} outputs; pass one class per example as target")
         return torch.zeros(num_examples, dtype=torch.int64)
-    check_held(target, "target")
+    if isinstance(target, Tensor):
+        check_tensor(target, "target")
     try:
         classes = torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError):
@@ -143,7 +149,7 @@ def check_fixed(network: Callable[[Tensor], Tensor]) -> None:
         TypeError: network cannot be called.
         ValueError: a dropout or BatchNorm layer of it is in training mode.
     """
-    if not callable(network):
+    if not callable(network) or isinstance(network, type):
         raise TypeError(
             f"network is a {type(network).__name__}; pass a module or function that maps x to logits (N, C)"
         )
@@ -205,3 +211,25 @@ def check_number(value: Any, minimum: float, what: str, *, above: bool = False) 
     if not math.isfinite(number) or number < minimum or (above and number == minimum):
         raise ValueError(f"{what} is {number}; pass a finite number {'above' if above else 'of at least'} {minimum}")
     return number
+
+
+def check_flag(value: Any, what: str) -> None:
+    """Refuse anything but True and False, such as a text that says "no".
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} is {value!r}; pass True or False")
+
+
+def check_noise(value: Any) -> Tensor:
+    """Return the variance of noise, float64: one number, or one for each output.
+
+    Raises:
+        TypeError, ValueError: not a number, or not finite, or below 0.
+    """
+    each = value.flatten().tolist() if isinstance(value, Tensor) else [value]
+    return torch.tensor([check_number(one, 0, "noise_variance") for one in each], dtype=torch.float64).view(
+        value.shape if isinstance(value, Tensor) else ()
+    )

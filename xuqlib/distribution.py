@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from xuqlib.checks import check_choice, check_number
+from xuqlib.checks import check_choice, check_count, check_flag, check_number, check_tensor
 from xuqlib.moments import Moments
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class ExplanationDistribution:
     def __post_init__(self) -> None:
         if (self.values is None) == (self.running is None):
             raise ValueError("pass either values, (draw, example, ...), or running moments")
-        if self.values is not None and not isinstance(self.values, Tensor):
-            raise TypeError(f"values is a {type(self.values).__name__}; pass a tensor (draw, example, ...)")
+        if self.values is not None:
+            check_tensor(self.values, "values")
         if self.values is not None and self.values.ndim < 3:
             raise ValueError(
                 f"values have shape {tuple(self.values.shape)}; wanted (draw, example, feature), (draw, example, "
@@ -96,7 +96,7 @@ class ExplanationDistribution:
 
     def std(self, *, correction: int = 0) -> Tensor:
         """Standard deviation over draws, divisor num_draws - correction, shaped like x. 0 is the paper's choice."""
-        return self.moments["raw"].std(correction)
+        return self.moments["raw"].std(check_count(correction, 0, "correction"))
 
     def cv(self, kind: str = "paper", *, floor: float = 0.05, rescale: bool = True) -> Tensor:
         """Coefficient of variation, std over mean, by one of three definitions.
@@ -115,6 +115,7 @@ class ExplanationDistribution:
         """
         check_choice(kind, CV_KINDS, "kind")
         check_number(floor, 0, "floor")
+        check_flag(rescale, "rescale")
         if kind == "ratio":
             spread, size = self.std().flatten(1).sum(1), self.mean().abs().flatten(1).sum(1)
             return torch.where(size > 0, spread / size, math.nan)
@@ -143,7 +144,7 @@ class ExplanationDistribution:
 
     def quantile(self, q: float) -> Tensor:
         """Quantile over draws, shaped like x. 0.05 is Bykov et al.'s "intersection", 0.95 their "union"."""
-        if not 0 <= q <= 1:
+        if check_number(q, 0, "q") > 1:
             raise ValueError(f"q is {q}; a quantile lies in [0, 1]")
         return self._values("quantile").double().quantile(q, dim=0)
 

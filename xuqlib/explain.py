@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from xuqlib.checks import check_attribution, check_choice, check_target
+from xuqlib.checks import check_attribution, check_choice, check_flag, check_target
 from xuqlib.device import check_device
 from xuqlib.device import device as default_device
 from xuqlib.distribution import ExplanationDistribution
@@ -76,6 +76,8 @@ def explain(
     explainer = named(explainer)
     check_choice(keep, ("all", "moments", "mean"), "keep")
     check_choice(precision, PRECISIONS, "precision")
+    if progress is not None:
+        check_flag(progress, "progress")
     where = default_device() if device is None else check_device(device)
     draws, x, _ = fixed_draws(draws, x, output)
     if any(parameter.device != where for network in draws for parameter in inner(network).parameters()):

@@ -47,7 +47,7 @@ class Inputs:
         tensors = {key: value for key, value in self.values.items() if isinstance(value, Tensor) and value.dim()}
         floating = [key for key, value in tensors.items() if value.is_floating_point() and value.dim() > 1]
         ids = [key for key, value in tensors.items() if _are_ids(value)]
-        if wrt is not None and wrt not in self.values:
+        if wrt is not None and (not isinstance(wrt, str | int) or wrt not in self.values):
             if not isinstance(wrt, str) or not ids:
                 raise ValueError(f"wrt is {wrt!r}; the inputs are {list(self.values)}, or name a layer of token ids")
             self.layer, floating = wrt, []

@@ -11,7 +11,7 @@ import torch
 from skimage.segmentation import slic
 from torch import Tensor
 
-from xuqlib.checks import check_count, check_examples, check_number
+from xuqlib.checks import check_count, check_examples, check_number, check_tensor
 from xuqlib.explainers.baselines import expand
 
 
@@ -56,6 +56,7 @@ def windows(x: Tensor, num_segments: int = 20, *, axis: int) -> Tensor:
     Raises:
         ValueError: no such axis; num_segments is below 1 or above n.
     """
+    check_tensor(x, "x", axes=2)
     if not isinstance(axis, int) or not 1 <= axis < x.dim():
         raise ValueError(f"axis is {axis!r}; x {tuple(x.shape)} has the axes 1 to {x.dim() - 1} after the examples")
     length = x.shape[axis]
@@ -73,9 +74,11 @@ def check_segments(segments: Tensor, x: Tensor) -> Tensor:
     Raises:
         ValueError: not whole numbers, or not shaped like the examples.
     """
-    if not isinstance(segments, Tensor) or segments.is_floating_point():
-        given = segments.dtype if isinstance(segments, Tensor) else type(segments).__name__
-        raise ValueError(f"segments are {given}; pass a whole-number tensor, one label per place of x {tuple(x.shape)}")
+    check_tensor(segments, "segments")
+    if segments.is_floating_point():
+        raise ValueError(
+            f"segments are {segments.dtype}; pass a whole-number tensor, one label per place of x {tuple(x.shape)}"
+        )
     labels, without_channels = segments, (len(x), *x.shape[2:])
     if x.dim() > 2 and segments.shape == without_channels:
         labels = segments[:, None]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_attribution, check_choice, check_logits, check_number
+from xuqlib.checks import check_attribution, check_choice, check_examples, check_logits, check_number, check_tensor
 from xuqlib.explainers import EXPLAINERS, Explainer
 from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, logit_graph, saliency
@@ -123,6 +123,7 @@ def logit_coefficients(logits: Tensor, coefficients: str = "softmax", tau1: floa
         Coefficients (..., class, class), float64.
     """
     check_choice(coefficients, COEFFICIENTS, "coefficients")
+    check_tensor(logits, "logits", axes=1)
     log_probs = logits.double().log_softmax(-1)
     probs, itself = log_probs.exp(), torch.eye(logits.shape[-1], dtype=torch.float64, device=logits.device)
     if coefficients == "softmax":
@@ -147,6 +148,7 @@ def class_maps(
     Returns:
         Maps, (example, class, H, W) or (example, class, F).
     """
+    check_examples(x)
     try_out(network, x)
     return torch.cat([maps for _, maps in _class_maps(network, x, explainer, psi, sys.maxsize, options)], 1)
 
@@ -186,6 +188,12 @@ def spread_shares(shares: Tensor, maps: Tensor, *, normalise: str = "softmax", t
         Attribution in nats, (example, ...), float64.
     """
     check_choice(normalise, NORMALISATIONS, "normalise")
+    for value, what in ((shares, "shares"), (maps, "maps")):
+        check_tensor(value, what, axes=2)
+    if shares.shape != maps.shape[:2]:
+        raise ValueError(
+            f"shares are {tuple(shares.shape)} but maps {tuple(maps.shape)}; pass those of the same logits"
+        )
     flat = maps.double().flatten(2)
     if normalise == "softmax":
         weights = _softmax(flat, tau2, "tau2")

@@ -15,7 +15,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_attribution, check_choice, check_count, check_number, check_target
+from xuqlib.checks import (
+    check_attribution,
+    check_choice,
+    check_count,
+    check_flag,
+    check_noise,
+    check_target,
+    check_tensor,
+)
 from xuqlib.explainers import EXPLAINERS, Explainer
 from xuqlib.explainers.declaring import Options, named
 from xuqlib.explainers.fullgrad import fullgrad
@@ -146,9 +154,7 @@ def _shares(numbers: Tensor, noise_variance: float | Tensor, output: str | None)
     """
     _check_stack(numbers, output)
     Output(output).check(numbers)
-    numbers, noise = numbers.double(), torch.as_tensor(noise_variance, dtype=torch.float64)
-    for value in noise.flatten().tolist():
-        check_number(value, 0, "noise_variance")
+    numbers, noise = numbers.double(), check_noise(noise_variance)
     is_one = numbers.shape[2] == 1
     if output == "mean_variance":
         means, variances = numbers.chunk(2, 2)
@@ -167,7 +173,8 @@ def _shares(numbers: Tensor, noise_variance: float | Tensor, output: str | None)
 
 
 def _check_stack(logits: Tensor, output: str | None = None) -> None:
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+    check_tensor(logits, "logits")
+    if not logits.is_floating_point():
         raise TypeError("logits are no floating point tensor; pass draws(x), (draw, example, class)")
     if (logits.ndim < 4 if output == "segmentation" else logits.ndim != 3) or not logits.numel():
         raise ValueError(
@@ -258,6 +265,7 @@ def attribute_uncertainty(
     Source: the rivals of Wang, Joshi, Wang & Ji 2023, arXiv 2304.04824; each explainer names its own.
     """
     check_choice(kind, KINDS, "kind")
+    check_flag(absolute, "absolute")
     draws, x, where = fixed_draws(draws, x, output)
     explainer = named(explainer, OF_UNCERTAINTY)
     rows = rows_per_pass(x[:1].to(where), chunk)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xuqlib.checks import check_choice
+from xuqlib.checks import check_choice, check_tensor
 
 BASELINES = ("black", "blurred", "mean", "mean_colour")
 
@@ -28,6 +28,7 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
     Raises:
         ValueError: unknown name, "blurred" or "mean_colour" of tables, or a tensor that does not broadcast to x.
     """
+    check_tensor(x, "x", axes=2)
     if isinstance(kind, Tensor):
         baseline = expand(kind, x, "baseline")
         if not torch.isfinite(baseline).all():
@@ -55,6 +56,7 @@ def expand(value: Tensor, x: Tensor, what: str) -> Tensor:
     Raises:
         ValueError: it does not broadcast; `what` names it.
     """
+    check_tensor(value, what)
     try:
         return value.detach().to(x).expand_as(x)
     except RuntimeError:

@@ -325,5 +325,7 @@ def saliency(terms: FullGradTerms, psi: str = "minmax") -> Tensor:
             the authors' code; "raw", the absolute value; "signed", the term, stretched so that its sum stays: the map
             then sums to the logit without its dense terms.
     """
+    if not isinstance(terms, FullGradTerms):
+        raise TypeError(f"terms is a {type(terms).__name__}; pass what fullgrad_terms gives")
     check_choice(psi, PSI, "psi")
     return as_map(terms.input, [PSI[psi](term).sum(1) for term in terms.maps], psi)

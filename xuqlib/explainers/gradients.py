@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xuqlib.checks import check_count, check_examples, check_number, check_seed
+from xuqlib.checks import check_count, check_examples, check_number, check_seed, check_tensor
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.declaring import explainer
 from xuqlib.path import Network, Path, along, rows_per_pass, select_logits
@@ -142,6 +142,7 @@ def completeness_gap(
         TypeError, ValueError: as for `integrated_gradients`; attribution and x differ in shape.
     """
     check_examples(x)
+    check_tensor(attribution, "attribution")
     try_out(network, x)
     if attribution.shape != x.shape:
         raise ValueError(f"attribution is {tuple(attribution.shape)} but x is {tuple(x.shape)}; pass the same examples")

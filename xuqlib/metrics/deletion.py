@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_choice, check_count, check_number, check_target
+from xuqlib.checks import check_choice, check_count, check_number, check_target, check_tensor
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.outputs import probabilities
 from xuqlib.posteriors.draws import Draws, fixed_draws
@@ -31,6 +31,7 @@ def pixel_order(maps: Tensor) -> Tensor:
     Raises:
         ValueError: a map holds NaN.
     """
+    check_tensor(maps, "maps", axes=2)
     if maps.isnan().any():
         raise ValueError("a map holds NaN, which has no place in an order; give such pixels a number, such as -inf")
     return maps.flatten(1).sort(dim=1, descending=True, stable=True).indices
@@ -63,6 +64,7 @@ def _places(x: Tensor, order: Tensor) -> Tensor:
 
     Channels (N, C, ...) share their places; a table, (N, F), or a signal (N, T, F), has one for each number or time.
     """
+    check_tensor(order, "order")
     layouts = {tuple(x.shape[1:])}
     if x.dim() > 2:
         layouts = {(1, *x.shape[2:])} if x.dim() > 3 else layouts | {(1, x.shape[2]), (x.shape[1], 1)}
@@ -127,6 +129,7 @@ def deletion(
         if kind in ("regression", "mean_variance", "segmentation"):
             raise ValueError(f"the networks give a {kind}; deletion and insertion need class scores")
         probs = probabilities(logits, kind).mean(0)
+        target = check_target(target, len(x), probs.shape[1])
         scores[example, step] = probs.gather(1, target[example, None]).squeeze(1).to(scores)
     return scores
 
@@ -147,6 +150,7 @@ def insertion(
     The sooner the curve rises, the more the first pixels mattered. With one fill it is deletion in reverse order, read
     backwards. Args, Returns, Raises, Source: as for `deletion`.
     """
+    check_tensor(order, "order", axes=2)
     options: dict[str, Any] = {"output": output, "fill": fill, "num_steps": num_steps, "batch_size": batch_size}
     return deletion(draws, x, order.flip(-1), target, **options).flip(1)
 
@@ -159,4 +163,6 @@ def auc(scores: Tensor) -> Tensor:
 
     Lower is better for deletion, higher for insertion.
     """
+    check_tensor(scores, "scores", axes=2)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     return torch.trapezoid(scores, dx=1 / (scores.shape[1] - 1), dim=1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from xuqlib.checks import check_examples, check_fixed, check_logits
+from xuqlib.checks import check_examples, check_fixed, check_logits, check_noise
 from xuqlib.inputs import as_inputs
 from xuqlib.outputs import as_output
 from xuqlib.posteriors.fixing import FixedNetwork
@@ -48,6 +48,7 @@ class Draws(Sequence[nn.Module]):
         if not listed or not all(isinstance(network, nn.Module) for network in listed):
             what = f"a {type(networks).__name__}; pass posterior.sample(num_draws)"
             raise TypeError(f"got {what}, or a list of at least one network (nn.Module)")
+        check_noise(noise_variance)
         self.networks, self.posterior = listed, posterior
         self.noise_variance, self.output = noise_variance, output
 

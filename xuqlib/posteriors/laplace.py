@@ -99,6 +99,8 @@ class Laplace(WeightPosterior):
         fixed, counting = FixedNetwork(network), layer.register_forward_hook(lambda *_: calls.append(None))
         with torch.no_grad(), counting:
             pairs = [(fixed(x), y) for x, y in batches]
+        if not all(answer.isfinite().all() for answer, _ in pairs):
+            raise ValueError("the network answers NaN or infinite numbers; drop or fill NaN in what the loader gives")
         if not pairs:
             raise ValueError("Laplace.fit got a loader without examples; pass the training data")
         if len(calls) != len(pairs):
@@ -153,6 +155,8 @@ class _Batches:
     unit: float | Tensor = 1.0
 
     def __init__(self, loader: Iterable[Any], like: Tensor) -> None:
+        if not isinstance(loader, Iterable):
+            raise TypeError(f"loader is a {type(loader).__name__}; pass a DataLoader, or a list of batches (x, y)")
         self.batches, self.like = loader if isinstance(loader, DataLoader) else list(loader), like
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

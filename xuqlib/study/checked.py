@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import MOST, check_examples, check_held, check_target
+from xuqlib.checks import MOST, check_examples, check_target, check_tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 BOOLS = (bool, np.bool_)
@@ -130,7 +130,7 @@ def _are_columns(names: Sequence[str], others: Mapping[str, Any]) -> bool:
 
 def _is_target(target: Tensor, others: Mapping[str, Any]) -> bool:
     """Whether there is one class per example of whatever else there is of examples."""
-    check_held(target, "target")
+    check_tensor(target, "target")
     beside = [others.get("x"), others.get("probs"), others.get("logits", [None])[0]]
     count = next((len(each) for each in beside if isinstance(each, Tensor) and each.dim()), target.numel())
     check_target(target, count, MOST)

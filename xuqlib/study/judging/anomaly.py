@@ -125,7 +125,8 @@ def iou(a: Boxes, b: Boxes, size: Count) -> Tensor:
 @checked
 def ada(overlap: Tensor, at: Share = 0.5) -> float:
     """Anomaly detection accuracy: the share of examples whose `iou` exceeds `at`."""
-    if at == 1 or overlap.dim() != 1 or not len(overlap) or not (overlap >= 0).all():
+    fits = overlap.is_floating_point() and overlap.dim() == 1 and len(overlap) and (overlap >= 0).all()
+    if at == 1 or not fits or overlap.max() > 1:
         raise ValueError(
             f"overlap is {shown(overlap)}, at is {at}; pass what iou gives, one number or more, and at below 1"
         )

@@ -40,6 +40,7 @@ def plain_resnet18(num_classes: Count, *, stem: str = "torchvision", seed: Seed 
     """
     import torchvision
 
+    check_choice(stem, ("torchvision", "small"), "stem")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network: nn.Module = torchvision.models.resnet18(num_classes=num_classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import random
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from xuqlib.study.figures import choosers
 from xuqlib.study.figures.charts import Picture
-from xuqlib.study.record import CLAIM_COLUMNS
+from xuqlib.study.record import CLAIM_COLUMNS, update_index
 from xuqlib.study.site import pages
 
 CALL = "alert(1)"  # a page that runs it has been broken into
@@ -30,7 +30,7 @@ PIECES = {
     "formula with an element": rf"$\text{{<img/src=x/onerror={CALL}>}}$",
     "formula with an address": rf"$\href{{javascript:{CALL}}}{{x}}$",
     "path up": "../../outside",
-    "path from the root": "/tmp/outside",
+    "path from the root": "/root of all/outside",
     "path of Windows": r"..\..\outside",
     "dots": "..",
     "empty": "",
@@ -89,6 +89,7 @@ def hostile_site(folder: Path) -> Path:
     full.mkdir(parents=True)
     rows = [(n, n, n, 0.5, 0.25, 0.75, n, 20, 1, "holds", n, n) for n in ["C1", *names]]
     pd.DataFrame(rows, columns=list(CLAIM_COLUMNS)).to_csv(full / "50_claims.csv", index=False)
-    recipe = {"notebook": "50", "dataset": everything, "files": {"50_claims.csv": everything}, everything: everything}
-    (full / "index.json").write_text(json.dumps({"50_claims": recipe}))
+    files = {"50_claims.csv": hashlib.sha256((full / "50_claims.csv").read_bytes()).hexdigest(), everything: everything}
+    recipe = {"notebook": "50", "dataset": everything, "files": files, everything: everything}
+    update_index(full, {"50_claims": recipe})
     return pages.build(folder, folder / "site", folder / "copies").parent

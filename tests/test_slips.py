@@ -30,14 +30,14 @@ from xuqlib import (
     smoothgrad,
     ua_backprop,
 )
-from xuqlib.explainers.fullgrad import fullgrad
+from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, saliency
 from xuqlib.explainers.lime import lime_fit
 from xuqlib.moments import Moments
 from xuqlib.study.judging.blurring import default_shares, greedy_order
 from xuqlib.study.judging.coverage import scaled_maps
 from xuqlib.study.judging.scores import standard_errors
 from xuqlib.superpixels import superpixels
-from xuqlib.uncertainty import decompose, uncertainties
+from xuqlib.uncertainty import UncertaintyOf, attribute_uncertainty, decompose, uncertainties
 
 
 def of(values: list) -> ExplanationDistribution:
@@ -432,3 +432,21 @@ def test_superpixels_of_numbers_that_are_none_are_refused_or_regions_would_be_ma
         superpixels(randn(1, 3, 8, 8).index_fill(3, tensor([2]), math.nan)[:, :1, :1].expand(1, 1, 1, 8))
     with pytest.raises(TypeError, match="uint8"):
         superpixels(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_an_unknown_psi_is_told_with_the_known_ones_even_for_terms_without_maps():
+    with pytest.raises(ValueError, match="unknown psi 'max'; known: minmax, raw, signed"):
+        saliency(FullGradTerms(randn(2, 3)), "max")
+
+
+def test_the_uncertainty_of_one_number_is_a_variance_that_can_be_attributed_like_one_of_classes():
+    draws, x = Draws([linear([[1.0, 0.0]]), linear([[3.0, 0.0]])]), tensor([[2.0, 5.0], [-1.0, 1.0]]).double()
+    assert UncertaintyOf(draws)(x).tolist() == [[4.0], [1.0]]  # of x and 3 x: x^2
+    found = attribute_uncertainty(draws, x, explainer="gradient")
+    assert found.tolist() == [[4.0, 0.0], [-2.0, 0.0]]
+
+
+@pytest.mark.parametrize("std", ["initial_std", "prior_std"])
+def test_a_gaussian_of_no_width_is_refused_or_its_divergence_would_be_infinite(std):
+    with pytest.raises(ValueError, match=f"{std} is 0.0; pass a finite number above 0"):
+        Flipout(nn.Linear(5, 3), **{std: 0})

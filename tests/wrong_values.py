@@ -793,7 +793,8 @@ KINDS: dict[str, Kind] = {
     ),
     "target": Kind(
         """
-        target: Any, target: Tensor | int | str | None, target: Tensor, target: Tensor | int | None, target: Tensor | None, y: Tensor
+        target: Any, target: Tensor | int | str | None, target: Tensor, target: Tensor | int | None,
+        target: Tensor | None, y: Tensor
         """,
         {
             **TENSOR,
@@ -812,13 +813,13 @@ KINDS: dict[str, Kind] = {
     ),
     "count": Kind(
         """
-        pool, batch_size, block, candidates: int, chunk, columns: int, depth, epochs, every,
-        example: int, expansion, fewest, group, heads, hidden: int, image_size, in_channels, latent, length,
-        most, narrow, num_bins, num_classes, num_copies, num_draws: int, num_draws: int | None,
-        num_examples: int, num_examples: int | None, num_features, num_folds, num_jobs, num_members,
-        num_networks, num_outputs, num_pixels, num_raters, num_repeats, num_resamples, num_rounds,
-        num_samples, num_segments, num_starts, num_steps, num_train, num_tries, num_words, patch, patience,
-        seeds, severity, size: int, width, window
+        pool, batch_size, block, candidates: int, chunk, columns: int, depth, epochs, every, example: int,
+        expansion, fewest, group, heads, hidden: int, image_size, in_channels, latent, length, most, narrow,
+        num_bins, num_classes, num_copies, num_draws: int, num_draws: int | None, num_examples: int,
+        num_examples: int | None, num_features, num_folds, num_jobs, num_members, num_networks, num_outputs,
+        num_pixels, num_raters, num_repeats, num_resamples, num_rounds, num_samples, num_segments, num_starts,
+        num_steps, num_train, num_tries, num_words, patch, patience, seeds, severity, size: int, width,
+        window
         """,
         COUNT,
     ),
@@ -856,9 +857,9 @@ KINDS: dict[str, Kind] = {
     ),
     "number above or equal 0": Kind(
         """
-        alpha, at, num_averaged, distance_weight, epsilon, floor, initial_std, kernel_width, kl_weight, learning_rate,
-        min_change, noise: float, noise_variance, prior_std, radius, seconds, shortest, step_size, tau, tau1,
-        tau2, weight_decay, delta, scale
+        alpha, at, num_averaged, distance_weight, epsilon, floor, initial_std, kernel_width, kl_weight,
+        learning_rate, min_change, noise: float, noise_variance, prior_std, radius, seconds, shortest,
+        step_size, tau, tau1, tau2, weight_decay, delta, scale
         """,
         NUMBER,
     ),
@@ -894,10 +895,10 @@ KINDS: dict[str, Kind] = {
     ),
     "name": Kind(
         """
-        against: str, dtype: str, augment, choice, coefficients, dataset: str, form, how, keep, kind: str, level: str,
-        log: str, masks: str, method: str, metric: str, normalise, of, placement, precision, preset, psi,
-        reduction, setting, share: str, split, statistic: str, stem, task, network: str, baseline: str, rival,
-        study.judging.steadiness.quotients(explainer), study.intervals.class_gap(name),
+        against: str, dtype: str, augment, choice, coefficients, dataset: str, form, how, keep, kind: str,
+        level: str, log: str, masks: str, method: str, metric: str, normalise, of, placement, precision,
+        preset, psi, reduction, setting, share: str, split, statistic: str, stem, task, network: str,
+        baseline: str, rival, study.judging.steadiness.quotients(explainer), study.intervals.class_gap(name),
         study.data.loading.load(name), study.data.planted.shape(name), study.data.planted_signals.motif(name),
         layer: str | None, output: str | None
         """,
@@ -1013,7 +1014,8 @@ KINDS: dict[str, Kind] = {
     ),
     "draws": Kind(
         """
-        draws: Draws, draws: Draws | Posterior, draws: Draws | Sequence[nn.Module], draws: Iterable[Network], networks, members
+        draws: Draws, draws: Draws | Posterior, draws: Draws | Sequence[nn.Module], draws: Iterable[Network],
+        networks, members
         """,
         {
             **always(none=None, text="draws", number=3, empty=[], numbers=[3], classes=[nn.Linear]),
@@ -1039,7 +1041,8 @@ KINDS: dict[str, Kind] = {
     ),
     "explainer": Kind(
         """
-        explainer: Explainer, explainer: Explainer | str, explainer: str | Explainer, explainer: Callable[..., Tensor]
+        explainer: Explainer, explainer: Explainer | str, explainer: str | Explainer,
+        explainer: Callable[..., Tensor]
         """,
         always(
             none=None,
@@ -1073,8 +1076,8 @@ KINDS: dict[str, Kind] = {
     ),
     "flag": Kind(
         """
-        absolute, overwrite, partial, decides, keep_roots, log: bool, matched, paired, progress, rescale, retrain, scaled, soft,
-        within, holds
+        absolute, overwrite, partial, decides, keep_roots, log: bool, matched, paired, progress, rescale,
+        retrain, scaled, soft, within, holds
         """,
         always(text="no", number=2, nan=math.nan, list=[]),
     ),

@@ -137,12 +137,16 @@ def _alternatives(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def drawn(mutants: Iterable[Mutant], seed: int) -> list[Mutant]:
-    """Put mutants in a random order of which every beginning holds about the same share of each module."""
-    stream, by_module = random.Random(seed), dict[str, list[Mutant]]()
+    """Put mutants in a random order of which every beginning holds about the same share of each module.
+
+    The order of those of one module does not depend on the others, so results stay while other modules change.
+    """
+    by_module: dict[str, list[Mutant]] = {}
     for mutant in mutants:
         by_module.setdefault(mutant.path, []).append(mutant)
     placed: list[tuple[float, Mutant]] = []
-    for each in by_module.values():
+    for path, each in by_module.items():
+        stream = random.Random(f"{seed} {path}")
         stream.shuffle(each)
         start = stream.random()
         placed += [((number + start) / len(each), mutant) for number, mutant in enumerate(each)]

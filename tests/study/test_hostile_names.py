@@ -22,7 +22,7 @@ from xuqlib.study.figures.panels import panels
 from xuqlib.study.human_study.page import page
 from xuqlib.study.human_study.pairs import Pair, PairStudy
 from xuqlib.study.names import file_name, in_script, plain, plain_lines, seen
-from xuqlib.study.record import CLAIM_COLUMNS, Notebook, csv_bytes, save
+from xuqlib.study.record import CLAIM_COLUMNS, Notebook, csv_bytes, save, update_index
 from xuqlib.study.site import pages
 from xuqlib.study.verdicts import gather, markdown_table, tally, verdict_bars, verdict_grid
 
@@ -249,14 +249,12 @@ def test_names_in_a_recipe_and_its_numbers_come_back_as_they_were(name, tmp_path
     assert csv_bytes(frame) == (tmp_path / "04_good.csv").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "key", ["../../outside", "50_../x", "/tmp/50_x", "50_<b>", "50", "", "\u0665\u0660_x", "50_a\n"]
-)
+@pytest.mark.parametrize("key", ["../../outside", "50_../x", "/50_x", "50_<b>", "50", "", "\u0665\u0660_x", "50_a\n"])
 def test_an_index_whose_keys_are_no_names_of_results_is_refused_and_nothing_is_copied(key, tmp_path):
     full = tmp_path / "project" / "figures" / "full"
     full.mkdir(parents=True)
     (tmp_path / "project" / "figures" / "outside.csv").write_text("x\n1\n")
-    (full / "index.json").write_text(json.dumps({key: {"files": {}, "dataset": "x"}}))
+    update_index(full, {key: {"files": {}, "dataset": "x"}})
     with pytest.raises(ValueError, match=r"index.json holds .* no NN_name of a result; restore the file"):
         pages.build(tmp_path / "project", tmp_path / "site")
     assert not list(tmp_path.rglob("site/**/outside*"))

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number, check_target
+from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number, check_seed, check_target
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.metrics.deletion import perturbed
 from xuqlib.path import slope
@@ -169,7 +169,7 @@ def budget_table(
         Columns budget, score ("MURR" or "AUC-URR"), mean, low, high (95 % bootstrap over examples), median, kept
         (share of examples whose answer is the target at the budget), undefined (share without a score, left out).
     """
-    stream = np.random.default_rng(check_count(seed, 0, "seed"))
+    stream = np.random.default_rng(check_seed(seed))
     resamples, rows = stream.random((num_resamples, len(curves.uncertainty))), []
     for budget in budgets:
         kept = float(curves.kept[:, _place(curves, budget)].double().mean())

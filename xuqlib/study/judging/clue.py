@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number
+from xuqlib.checks import check_choice, check_count, check_examples, check_fixed, check_number, check_seed
 from xuqlib.path import rows_per_pass, slope
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
@@ -258,7 +258,7 @@ class _Search(NamedTuple):
 
 def _offsets(num_starts: int, origin: Tensor, radius: float, seed: int) -> list[Tensor]:
     """Starts relative to the origin, (L,) each: the origin itself, then points spread evenly over the ball."""
-    stream, (size,) = generator_of(check_count(seed, 0, "seed")), origin.shape[1:]
+    stream, (size,) = generator_of(check_seed(seed)), origin.shape[1:]
     found = [origin.new_zeros(size)]
     for _ in range(num_starts - 1):
         direction = torch.randn(size, generator=stream, dtype=torch.float64)

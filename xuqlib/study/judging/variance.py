@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_count, check_examples
+from xuqlib.checks import check_count, check_examples, check_seed
 from xuqlib.device import device as default_device
 from xuqlib.explain import explain, predicted
 from xuqlib.explainers import Explainer
@@ -61,7 +61,7 @@ def variance_split(
     """
     check_examples(x)
     check_count(num_repeats, 2, "num_repeats")
-    check_count(seed, 0, "seed")
+    check_seed(seed)
     draws = draws if isinstance(draws, Draws) else Draws(draws)
     check_count(len(draws), 2, "the number of draws")
     if target is None:

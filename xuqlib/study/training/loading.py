@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xuqlib.checks import check_choice, check_count
+from xuqlib.checks import check_choice, check_count, check_seed
 from xuqlib.device import device
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
@@ -86,7 +86,7 @@ def train_or_load(
         placement = "all" if everywhere else "last"
     check_choice(placement, ("last", "all"), "placement")
     check_count(num_members, 1, "num_members")
-    check_count(seed, 0, "seed")
+    check_seed(seed)
     if placement == "all" and method in ("deep_ensemble", "laplace"):
         raise ValueError(f"{method} has no placement 'all'; it is for mc_dropout, mc_dropconnect and flipout")
     if method == "deep_ensemble":

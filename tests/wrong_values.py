@@ -51,6 +51,8 @@ from xuqlib import (
     mini_vgg,
     smoothgrad,
 )
+from xuqlib.scale.store import StoredExplanations
+from xuqlib.scale.stream import explain_dataset
 from xuqlib.study.human_study.pairs import Pair, PairStudy, Showing
 from xuqlib.study.intervals import Estimate
 from xuqlib.study.judging.analytic import AnalyticDistribution
@@ -107,6 +109,12 @@ INTERNAL = {
     "posteriors.shared": BEHIND,
     "posteriors.trial": BEHIND,
     "posteriors.unrolled": BEHIND,
+    "scale.batches": BEHIND,
+    "scale.cluster": BEHIND,
+    "scale.sources": BEHIND,
+    "scale.store.Store": BEHIND,
+    "scale.store.Variable": BEHIND,
+    "scale.store.needs": BEHIND,
     "study.check": COMMANDS,
     "study.checked": "the checks themselves",
     "study.data.download": BEHIND,
@@ -130,6 +138,7 @@ INTERNAL = {
     "study.judging.coverage.Forecast": RECORD,
     "study.judging.recalibration.Repair": RECORD,
     "study.judging.variance.VarianceSplit": RECORD,
+    "study.names": "makes text of whatever it is given",
     "study.record.csv_bytes": COMMANDS,
     "study.record.figures_folder": COMMANDS,
     "study.record.index_problems": COMMANDS,
@@ -315,6 +324,19 @@ def vae() -> PictureVAE:
         return PictureVAE((3, 8, 8), latent=2, widths=(2, 2), narrow=2).eval()
 
 
+@cache
+def stored_draws() -> Draws:
+    return draws()
+
+
+@cache
+def store() -> Path:
+    """Explanations of `pictures()` on disk."""
+    path = scratch() / "store"
+    explain_dataset(stored_draws(), gradient, pictures(), to=path, target=target(), progress=False)
+    return path
+
+
 def forecast() -> Forecast:
     return Forecast(randn(4, 6), randn(4, 6, seed=1).abs() + 0.1)
 
@@ -461,6 +483,15 @@ CALLS: Calls = {
     "posteriors.draws.Draws.__init__": {"networks": lambda: [net()], "posterior": lambda: "mine"},
     "posteriors.laplace.Laplace.fit": {"loader": lambda: [(pictures(), target())]},
     "posteriors.mc_dropout.MCDropout.sample": {"masks": lambda: "fixed"},
+    "scale.store.StoredExplanations.__init__": {"path": store},
+    "scale.store.open_explanations": {"path": store},
+    "scale.stream.explain_dataset": {
+        "data": pictures,
+        "to": lambda: scratch() / "store",
+        "draws": stored_draws,
+        "batch_size": lambda: None,
+        "overwrite": lambda: True,
+    },
     "study.data.loading.Examples.__init__": {
         "name": lambda: "mine",
         "split": lambda: "test",
@@ -700,6 +731,7 @@ INSTANCES: dict[str, Callable[[], Any]] = {
     "PairStudy": pair_study,
     "PictureVAE": vae,
     "Posterior": lambda: MCDropout(net()),
+    "StoredExplanations": lambda: StoredExplanations(store()),
     "Uncertainties": lambda: xuqlib.uncertainties(draws(), pictures()),
     "UncertaintyOf": lambda: UncertaintyOf(draws()),
     "WeightPosterior": lambda: Flipout(net()),
@@ -761,7 +793,8 @@ KINDS: dict[str, Kind] = {
     ),
     "target": Kind(
         """
-        target: Any, target: Tensor, target: Tensor | int | None, target: Tensor | None, y: Tensor
+        target: Any, target: Tensor | int | str | None, target: Tensor, target: Tensor | int | None,
+        target: Tensor | None, y: Tensor
         """,
         {
             **TENSOR,
@@ -780,13 +813,13 @@ KINDS: dict[str, Kind] = {
     ),
     "count": Kind(
         """
-        batch_size, block, candidates: int, chunk, columns: int, depth, epochs, every,
-        example: int, expansion, fewest, group, heads, hidden: int, image_size, in_channels, latent, length,
-        most, narrow, num_bins, num_classes, num_copies, num_draws: int, num_draws: int | None,
-        num_examples: int, num_examples: int | None, num_features, num_folds, num_jobs, num_members,
-        num_networks, num_outputs, num_pixels, num_raters, num_repeats, num_resamples, num_rounds,
-        num_samples, num_segments, num_starts, num_steps, num_train, num_tries, num_words, patch, patience,
-        seeds, severity, size: int, width, window
+        pool, batch_size, block, candidates: int, chunk, columns: int, depth, epochs, every, example: int,
+        expansion, fewest, group, heads, hidden: int, image_size, in_channels, latent, length, most, narrow,
+        num_bins, num_classes, num_copies, num_draws: int, num_draws: int | None, num_examples: int,
+        num_examples: int | None, num_features, num_folds, num_jobs, num_members, num_networks, num_outputs,
+        num_pixels, num_raters, num_repeats, num_resamples, num_rounds, num_samples, num_segments, num_starts,
+        num_steps, num_train, num_tries, num_words, patch, patience, seeds, severity, size: int, width,
+        window
         """,
         COUNT,
     ),
@@ -824,9 +857,9 @@ KINDS: dict[str, Kind] = {
     ),
     "number above or equal 0": Kind(
         """
-        alpha, at, num_averaged, distance_weight, epsilon, floor, initial_std, kernel_width, kl_weight, learning_rate,
-        min_change, noise: float, noise_variance, prior_std, radius, seconds, shortest, step_size, tau, tau1,
-        tau2, weight_decay, delta, scale
+        alpha, at, num_averaged, distance_weight, epsilon, floor, initial_std, kernel_width, kl_weight,
+        learning_rate, min_change, noise: float, noise_variance, prior_std, radius, seconds, shortest,
+        step_size, tau, tau1, tau2, weight_decay, delta, scale
         """,
         NUMBER,
     ),
@@ -862,10 +895,10 @@ KINDS: dict[str, Kind] = {
     ),
     "name": Kind(
         """
-        against: str, augment, choice, coefficients, dataset: str, form, how, keep, kind: str, level: str,
-        log: str, masks: str, method: str, metric: str, normalise, of, placement, precision, preset, psi,
-        reduction, setting, share: str, split, statistic: str, stem, task, network: str, baseline: str, rival,
-        study.judging.steadiness.quotients(explainer), study.intervals.class_gap(name),
+        against: str, dtype: str, augment, choice, coefficients, dataset: str, form, how, keep, kind: str,
+        level: str, log: str, masks: str, method: str, metric: str, normalise, of, placement, precision,
+        preset, psi, reduction, setting, share: str, split, statistic: str, stem, task, network: str,
+        baseline: str, rival, study.judging.steadiness.quotients(explainer), study.intervals.class_gap(name),
         study.data.loading.load(name), study.data.planted.shape(name), study.data.planted_signals.motif(name),
         layer: str | None, output: str | None
         """,
@@ -981,7 +1014,8 @@ KINDS: dict[str, Kind] = {
     ),
     "draws": Kind(
         """
-        draws: Draws, draws: Draws | Sequence[nn.Module], draws: Iterable[Network], networks, members
+        draws: Draws, draws: Draws | Posterior, draws: Draws | Sequence[nn.Module], draws: Iterable[Network],
+        networks, members
         """,
         {
             **always(none=None, text="draws", number=3, empty=[], numbers=[3], classes=[nn.Linear]),
@@ -1007,7 +1041,8 @@ KINDS: dict[str, Kind] = {
     ),
     "explainer": Kind(
         """
-        explainer: Explainer, explainer: str | Explainer, explainer: Callable[..., Tensor]
+        explainer: Explainer, explainer: Explainer | str, explainer: str | Explainer,
+        explainer: Callable[..., Tensor]
         """,
         always(
             none=None,
@@ -1041,8 +1076,8 @@ KINDS: dict[str, Kind] = {
     ),
     "flag": Kind(
         """
-        absolute, decides, keep_roots, log: bool, matched, paired, progress, rescale, retrain, scaled, soft,
-        within, holds
+        absolute, overwrite, partial, decides, keep_roots, log: bool, matched, paired, progress, rescale,
+        retrain, scaled, soft, within, holds
         """,
         always(text="no", number=2, nan=math.nan, list=[]),
     ),
@@ -1083,9 +1118,15 @@ KINDS: dict[str, Kind] = {
         },
         ("fill", "baseline", "reference"),
     ),
+    "data set": Kind("data: Any", always(none=None, number=3, text="nope"), ("data", "x is", "no such")),
+    "shard": Kind(
+        "shard",
+        always(text="nope", turned=(2, 1), negative=(-1, 2), floats=(0.5, 1), zero=(0, 0), number=3, three=(0, 1, 2)),
+    ),
+    "scheduler": Kind("scheduler", always(number=3, list=[])),
     "data folder": Kind("data", always(number=3, unknown="/nope/nope", empty="", list=["a"]), ("folder", "XUQ_DATA")),
     "path": Kind(
-        "folder, path: Path, path: str | Path, state",
+        "to, folder, path: Path, path: str | Path, state",
         {
             **always(none=None, number=3, tensor=torch.ones(1)),
             "under a file": lambda v: Path(__file__) / "nope" / "nope",

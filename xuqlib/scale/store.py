@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from xuqlib.checks import check_choice
+from xuqlib.checks import check_choice, check_flag, check_number
 from xuqlib.distribution import CV_KINDS, ExplanationDistribution
 from xuqlib.moments import Moments, Welford
 
@@ -192,6 +192,9 @@ class StoredExplanations:
     """
 
     def __init__(self, path: str | Path, *, partial: bool = False) -> None:
+        check_flag(partial, "partial")
+        if not isinstance(path, str | Path):
+            raise TypeError(f"path is a {type(path).__name__}; pass the path of a store")
         store = Store(Path(path))
         self.recipe, missing = store.recipe, store.missing()
         if missing and not partial:
@@ -222,6 +225,7 @@ class StoredExplanations:
     def cv(self, kind: str = "paper", *, floor: float = 0.05) -> xarray.DataArray:
         """Coefficient of variation, as by `ExplanationDistribution.cv`."""
         check_choice(kind, CV_KINDS, "kind")
+        check_number(floor, 0, "floor")
         inner = [axis for axis in self.mean().dims if axis != "example"]
         if kind == "ratio":
             size = abs(self.mean()).astype("float64").sum(inner)

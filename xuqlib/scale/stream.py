@@ -7,6 +7,7 @@ again: the store itself says what is left to do. Batches are cut alike however m
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xuqlib.checks import check_choice, check_count, check_target
+from xuqlib.checks import check_choice, check_count, check_flag, check_target
+from xuqlib.device import check_device
 from xuqlib.device import device as default_device
 from xuqlib.explainers import Explainer
 from xuqlib.explainers.declaring import named
@@ -104,6 +106,13 @@ def explain_dataset(
     for package in ("zarr", "xarray"):
         needs(package)
     check_draws(num_draws, seed)
+    for flag, what in ((overwrite, "overwrite"), (progress, "progress")):
+        check_flag(flag, what)
+    if batch_size is not None:
+        check_count(batch_size, 1, "batch_size")
+    if not isinstance(to, str | Path):
+        raise TypeError(f"to is a {type(to).__name__}; pass the path of a folder")
+    where = default_device() if device is None else check_device(device)
     check_choice(keep, ("moments", "all"), "keep")
     check_choice(dtype, ("float32", "float16"), "dtype")
     if not isinstance(draws, Draws | Posterior):
@@ -130,7 +139,7 @@ def explain_dataset(
         keep=keep,
         pool=pool,
         dtype=dtype,
-        device=str(default_device() if device is None else torch.device(device)),
+        device=str(where),
         options=dict(options),
     )
     suitable = NUMBERS_AT_ONCE // (x.numel() * min(job.num_draws, DRAWS_AT_ONCE))
@@ -208,7 +217,7 @@ def _shard(given: tuple[int, int] | str | None) -> tuple[int, int]:
         )
     parts = given.split("/") if isinstance(given, str) else given
     try:
-        number, count = (int(part) for part in parts)
+        number, count = (int(part) if isinstance(part, str) else operator.index(part) for part in parts)
     except (TypeError, ValueError):
         raise ValueError(f"shard is {given!r}; pass (i, n), i of 0 to n - 1, or 'i/n'") from None
     if not 0 <= number < count:

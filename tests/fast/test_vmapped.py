@@ -186,8 +186,8 @@ def test_many_rows_of_attention_behind_a_mask_are_evaluated_draw_by_draw(build, 
     for _ in range(2):  # the second engine knows what the first found
         engine = Engine(draws, x)
         assert engine.how == "vmap"
-        assert [len(some) for some in engine.chain.folds(64, 4)] == [3]
-        assert [len(some) for some in engine.chain.folds(64, 5)] == ([1, 1, 1] if is_split else [3])
+        assert [len(some) for some in engine.together.folds(64, 4)] == [3]
+        assert [len(some) for some in engine.together.folds(64, 5)] == ([1, 1, 1] if is_split else [3])
         found = torch.stack(list(engine.attributions(Path(x), torch.ones(5).long())))
         assert error(found, looped(draws, gradient, x, 1)) < PROMISE
 

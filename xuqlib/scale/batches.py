@@ -80,7 +80,7 @@ class Job:
     dtype: str
     device: str
     options: dict[str, Any]
-    versions: dict[str, str] = field(default_factory=versions)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}  # each process draws for itself

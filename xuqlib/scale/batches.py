@@ -100,7 +100,9 @@ class Job:
         """
         if (here := versions()) != self.versions:
             differing = {
-                name: (self.versions[name], here.get(name)) for name in here if self.versions.get(name) != here[name]
+                name: (self.versions.get(name), here.get(name))
+                for name in here
+                if self.versions.get(name) != here[name]
             }
             raise RuntimeError(
                 f"this worker has other versions (wanted, has): {differing}; install the same everywhere"

@@ -325,7 +325,7 @@ def _check(name: str, value: Any, kinds: Sequence[Kind], others: Mapping[str, An
         known = f"of the frame, {', '.join(map(str, _columns(others)))}"
         wanted = ", or ".join(kind.wanted.replace("of the frame", known) for kind in kinds)
         wanted = f"{name} is {shown(value)}; pass {wanted}"
-        raise ValueError(wanted) if typed else TypeError(wanted)
+        raise ValueError(wanted) if any(kind.types is not object for kind in typed) else TypeError(wanted)
 
 
 def _of_class(name: str, scope: Mapping[str, Any]) -> Kind | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, ValuesView
 from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
@@ -50,7 +50,7 @@ Counts = Sequence[int]
 Shape = Sequence[int]  # height and width
 Levels = Sequence[float]
 Shares = Sequence[float]
-Numbers = Sequence[float] | np.ndarray | pd.Series
+Numbers = Sequence[float] | np.ndarray | pd.Series | Tensor
 Interval = Sequence[float]  # low and high
 Size = tuple[float, float]  # width and height
 Networks = Sequence[nn.Module]
@@ -91,14 +91,14 @@ def _listed(wanted: str, fits: Callable[[Any], bool], length: int | None = None)
         given = not isinstance(values, str) and (len(values) > 0 if length is None else len(values) == length)
         return given and all(map(fits, values))
 
-    return Kind(wanted, (Sequence, np.ndarray, pd.Series), fit)
+    return Kind(wanted, (Sequence, ValuesView, np.ndarray, pd.Series), fit)
 
 
 def _by_name(wanted: str, fits: Callable[[Any], bool]) -> Kind:
     """A mapping, not empty, of names to what fits."""
 
     def fit(values: Mapping[Any, Any], _: object) -> bool:
-        return bool(values) and all(isinstance(key, str) and fits(value) for key, value in values.items())
+        return bool(values) and all(isinstance(key, str | int) and fits(value) for key, value in values.items())
 
     return Kind(wanted, Mapping, fit)
 
@@ -121,6 +121,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_numbers(values: Any) -> bool:
+    if isinstance(values, Tensor) and not _holds_numbers(values):
+        return False
     array = np.asarray(values)
     return array.ndim == 1 and array.size > 0 and array.dtype.kind in "fiu"
 
@@ -147,7 +149,7 @@ def _is_option(pair: Any) -> bool:
 
 
 def _is_row(row: Any) -> bool:
-    return isinstance(row, list | tuple) and all(each is None or _holds_numbers(each) for each in row)
+    return isinstance(row, list | tuple | ValuesView) and all(each is None or _holds_numbers(each) for each in row)
 
 
 def _is_shape(sides: Any) -> bool:
@@ -218,7 +220,9 @@ KINDS: dict[str, Kind] = {
     "Shape": Kind("a height and a width, whole numbers of at least 1", Sequence, lambda sides, _: _is_shape(sides)),
     "Levels": _listed("a list of numbers between 0 and 1", lambda value: _is_number(value) and 0 < value < 1),
     "Shares": _listed("a list of numbers from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),
-    "Numbers": Kind("a list of numbers", (Sequence, np.ndarray, pd.Series), lambda values, _: _are_numbers(values)),
+    "Numbers": Kind(
+        "a list of numbers", (Sequence, np.ndarray, pd.Series, Tensor), lambda values, _: _are_numbers(values)
+    ),
     "Interval": _listed(
         "two numbers, the lower end first", lambda value: _is_number(value) and not math.isnan(value), 2
     ),

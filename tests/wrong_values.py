@@ -1187,7 +1187,7 @@ def _split(text: str) -> list[str]:
 PLAIN = {
     "int": "Count Several Place Seed",
     "float": "Finite Amount Positive Share Level",
-    "Tensor": "Batch Pictures Maps Map Stack Boxes Masks Order Target",
+    "Tensor": "Batch Pictures Maps Map Floats Stack Boxes Masks Order Target",
     "str": "Column",
     "Sequence[str]": "Columns Names",
     "Sequence[int]": "Counts",
@@ -1291,6 +1291,8 @@ HARMLESS: dict[str, str] = {
     "study.human_study.raters.results(answers)": "without answers, a row says so",
     "study.human_study.raters.results(metrics) empty": "of no metric",
     "study.human_study.raters.follows_metric(answers)": "without answers, a row says so",
+    "study.human_study.raters.krippendorff_alpha(ratings) empty": "NaN: nothing can be compared",
+    "study.human_study.raters.alpha_interval(ratings) empty": "NaN: nothing can be compared",
     "study.human_study.raters.krippendorff_alpha(ratings) strings": "ratings of any kind that can be told apart",
     "study.human_study.raters.alpha_interval(ratings) strings": "ratings of any kind that can be told apart",
     "study.intervals.rank_correlation(a) inf": "has a rank",

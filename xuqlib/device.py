@@ -17,20 +17,28 @@ def device() -> torch.device:
         ValueError: $XUQ_DEVICE names no device.
     """
     wanted = os.environ.get("XUQ_DEVICE", "")
-    return check_device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"), "XUQ_DEVICE")
+    return _named(wanted or ("cuda" if torch.cuda.is_available() else "cpu"), "XUQ_DEVICE")
 
 
-def check_device(value: Any, what: str = "device") -> torch.device:
+def check_device(value: Any) -> torch.device:
     """Return a device that is there.
 
     Raises:
-        ValueError: the name of none, or of one that this machine has not.
+        ValueError: the name of none, or of one that this machine has not, or that holds no numbers.
     """
+    found = _named(value, "device")
     try:
-        found = torch.device(value)
         torch.empty(0, device=found)
-    except (AssertionError, RuntimeError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{what} is {value!r}; pass cpu, cuda, cuda:1 or mps, one that is there") from error
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"device is {value!r}, which this machine has not; pass one that is there") from error
     if found.type == "meta":
-        raise ValueError(f"{what} is {value!r}, which holds no numbers; pass cpu or cuda")
+        raise ValueError(f"device is {value!r}, which holds no numbers; pass cpu or cuda")
     return found
+
+
+def _named(value: Any, what: str) -> torch.device:
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        hint = "pass" if what == "device" else "set it to"
+        raise ValueError(f"{what} is {value!r}; {hint} cpu, cuda, cuda:1 or mps") from error

@@ -242,8 +242,8 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "segments array": (
         lambda: lime(cnn(), randn(2, 3, 8, 8), 0, segments=quarters(2).numpy()),
-        ValueError,
-        "segments are ndarray",
+        TypeError,
+        "segments is a ndarray; pass a torch tensor",
     ),
     "no segments": (lambda: lime(cnn(), randn(2, 3, 8, 8), 0, num_segments=0), ValueError, "num_segments is 0"),
     "superpixels of a table": (lambda: superpixels(randn(2, 5)), ValueError, "superpixels need images"),

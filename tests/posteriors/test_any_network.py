@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import warnings
 from typing import Any
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
 
-from xuqlib import DeepEnsemble, Draws, Flipout, Laplace, MCDropConnect, MCDropout, explain
+from xuqlib import DeepEnsemble, Draws, Flipout, Laplace, MCDropConnect, MCDropout, explain, gradient
 from xuqlib.posteriors.kinds import weighted_layers
 
 X = randn(4, 5)
@@ -457,3 +458,20 @@ def test_draws_know_what_their_networks_answer():
     assert Draws(list(draws)).output is None
     assert Laplace(seeded(table_mlp)).fit(loader(*classes())).sample(2).output == "logits"
     assert Laplace(seeded(table_mlp)).fit(loader(X, randn(4, 3))).sample(2).output == "regression"
+
+
+class Threaded(nn.Linear):
+    """Answers as a linear layer; while it is asked for the first time, another thread draws random numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not vars(self).setdefault("asked", 0):
+            thread = threading.Thread(target=random.random)
+            thread.start()
+            thread.join()
+        self.asked += 1
+        return super().forward(x)
+
+
+def test_random_numbers_of_another_thread_are_not_taken_for_the_networks():
+    network, x = Threaded(3, 2).eval(), torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    assert_close(gradient(network, x, 1), network.weight[1].expand(4, 3).detach())

@@ -201,11 +201,12 @@ MASKS = MAPS > 0
         (lambda: random_windows(3, (4, 9), 5, seed=0), "size is 5"),
         (lambda: iou(tensor([[0, 0]]), tensor([[0, 0], [1, 1]]), 2), "boxes are"),
         (lambda: ada(tensor([0.2]), at=1.0), "at is 1.0"),
-        (lambda: ada(tensor([])), "of 0 examples"),
+        (lambda: ada(tensor([])), r"overlap is a tensor \(0,\)"),
+        (lambda: ada(tensor([0.2, math.nan])), "pass what iou gives"),
         (lambda: mass_accuracy(MAPS + math.nan, MASKS), "without NaN"),
         (lambda: mass_accuracy(MAPS, MASKS[:1]), "masks are"),
         (lambda: rank_accuracy(MAPS, MASKS[:, :2]), "masks are"),
-        (lambda: rank_accuracy(MAPS, MASKS.float()), "one bool per pixel"),
+        (lambda: rank_accuracy(MAPS, MASKS.float()), r"masks \(N, H, W\), True or False"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -285,7 +285,7 @@ def test_maps_without_a_partner_or_a_metric_are_refused():
     two = {**one, "b": torch.zeros(2, 4, 6)}
     for maps, facts, captions in [(one, {}, "cc"), (two, {}, "c"), (two, {"m": {"a": [0, 0]}}, "cc")]:
         with pytest.raises(ValueError, match="pass two maps or more"):
-            pairs_of(examples(), maps, facts, captions=captions)
+            pairs_of(examples(), maps, facts, captions=list(captions))
 
 
 # The page, without a browser

@@ -184,7 +184,7 @@ def _claims(study, figures):
     [
         (0.3, {}, TypeError, "rests on a float; pass an Estimate"),
         (Estimate(0.5, 0.1, 0.9), {"between": (1, 0)}, ValueError, "the lower bound first"),
-        (Estimate(0.5, 0.1, 0.9), {"above": math.nan}, ValueError, "pass numbers"),
+        (Estimate(0.5, 0.1, 0.9), {"above": math.nan}, ValueError, "above is nan; pass a number that is finite"),
     ],
 )
 def test_a_claim_that_cannot_be_judged_is_refused(estimate, rule, error, message):

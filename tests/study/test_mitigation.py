@@ -95,7 +95,7 @@ def test_inside_the_loop_the_inputs_are_attended_anew_by_the_networks_of_the_mom
 
 def test_training_that_diverges_is_one_clear_error():
     with pytest.raises(FloatingPointError, match="epoch 1; lower learning_rate"):
-        fit_attended([linear()], torch.full((4, 4), math.nan, dtype=torch.float64), torch.zeros(4).long())
+        fit_attended([linear()], torch.full((4, 4), 1e308, dtype=torch.float64), torch.zeros(4).long())
 
 
 def test_attention_on_the_true_noise_helps_and_a_random_map_does_not():

@@ -22,5 +22,7 @@ def test_places_without_a_panel_are_left_empty():
 
 @pytest.mark.parametrize("frame", [pd.DataFrame({"set": []}), pd.DataFrame({"value": [1]})])
 def test_a_frame_without_rows_or_without_the_column_is_refused(frame):
-    with pytest.raises(ValueError, match="wanted rows and 'set'"):
+    with pytest.raises(
+        ValueError, match="a frame of 0 rows with columns set|by is 'set'; pass a column of the frame, value"
+    ):
         panels(frame, lambda axes, part: None, by="set", labels=("x", "y"))

@@ -122,8 +122,9 @@ def test_the_same_figure_gives_the_same_bytes(figures):
         ({"name": "../x"}, "lower-case words"),
         ({"name": "Two Words"}, "lower-case words"),
         ({"notebook": "4"}, "two-digit number"),
+        ({"notebook": "٠٤"}, "two-digit number"),
         ({"preset": "big"}, "not known"),
-        ({"frame": FRAME.iloc[:0]}, "has no row"),
+        ({"frame": FRAME.iloc[:0]}, "a frame of 0 rows .*; pass a frame with at least one row"),
     ],
 )
 def test_a_malformed_publication_is_refused_and_writes_nothing(figures, change, message):

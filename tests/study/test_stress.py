@@ -68,7 +68,10 @@ def test_a_blur_spreads_a_dot_as_a_gaussian():
 
 @pytest.mark.parametrize(("kind", "severity"), [("fog of war", 1), ("blur", 0), ("blur", 6)])
 def test_unknown_corruptions_are_refused(kind, severity):
-    with pytest.raises(ValueError, match="unknown corruption|pass pictures"):
+    with pytest.raises(
+        ValueError,
+        match="unknown corruption|severity is 0; pass a whole number of at least 1|severity is 6; pass 1 to 5",
+    ):
         corrupt(pictures(), kind, severity)
 
 

@@ -15,6 +15,7 @@ from xuqlib.checks import check_fixed
 from xuqlib.posteriors.fixing import FixedNetwork, naming_inputs
 from xuqlib.views import View, at
 
+_ATTEMPTS = 5  # since another thread may draw numbers meanwhile
 _passed: MutableMapping[Any, set[Any]] = WeakKeyDictionary()
 
 
@@ -51,10 +52,14 @@ def try_out(network: Callable[[Tensor], Any], x: Tensor, check: Callable[[Any], 
         return None
     view, first = at(network, slice(0, 1)), x[:1].detach()
     batches = [torch.cat([first, other]) for other in (first / 2, x[-1:].detach() if len(x) > 1 else first.roll(1, -1))]
-    before = _generators()
+    untouched = before = _generators()
     with torch.no_grad():
-        answers = [_answer(view, batch) for batch in batches]
-        is_random = _generators() != before
+        for _ in range(_ATTEMPTS):
+            answers = [_answer(view, batch) for batch in batches]
+            is_random = (after := _generators()) != before
+            if not is_random:
+                break
+            before = after
         if not is_random and not _agree(*answers):
             is_random = not _agree(answers[0], _answer(view, batches[0]))
             if not is_random:
@@ -63,7 +68,7 @@ def try_out(network: Callable[[Tensor], Any], x: Tensor, check: Callable[[Any], 
                     "each by itself (a BatchNorm needs running statistics, and the examples stand on the first axis)"
                 )
         if is_random:
-            _restore(before)
+            _restore(untouched)
             raise ValueError(
                 "network draws random numbers in its forward pass, so its answer changes from call to call; explain a "
                 "draw from posterior.sample(...) of a network whose randomness is nn.Dropout, or in weights"

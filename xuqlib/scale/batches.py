@@ -80,7 +80,7 @@ class Job:
     dtype: str
     device: str
     options: dict[str, Any]
-    versions: dict[str, str] = field(default_factory=versions)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}  # each process draws for itself
@@ -100,7 +100,9 @@ class Job:
         """
         if (here := versions()) != self.versions:
             differing = {
-                name: (self.versions[name], here.get(name)) for name in here if self.versions.get(name) != here[name]
+                name: (self.versions.get(name), here.get(name))
+                for name in here
+                if self.versions.get(name) != here[name]
             }
             raise RuntimeError(
                 f"this worker has other versions (wanted, has): {differing}; install the same everywhere"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -26,7 +27,7 @@ def by_dask(
     """
     distributed = needs("distributed")
     with _client(distributed, scheduler) as client:
-        [sent] = client.scatter([job], broadcast=True)
+        sent = _sent(client, job)
         deaths = dict.fromkeys(todo, 0)
         numbers = {client.submit(attempt, sent, number, rows, pure=False): number for number, rows in todo.items()}
         ended = distributed.as_completed(list(numbers))
@@ -42,6 +43,17 @@ def by_dask(
                 again = client.submit(attempt, sent, number, todo[number], pure=False)
                 numbers[again] = number
                 ended.add(again)
+
+
+def _sent(client: Any, job: Any) -> Any:
+    """Send the job to the scheduler, which makes it anew for the next worker when those that held it have died."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sending large graph")  # networks are; scattered, they would be lost
+        return client.submit(_itself, job, pure=False)
+
+
+def _itself(job: Any) -> Any:
+    return job
 
 
 def _client(distributed: Any, scheduler: Any) -> AbstractContextManager[Any]:

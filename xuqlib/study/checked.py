@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, ValuesView
 from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
@@ -38,6 +38,7 @@ Pictures = Tensor  # (N, C, H, W)
 Maps = Tensor  # (N, ...), NaN where undefined
 Stack = Tensor  # (draw, example, ...)
 Boxes = Tensor  # (N, 2)
+Floats = Tensor  # of any shape
 Map = Tensor  # (H, W) or (C, H, W)
 Masks = Tensor  # (N, H, W), bool
 Order = Tensor  # pixel numbers (N, H * W)
@@ -49,7 +50,7 @@ Counts = Sequence[int]
 Shape = Sequence[int]  # height and width
 Levels = Sequence[float]
 Shares = Sequence[float]
-Numbers = Sequence[float] | np.ndarray | pd.Series
+Numbers = Sequence[float] | np.ndarray | pd.Series | Tensor
 Interval = Sequence[float]  # low and high
 Size = tuple[float, float]  # width and height
 Networks = Sequence[nn.Module]
@@ -71,7 +72,8 @@ class Kind(NamedTuple):
 
 
 def _whole(minimum: int, maximum: int = MOST) -> Kind:
-    return Kind(f"a whole number from {minimum} to {maximum:,}", Integral, lambda n, _: minimum <= n <= maximum)
+    most = f"at most {maximum:,}" if maximum == MOST else "below 2**63"
+    return Kind(f"a whole number of at least {minimum}, {most}", Integral, lambda n, _: minimum <= n <= maximum)
 
 
 def _number(wanted: str, fits: Callable[[float], bool]) -> Kind:
@@ -89,14 +91,14 @@ def _listed(wanted: str, fits: Callable[[Any], bool], length: int | None = None)
         given = not isinstance(values, str) and (len(values) > 0 if length is None else len(values) == length)
         return given and all(map(fits, values))
 
-    return Kind(wanted, (Sequence, np.ndarray, pd.Series), fit)
+    return Kind(wanted, (Sequence, ValuesView, np.ndarray, pd.Series), fit)
 
 
 def _by_name(wanted: str, fits: Callable[[Any], bool]) -> Kind:
     """A mapping, not empty, of names to what fits."""
 
     def fit(values: Mapping[Any, Any], _: object) -> bool:
-        return bool(values) and all(isinstance(key, str) and fits(value) for key, value in values.items())
+        return bool(values) and all(isinstance(key, str | int) and fits(value) for key, value in values.items())
 
     return Kind(wanted, Mapping, fit)
 
@@ -119,13 +121,18 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_numbers(values: Any) -> bool:
+    if isinstance(values, Tensor) and not _holds_numbers(values):
+        return False
     array = np.asarray(values)
     return array.ndim == 1 and array.size > 0 and array.dtype.kind in "fiu"
 
 
+def _columns(others: Mapping[str, Any]) -> list[Any]:
+    return list(next((value for value in others.values() if isinstance(value, pd.DataFrame)), ()))
+
+
 def _are_columns(names: Sequence[str], others: Mapping[str, Any]) -> bool:
-    frame = next((value for value in others.values() if isinstance(value, pd.DataFrame)), ())
-    return len(names) > 0 and all(isinstance(name, str) and name in frame for name in names)
+    return len(names) > 0 and all(isinstance(name, str) and name in _columns(others) for name in names)
 
 
 def _is_target(target: Tensor, others: Mapping[str, Any]) -> bool:
@@ -142,7 +149,7 @@ def _is_option(pair: Any) -> bool:
 
 
 def _is_row(row: Any) -> bool:
-    return isinstance(row, list | tuple) and all(each is None or _holds_numbers(each) for each in row)
+    return isinstance(row, list | tuple | ValuesView) and all(each is None or _holds_numbers(each) for each in row)
 
 
 def _is_shape(sides: Any) -> bool:
@@ -151,7 +158,11 @@ def _is_shape(sides: Any) -> bool:
 
 def _are_ratings(ratings: Any, _: object) -> bool:
     is_frame = isinstance(ratings, pd.DataFrame)
-    return len(ratings) > 0 and (is_frame or not any(isinstance(row, int | float | str) for row in ratings))
+    return not isinstance(ratings, str) and (is_frame or not any(isinstance(row, int | float | str) for row in ratings))
+
+
+def _is_autoencoder(value: Any, _: object) -> bool:
+    return all(callable(getattr(value, name, None)) for name in ("encode", "decode"))
 
 
 def _is_text(value: Any) -> bool:
@@ -196,6 +207,7 @@ KINDS: dict[str, Kind] = {
         lambda boxes: not boxes.is_floating_point() and boxes.dtype != torch.bool and boxes.shape[-1:] == (2,),
     ),
     "Maps": _tensor("a tensor of floating point numbers (N, ...)", lambda maps: _is_floating(maps, 2)),
+    "Floats": _tensor("a tensor of floating point numbers", lambda values: values.is_floating_point()),
     "Map": _tensor("a map (H, W) or (C, H, W)", lambda maps: _is_floating(maps, 2)),
     "Masks": _tensor("masks (N, H, W), True or False", lambda m: m.dtype == torch.bool and m.dim() == 3 and len(m) > 0),
     "Order": _tensor("pixel numbers (N, H * W)", lambda order: not order.is_floating_point() and order.dim() == 2),
@@ -208,23 +220,26 @@ KINDS: dict[str, Kind] = {
     "Shape": Kind("a height and a width, whole numbers of at least 1", Sequence, lambda sides, _: _is_shape(sides)),
     "Levels": _listed("a list of numbers between 0 and 1", lambda value: _is_number(value) and 0 < value < 1),
     "Shares": _listed("a list of numbers from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),
-    "Numbers": Kind("a list of numbers", (Sequence, np.ndarray, pd.Series), lambda values, _: _are_numbers(values)),
+    "Numbers": Kind(
+        "a list of numbers", (Sequence, np.ndarray, pd.Series, Tensor), lambda values, _: _are_numbers(values)
+    ),
     "Interval": _listed(
         "two numbers, the lower end first", lambda value: _is_number(value) and not math.isnan(value), 2
     ),
     "Size": _listed("two numbers above 0", lambda value: _is_number(value) and 0 < value < math.inf, 2),
-    "Networks": _listed("a list of networks", lambda value: isinstance(value, nn.Module)),
+    "Networks": _listed("a list of networks, as posterior.sample gives", lambda value: isinstance(value, nn.Module)),
     "Grid": _listed("rows of maps", _is_row),
     "Band": _listed("two tensors, the low and the high ends", _holds_numbers, 2),
     "Options": Kind("pairs of a name and a value", tuple, lambda pairs, _: all(map(_is_option, pairs))),
     "Tests": _by_name("arguments of `agreement` by the name of each", _is_mapping),
-    "Facts": _by_name("numbers of each map, by metric", _is_mapping),
+    "Facts": Kind("numbers of each map, by metric", Mapping, lambda facts, _: all(map(_is_mapping, facts.values()))),
     "Ratings": Kind("a frame, or a list of ratings per rater", (pd.DataFrame, Sequence, np.ndarray), _are_ratings),
     "Folder": Kind("a folder", (str, os.PathLike, type(None)), lambda folder, _: folder != ""),
     # Names that other modules give to functions, and to what has no class at run time.
     "Explainer": Kind("an explainer (network, x, target) -> attribution", Callable),
     "Drawing": Kind("a function (rows, chosen) -> figure, sentence", Callable),
     "Attend": Kind("a function (draws, x) -> examples", Callable),
+    "Autoencoder": Kind("one with encode and decode, as from train_or_load_vae", object, _is_autoencoder),
     "Candidates": _by_name("what to call, by the name of each", callable),
     "Figure": Kind("a figure", object, lambda value, _: callable(getattr(value, "savefig", None))),
     "pd.DataFrame": Kind("a frame", pd.DataFrame),
@@ -232,7 +247,9 @@ KINDS: dict[str, Kind] = {
     "nn.Module": Kind("a network (nn.Module)", nn.Module),
     "torch.Tensor": _tensor("a tensor that holds its numbers"),
     "torch.dtype": Kind("a floating dtype", torch.dtype, lambda dtype, _: dtype.is_floating_point),
-    "Sequence[nn.Module]": _listed("a list of networks", lambda value: isinstance(value, nn.Module)),
+    "Sequence[nn.Module]": _listed(
+        "a list of networks, as posterior.sample gives", lambda value: isinstance(value, nn.Module)
+    ),
     "Sequence[str]": Kind("a list of texts", (list, tuple), _are_texts),
     "tuple[str, ...]": Kind("a tuple of texts", tuple, _are_texts),
     "tuple[str, str]": _listed("two texts", _is_text, 2),
@@ -241,7 +258,9 @@ KINDS: dict[str, Kind] = {
     "dict[str, tuple[int, ...]]": Kind("a dict of columns", dict),
     "Mapping[str, Tensor]": _by_name("a tensor by the name of each", _holds_numbers),
     "Mapping[str, torch.Tensor]": _by_name("a tensor by the name of each", _holds_numbers),
-    "Mapping[str, np.ndarray]": _by_name("an array by the name of each", lambda value: isinstance(value, np.ndarray)),
+    "Mapping[str, np.ndarray]": _by_name(
+        "an array by the name of each", lambda value: isinstance(value, np.ndarray | Tensor)
+    ),
     "Mapping[str, str]": _by_name("a text by the name of each", _is_text),
     "Mapping[str, object]": _by_name("a value by the name of each", lambda value: True),
 }
@@ -307,8 +326,10 @@ def check_alike(**tensors: Tensor) -> None:
 def _check(name: str, value: Any, kinds: Sequence[Kind], others: Mapping[str, Any]) -> None:
     typed = [kind for kind in kinds if _is_of(value, kind.types)]
     if kinds and not any(kind.fits(value, others) for kind in typed):
-        wanted = f"{name} is {shown(value)}; pass {', or '.join(kind.wanted for kind in kinds)}"
-        raise ValueError(wanted) if typed else TypeError(wanted)
+        known = f"of the frame, {', '.join(map(str, _columns(others)))}"
+        wanted = ", or ".join(kind.wanted.replace("of the frame", known) for kind in kinds)
+        wanted = f"{name} is {shown(value)}; pass {wanted}"
+        raise ValueError(wanted) if any(kind.types is not object for kind in typed) else TypeError(wanted)
 
 
 def _of_class(name: str, scope: Mapping[str, Any]) -> Kind | None:
@@ -320,7 +341,7 @@ def _of_class(name: str, scope: Mapping[str, Any]) -> Kind | None:
         return None
     if name.startswith("Sequence["):
         return Kind(f"a list of {of.__name__}", (list, tuple), lambda all_, _: all(isinstance(one, of) for one in all_))
-    return Kind(f"{'an' if name[0] in 'AEIOU' else 'a'} {name}", of)
+    return Kind(name, of)
 
 
 def _is_of(value: Any, types: Any) -> bool:

@@ -9,6 +9,7 @@ What is kept is data alone: reading it runs nothing. What was damaged since is m
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -74,6 +75,8 @@ def _parts(value: Any) -> Iterable[bytes]:
             constants = [each for each in code.co_consts if not isinstance(each, CodeType)]
             cells = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
             yield from _parts([code.co_code, code.co_names, constants, getattr(value, "__defaults__", None), cells])
+    elif isinstance(value, inspect.Signature):  # of a function whose arguments are checked
+        yield from _parts([(each.name, str(each.annotation)) for each in value.parameters.values()])
     elif isinstance(value, Mapping):
         yield from _parts(list(value.items()))
     elif isinstance(value, set | frozenset):

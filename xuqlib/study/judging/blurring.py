@@ -169,7 +169,7 @@ def budget_table(
         Columns budget, score ("MURR" or "AUC-URR"), mean, low, high (95 % bootstrap over examples), median, kept
         (share of examples whose answer is the target at the budget), undefined (share without a score, left out).
     """
-    stream = np.random.default_rng(check_count(seed, 0, "seed"))
+    stream = np.random.default_rng(seed)
     resamples, rows = stream.random((num_resamples, len(curves.uncertainty))), []
     for budget in budgets:
         kept = float(curves.kept[:, _place(curves, budget)].double().mean())

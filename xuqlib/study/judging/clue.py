@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from xuqlib.study.checked import Amount, Count, Pictures, Positive, Seed, check_
 from xuqlib.uncertainty import KINDS, UncertaintyOf, logits_of, uncertainties
 
 
-@runtime_checkable
 class Autoencoder(Protocol):
     """What CLUE needs of a generative model: (mean, log variance), and images. `PictureVAE` is one."""
 
@@ -258,7 +257,7 @@ class _Search(NamedTuple):
 
 def _offsets(num_starts: int, origin: Tensor, radius: float, seed: int) -> list[Tensor]:
     """Starts relative to the origin, (L,) each: the origin itself, then points spread evenly over the ball."""
-    stream, (size,) = generator_of(check_count(seed, 0, "seed")), origin.shape[1:]
+    stream, (size,) = generator_of(seed), origin.shape[1:]
     found = [origin.new_zeros(size)]
     for _ in range(num_starts - 1):
         direction = torch.randn(size, generator=stream, dtype=torch.float64)

@@ -22,6 +22,7 @@ from xuqlib.study.checked import (
     Band,
     Batch,
     Count,
+    Floats,
     Level,
     Levels,
     Maps,
@@ -139,7 +140,7 @@ def image_blind(maps: Maps, levels: Levels = LEVELS) -> tuple[Tensor, Tensor]:
 
 
 @checked
-def interval_score(low: Maps, high: Maps, value: Maps, level: Level) -> Tensor:
+def interval_score(low: Floats, high: Floats, value: Floats, level: Level) -> Tensor:
     """Width plus 2 / (1 - level) times how far the value lies outside; lower is better, and honesty pays.
 
     Its expectation is smallest for the true quantiles. Source: Gneiting & Raftery 2007, eq. 43.

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from xuqlib.checks import check_choice, check_count
+from xuqlib.checks import check_choice
 from xuqlib.explain import explain
 from xuqlib.explainers import Explainer
 from xuqlib.posteriors.draws import Draws, inner
@@ -74,7 +74,6 @@ def randomised(draws: Draws, layers: Names, *, seed: Seed = 0) -> Draws:
     Raises:
         ValueError: a name is not known, or its layer has no `reset_parameters`.
     """
-    check_count(seed, 0, "seed")
     networks: dict[int, nn.Module] = {}
     fresh: dict[int, Tensor] = {}  # by the identity of the tensor that is replaced
     for draw in draws:

@@ -61,7 +61,6 @@ def variance_split(
     """
     check_examples(x)
     check_count(num_repeats, 2, "num_repeats")
-    check_count(seed, 0, "seed")
     draws = draws if isinstance(draws, Draws) else Draws(draws)
     check_count(len(draws), 2, "the number of draws")
     if target is None:

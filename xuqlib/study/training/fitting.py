@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from xuqlib.checks import check_choice, check_count
+from xuqlib.checks import check_choice
 from xuqlib.device import device
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
@@ -55,7 +55,6 @@ def fit(
         FloatingPointError: the loss became infinite or NaN.
     """
     recipe = recipe or Recipe()
-    check_count(seed, 0, "seed")
     network = _trainable(posterior)
     check_parts(train, validation)
     where = device()

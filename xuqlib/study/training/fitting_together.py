@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from xuqlib.checks import check_count
+from xuqlib.checks import check_seed
 from xuqlib.device import device
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.study.data.loading import Examples
@@ -191,7 +191,7 @@ def _mlps(members: Any, seeds: Any) -> list[nn.Sequential]:
     if len(set(parameters)) < len(parameters):  # by identity
         raise ValueError("two layers or members share a parameter; pass networks of their own, or train each with fit")
     for seed in seeds:
-        check_count(seed, 0, "seed")
+        check_seed(seed)
     return list(members)
 
 

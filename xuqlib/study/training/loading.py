@@ -86,7 +86,6 @@ def train_or_load(
         placement = "all" if everywhere else "last"
     check_choice(placement, ("last", "all"), "placement")
     check_count(num_members, 1, "num_members")
-    check_count(seed, 0, "seed")
     if placement == "all" and method in ("deep_ensemble", "laplace"):
         raise ValueError(f"{method} has no placement 'all'; it is for mc_dropout, mc_dropconnect and flipout")
     if method == "deep_ensemble":

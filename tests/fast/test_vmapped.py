@@ -128,6 +128,13 @@ def test_draws_under_vmap_equal_the_loop(name):
     assert error(Engine(draws, x).logits(x), torch.stack([draw(x) for draw in draws])) < PROMISE
 
 
+def test_draws_of_half_a_pass_or_more_are_evaluated_one_by_one():
+    draws = MCDropout(seeded(Skip)).sample(4, seed=1)
+    together = Engine(draws, randn(*TABLE)).together
+    assert together.folds(16, 7) == [range(0, 2), range(2, 4)]
+    assert together.folds(16, 8) == [range(i, i + 1) for i in range(4)]
+
+
 @pytest.mark.parametrize("rows", [1, 3, 7, 12, 4096])
 def test_rows_cut_draws_examples_and_steps(monkeypatch, rows):
     draws, x = MCDropout(seeded(Skip)).sample(5, seed=1), randn(*TABLE)

@@ -46,14 +46,13 @@ class Together(ABC):
 
     Attributes:
         networks: the draws.
-        at_least: how many are to stand side by side in a pass, for which examples and steps are cut.
         is_foldable: whether several draws side by side are as fast as one.
         is_masked_dense: whether draws differ in the dropout before their last layer alone.
         own_numbers: in the weights that a draw does not share.
     """
 
     networks: Sequence[nn.Module]
-    at_least, is_foldable, is_masked_dense, own_numbers = 1, True, False, 0
+    is_foldable, is_masked_dense, own_numbers = True, False, 0
 
     def folds(self, rows: int, rows_of_one: int, first: int = 0) -> list[range]:
         """Cut the draws from number `first` on into folds, one a pass of at most `rows` rows, `rows_of_one` a draw."""

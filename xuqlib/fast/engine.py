@@ -149,9 +149,8 @@ class Engine:
 
     def _cuts(self, path: Path) -> list[tuple[slice, slice]]:
         """Cut examples and steps into blocks of few enough rows, at least one; whole paths where they fit."""
-        rows = max(1, self.rows // self.together.at_least)
-        at_once = min(rows, path.num_steps)
-        parts = blocks(len(path.origin), max(1, rows // at_once))
+        at_once = min(self.rows, path.num_steps)
+        parts = blocks(len(path.origin), self.rows // at_once)
         return [(examples, steps) for examples in parts for steps in blocks(path.num_steps, at_once)]
 
     @without_graph

@@ -94,11 +94,11 @@ def _listed(wanted: str, fits: Callable[[Any], bool], length: int | None = None)
     return Kind(wanted, (Sequence, ValuesView, np.ndarray, pd.Series), fit)
 
 
-def _by_name(wanted: str, fits: Callable[[Any], bool]) -> Kind:
+def _by_name(wanted: str, fits: Callable[[Any], bool], names: Any = str) -> Kind:
     """A mapping, not empty, of names to what fits."""
 
     def fit(values: Mapping[Any, Any], _: object) -> bool:
-        return bool(values) and all(isinstance(key, str | int) and fits(value) for key, value in values.items())
+        return bool(values) and all(isinstance(key, names) and fits(value) for key, value in values.items())
 
     return Kind(wanted, Mapping, fit)
 
@@ -240,7 +240,7 @@ KINDS: dict[str, Kind] = {
     "Drawing": Kind("a function (rows, chosen) -> figure, sentence", Callable),
     "Attend": Kind("a function (draws, x) -> examples", Callable),
     "Autoencoder": Kind("one with encode and decode, as from train_or_load_vae", object, _is_autoencoder),
-    "Candidates": _by_name("what to call, by the name of each", callable),
+    "Candidates": _by_name("what to call, by the name of each", callable, (str, int)),
     "Figure": Kind("a figure", object, lambda value, _: callable(getattr(value, "savefig", None))),
     "pd.DataFrame": Kind("a frame", pd.DataFrame),
     "np.ndarray": Kind("an array of numbers", np.ndarray, lambda values, _: values.dtype.kind in "fiub"),

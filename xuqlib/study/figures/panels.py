@@ -11,7 +11,7 @@ from matplotlib.ticker import AutoLocator, MaxNLocator
 from xuqlib.checks import check_choice
 from xuqlib.study.checked import Column, Count, Size, Table, checked
 from xuqlib.study.figures.charts import HUES, Picture, styled
-from xuqlib.study.names import plain
+from xuqlib.study.names import plain_lines
 
 
 @styled
@@ -53,7 +53,7 @@ def panels(
         draw(axes, part)
         if isinstance(axes.xaxis.get_major_locator(), AutoLocator):
             axes.xaxis.set_major_locator(MaxNLocator(4))  # panels are narrow, and the type is large
-        axes.set_title(plain(name))
+        axes.set_title(plain_lines(str(name)))
     for axes in grid[len(parts) :]:
         axes.set_visible(False)
     figure.supxlabel(labels[0], fontsize=15)

@@ -133,7 +133,7 @@ def _epoch(
         x, target = train.x[batch], targets[batch]
         if train.task == "segmentation":
             x, target = augmented_together(x, target, recipe.augment)
-        else:
+        elif recipe.augment != "none":  # which is for pictures
             x = augmented(x, recipe.augment)
         x, target = x.to(where), target.to(where)
         if pictures:

@@ -355,7 +355,8 @@ def execute(job: Job) -> None:
         parameters=dict(job.parameters),
         kernel_name="python3",
         language="python",
-        cwd=job.source.parent,
+        # For the kernel alone: papermill's cwd would move this whole process, and with it the kernels of other threads.
+        resources={"metadata": {"path": str(job.source.parent)}},
         start_timeout=120,  # a kernel among several on a busy machine is slow to answer
         # At a lower level the kernel warns that loopback is not encrypted.
         extra_arguments=["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={set_parts}"],

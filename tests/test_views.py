@@ -116,7 +116,7 @@ def slope(function: Any, x: Tensor) -> Tensor:
     return torch.autograd.grad(function(leaf).sum(), leaf)[0]
 
 
-def close(a: Any, b: Any) -> None:
+def assert_near(a: Any, b: Any) -> None:
     torch.testing.assert_close(a, b, **TIGHT)
 
 
@@ -145,7 +145,7 @@ def test_integrated_gradients_of_token_ids_are_those_at_the_embedding_summed_ove
         start = 0.0 if absent is None else words.weight[absent]
         slopes = [at_embedding(draw, e.target, (node + 1) / 2, start, attention_mask=mask) for node in nodes]
         total = sum(weight / 2 * one for weight, one in zip(weights.tolist(), slopes, strict=True))
-        close(found, ((words(IDS) - start) * total).sum(-1).to(found))
+        assert_near(found, ((words(IDS) - start) * total).sum(-1).to(found))
 
 
 def test_the_members_of_an_ensemble_are_explained_each_at_its_own_embedding():
@@ -154,7 +154,7 @@ def test_the_members_of_an_ensemble_are_explained_each_at_its_own_embedding():
     e = explain(draws, "gradient_x_input", IDS, 1, output="logits")
     for draw, found in zip(draws, e._values("test"), strict=True):
         by_hand = at_embedding(draw, torch.tensor([1, 1, 1]), 1.0, 0.0)
-        close(found, (draw.network.words(IDS) * by_hand).sum(-1).to(found))
+        assert_near(found, (draw.network.words(IDS) * by_hand).sum(-1).to(found))
 
 
 def test_examples_one_by_one_or_in_a_loader_equal_all_at_once():
@@ -163,13 +163,13 @@ def test_examples_one_by_one_or_in_a_loader_equal_all_at_once():
     batches = [{name: value[i : i + 1] for name, value in whole.items()} | {"labels": torch.ones(1)} for i in range(3)]
     for explainer in ("gradient", "integrated_gradients", "smoothgrad", lime):
         wanted = explain(draws, explainer, whole, output="logits").values
-        close(explain(draws, explainer, whole, output="logits", chunk=1).values, wanted)
-        close(explain(draws, explainer, batches, output="logits").values, wanted)
+        assert_near(explain(draws, explainer, whole, output="logits", chunk=1).values, wanted)
+        assert_near(explain(draws, explainer, batches, output="logits").values, wanted)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(randn(5, 4), torch.arange(5)), batch_size=2)
     before = torch.get_rng_state()
     found = explain(drawn(table), "gradient", loader, 1).values
     assert torch.equal(torch.get_rng_state(), before)
-    close(found, explain(drawn(table), "gradient", randn(5, 4), 1).values)
+    assert_near(found, explain(drawn(table), "gradient", randn(5, 4), 1).values)
 
 
 def test_one_of_several_inputs_is_explained_and_the_others_pass_along():
@@ -185,8 +185,10 @@ def test_one_of_several_inputs_is_explained_and_the_others_pass_along():
                     if x is image
                     else lambda leaf, draw=draw: draw(image, leaf)
                 )
-                close(one, factor * slope(lambda leaf, other=other: other(leaf)[:, 1], x))
-    close(explain(draws, "gradient", named, 1).values, explain(draws, "gradient", Inputs(named, wrt="image"), 1).values)
+                assert_near(one, factor * slope(lambda leaf, other=other: other(leaf)[:, 1], x))
+    assert_near(
+        explain(draws, "gradient", named, 1).values, explain(draws, "gradient", Inputs(named, wrt="image"), 1).values
+    )
 
 
 def test_signals_and_volumes_are_explained_like_images():
@@ -218,7 +220,7 @@ def test_a_key_an_attribute_a_function_and_a_position_pick_what_is_explained():
         (lambda z: (None, z), (1, "logits")),
         (lambda z: z[:, None], lambda answer: answer[:, 0]),
     ):
-        close(explain(drawn(Around, put), "gradient", x, 2, output=output).values, wanted)
+        assert_near(explain(drawn(Around, put), "gradient", x, 2, output=output).values, wanted)
 
 
 def test_probabilities_are_asked_about_and_then_read_as_such():
@@ -229,14 +231,14 @@ def test_probabilities_are_asked_about_and_then_read_as_such():
     plain = drawn(table)
     wanted = uncertainties(plain, x)
     for name, value in vars(uncertainties(draws, x, output="probabilities")).items():
-        close(value, getattr(wanted, name))
-    close(
+        assert_near(value, getattr(wanted, name))
+    assert_near(
         ua_backprop(draws, x, output="probabilities", explainer="gradient_x_input"),
         ua_backprop(plain, x, explainer=lambda network, x, target: slope_of_log_prob(network, x, target)),
     )
     e = explain(draws, "gradient", x, output="probabilities")
     assert torch.equal(torch.as_tensor(e.target), torch.as_tensor(explain(plain, "gradient", x).target))
-    close(e.values[0], slope(lambda leaf: plain[0](leaf).softmax(-1).gather(1, e.target[:, None]), x))
+    assert_near(e.values[0], slope(lambda leaf: plain[0](leaf).softmax(-1).gather(1, e.target[:, None]), x))
     with pytest.raises(ValueError, match="no probabilities"):
         uncertainties(plain, x, output="probabilities")
 
@@ -252,10 +254,10 @@ def test_one_logit_is_two_classes_and_several_labels_are_each_by_themselves():
     total = -(p.mean(0) * p.mean(0).log() + (1 - p.mean(0)) * (1 - p.mean(0)).log())
     aleatoric = -(p * p.log() + (1 - p) * (1 - p).log()).mean(0)
     found = uncertainties(draws, x, output="binary")
-    close(found.total, total[:, 0])
-    close(found.aleatoric, aleatoric[:, 0])
+    assert_near(found.total, total[:, 0])
+    assert_near(found.aleatoric, aleatoric[:, 0])
     a = ua_backprop(draws, x, output="binary")
-    close(a.sum(1), found.epistemic)
+    assert_near(a.sum(1), found.epistemic)
     both = drawn(Around, lambda z: torch.cat([z, -2 * z], 1), 1)
     labels = uncertainties(both, x, output="multilabel")
     assert labels.total.shape == (5, 2) and list(labels.to_frame()) == [
@@ -265,12 +267,12 @@ def test_one_logit_is_two_classes_and_several_labels_are_each_by_themselves():
         "aleatoric",
         "epistemic",
     ]
-    close(labels.total[:, 0], total[:, 0])
+    assert_near(labels.total[:, 0], total[:, 0])
     attribution = attribute_uncertainty(both, x, output="multilabel", target=0, explainer="gradient")
-    close(attribution, attribute_uncertainty(draws, x, output="binary", explainer="gradient"))
+    assert_near(attribution, attribute_uncertainty(draws, x, output="binary", explainer="gradient"))
     with pytest.raises(ValueError, match="the output is multilabel.*pick one label"):
         ua_backprop(both, x, output="multilabel")
-    close(ua_backprop(both, x, output=(lambda answer: answer[:, 0], "binary")), a)
+    assert_near(ua_backprop(both, x, output=(lambda answer: answer[:, 0], "binary")), a)
     with pytest.raises(ValueError, match="2 outputs; pass one class per example"):
         attribute_uncertainty(both, x, output="multilabel")
     e = explain(both, "gradient", x, output="multilabel")
@@ -283,12 +285,12 @@ def test_regressions_of_several_outputs_have_a_variance_each():
     draws, x = drawn(table, 2), randn(5, 4)
     z = torch.stack([draw(x) for draw in draws]).detach()
     found = uncertainties(draws, x, output="regression", noise_variance=0.25)
-    close(found.epistemic, z.var(0, correction=0))
-    close(found.total, z.var(0, correction=0) + 0.25)
+    assert_near(found.epistemic, z.var(0, correction=0))
+    assert_near(found.total, z.var(0, correction=0) + 0.25)
     wanted = slope(lambda leaf: torch.stack([draw(leaf) for draw in draws]).var(0, correction=0)[:, 1], x)
-    close(attribute_uncertainty(draws, x, output="regression", target=1, explainer="gradient"), wanted)
+    assert_near(attribute_uncertainty(draws, x, output="regression", target=1, explainer="gradient"), wanted)
     of_all = ua_backprop(draws, x, output="regression")
-    close(of_all.sum(1), found.epistemic.sum(1))
+    assert_near(of_all.sum(1), found.epistemic.sum(1))
     assert torch.equal(of_all, ua_backprop(draws.seen(x, "regression")[0], x))
     shares = ((z - z.mean(0)) ** 2 / len(z)).unbind(0)
     maps = [[(x * slope(lambda leaf, d=d, k=k: d(leaf)[:, k], x)).abs() for k in (0, 1)] for d in draws]
@@ -296,11 +298,11 @@ def test_regressions_of_several_outputs_have_a_variance_each():
     by_hand = sum(
         s[:, k, None] * m[k] / m[k].sum(1, keepdim=True) for s, m in zip(shares, maps, strict=True) for k in (0, 1)
     )
-    close(raw, by_hand)
+    assert_near(raw, by_hand)
     e = explain(draws, "gradient", x, output="regression")
     assert torch.equal(torch.as_tensor(e.target), torch.zeros(5, dtype=torch.long)), "the first number"
     complete = ua_replacement(draws, x, reference="black", output="regression", target=1)
-    close(complete.sum(1), found.epistemic[:, 1])
+    assert_near(complete.sum(1), found.epistemic[:, 1])
     for refused, message in (
         (lambda: ua_backprop(draws, x, "aleatoric", output="regression"), "the same for all x"),
         (lambda: attribute_uncertainty(draws, x, "aleatoric", output="regression", target=0), "the same for all x"),
@@ -315,20 +317,20 @@ def test_a_variance_head_says_the_aleatoric_part_and_both_can_be_explained():
     draws, x = drawn(Noisy), randn(5, 4)
     means, variances = (torch.stack([draw(x)[part] for draw in draws])[..., 0].detach() for part in (0, 1))
     found = uncertainties(draws, x, output="mean_variance")
-    close(found.epistemic, means.var(0, correction=0))
-    close(found.aleatoric, variances.mean(0))
+    assert_near(found.epistemic, means.var(0, correction=0))
+    assert_near(found.aleatoric, variances.mean(0))
     for kind in ("total", "aleatoric", "epistemic"):
-        close(ua_backprop(draws, x, kind, output="mean_variance", psi="raw").sum(1), getattr(found, kind))
+        assert_near(ua_backprop(draws, x, kind, output="mean_variance", psi="raw").sum(1), getattr(found, kind))
     for part in (0, 1):
         e = explain(draws, "gradient", x, part, output="mean_variance")
-        close(e.values[2], slope(lambda leaf, part=part: draws[2](leaf)[part], x))
+        assert_near(e.values[2], slope(lambda leaf, part=part: draws[2](leaf)[part], x))
     wanted = slope(lambda leaf: torch.stack([draw(leaf)[1] for draw in draws]).mean(0), x)
-    close(attribute_uncertainty(draws, x, "aleatoric", output="mean_variance", explainer="gradient"), wanted)
+    assert_near(attribute_uncertainty(draws, x, "aleatoric", output="mean_variance", explainer="gradient"), wanted)
     logs = drawn(table, 2)
     with pytest.raises(ValueError, match="a variance is negative.*exp"):
         uncertainties(logs, 3 * x, output="mean_variance")
     read = (lambda answer: (answer[:, :1], answer[:, 1:].exp()), "mean_variance")
-    close(
+    assert_near(
         uncertainties(logs, x, output=read).aleatoric, torch.stack([d(x) for d in logs])[..., 1].exp().mean(0).detach()
     )
 
@@ -338,15 +340,15 @@ def test_a_segmentation_is_summed_over_the_places_of_a_class_a_mask_or_one_place
     logits = torch.stack([draw(x) for draw in draws]).detach()
     best = logits.softmax(2).mean(0).argmax(1)  # (N, H, W)
     e = explain(draws, "integrated_gradients", x, 1, output="segmentation", num_steps=3)
-    close(e.values.sum((2, 3, 4)), _fall(draws, x, lambda z: (z[:, 1] * (best == 1)).sum((1, 2))))
+    assert_near(e.values.sum((2, 3, 4)), _fall(draws, x, lambda z: (z[:, 1] * (best == 1)).sum((1, 2))))
     area = F.one_hot(best, 3).sum((1, 2))
     assert torch.equal(torch.as_tensor(explain(draws, "gradient", x, output="segmentation").target), area.argmax(1))
     mask = torch.zeros(4, 5, dtype=torch.bool)
     mask[1:3, 2] = True
     for where, value in (((1, 2), lambda z: z[:, 2, 1, 2]), (mask, lambda z: z[:, 2, 1:3, 2].sum(1))):
         found = explain(draws, "gradient", x, 2, output=Output("segmentation", where=where)).values
-        close(found[1], slope(lambda leaf, value=value: value(draws[1](leaf)), x))
-        close(explain(draws, "gradient", x, 2, output=Output("segmentation", where=where), chunk=1).values, found)
+        assert_near(found[1], slope(lambda leaf, value=value: value(draws[1](leaf)), x))
+        assert_near(explain(draws, "gradient", x, 2, output=Output("segmentation", where=where), chunk=1).values, found)
 
 
 def _fall(draws: Draws, x: Tensor, value: Any) -> Tensor:
@@ -364,14 +366,14 @@ def test_a_segmentation_has_an_uncertainty_in_each_place_which_is_attributed():
     p = torch.stack([draw(x) for draw in draws]).detach().softmax(2)
     found = uncertainties(draws, x, output="segmentation")
     total = torch.special.entr(p.mean(0)).sum(1)
-    close(found.total, total)
-    close(found.aleatoric, torch.special.entr(p).sum(2).mean(0))
+    assert_near(found.total, total)
+    assert_near(found.aleatoric, torch.special.entr(p).sum(2).mean(0))
     assert list(found.to_frame())[:3] == ["example", "row", "column"]
     one = Output("segmentation", where=(1, 2))
-    close(ua_backprop(draws, x, output=one).sum((1, 2)), found.epistemic[:, 1, 2])
+    assert_near(ua_backprop(draws, x, output=one).sum((1, 2)), found.epistemic[:, 1, 2])
     of_all = Output("segmentation", where=torch.ones(4, 5))
     u = ua_replacement(draws, x, "total", reference="black", output=of_all)
-    close(u.sum((1, 2)), total.sum((1, 2)))
+    assert_near(u.sum((1, 2)), total.sum((1, 2)))
     by_class = attribute_uncertainty(draws, x, "total", output="segmentation", target=0, explainer="gradient")
     best = p.mean(0).argmax(1)
 
@@ -379,10 +381,12 @@ def test_a_segmentation_has_an_uncertainty_in_each_place_which_is_attributed():
         probs = torch.stack([draw(leaf) for draw in draws]).softmax(2).mean(0)
         return (-(probs * probs.log()).sum(1) * (best == 0)).sum((1, 2))
 
-    close(by_class, slope(of_area, x).sum(1))
+    assert_near(by_class, slope(of_area, x).sum(1))
     binary = drawn(Pixels, 1)
     q = torch.stack([draw(x) for draw in binary]).detach().sigmoid().mean(0)[:, 0]
-    close(uncertainties(binary, x, output="segmentation").total, torch.special.entr(q) + torch.special.entr(1 - q))
+    assert_near(
+        uncertainties(binary, x, output="segmentation").total, torch.special.entr(q) + torch.special.entr(1 - q)
+    )
 
 
 # Regions and curves
@@ -402,13 +406,13 @@ def test_lime_of_words_windows_and_groups_of_columns_is_what_each_adds():
     assert segments.shape == (1, 1, 6)
     by_window = lime(network, x, num_samples=200, alpha=0, segments=segments, fill=0.0)
     wanted = x.sum(1).unflatten(1, (3, 2)).sum(2) * effects
-    close(by_window.sum(1)[:, ::2], wanted)
+    assert_near(by_window.sum(1)[:, ::2], wanted)
     groups = torch.tensor([0, 0, 1, 2])  # two columns are one feature
     rows, weight = randn(3, 4), torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     by_group = lime(lambda batch: batch @ weight, rows, num_samples=200, alpha=0, segments=groups, fill=0.0)
     added = rows * weight
-    close(by_group[:, 0], added[:, :2].sum(1))
-    close(by_group[:, 2:], added[:, 2:])
+    assert_near(by_group[:, 0], added[:, :2].sum(1))
+    assert_near(by_group[:, 2:], added[:, 2:])
 
 
 def test_deletion_of_words_signals_and_columns_ends_with_nothing():
@@ -427,12 +431,12 @@ def test_deletion_of_words_signals_and_columns_ends_with_nothing():
             (lambda answer: answer["logits"]) if isinstance(given, Tensor) and not given.is_floating_point() else None
         )
         first = torch.stack([(read(draw(given)) if read else draw(given)).softmax(-1) for draw in draws]).mean(0)[:, 1]
-        close(curve[:, 0].double(), first.double().detach().to(curve.dtype).double())
+        assert_near(curve[:, 0].double(), first.double().detach().to(curve.dtype).double())
         if absent is not None:
             last = torch.stack([draw(absent).softmax(-1) for draw in draws]).mean(0)[:, 1]
-            close(curve[:, -1], last.detach())
+            assert_near(curve[:, -1], last.detach())
         back = insertion(draws, given, order.flip(1), target, output=output, fill="black")
-        close(back.flip(1), curve)
+        assert_near(back.flip(1), curve)
 
 
 # Refusals

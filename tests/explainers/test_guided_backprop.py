@@ -348,7 +348,13 @@ def test_what_is_not_guided_beside_a_relu_is_warned_about_by_name(
 def test_what_does_not_depend_on_x_is_no_reason_to_warn(table: tuple[Tensor, Tensor]) -> None:
     scale = torch.ones(4, requires_grad=True)
     mlp = Mlp(F.relu)
-    guided_backprop(lambda batch: mlp(batch) * F.softplus(scale) * F.gelu(batch.detach())[:, :4].exp(), *table)
+    factor = lambda batch: F.softplus(scale) * F.gelu(batch.detach())[:, :4].exp()  # noqa: E731 - above 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attribution = guided_backprop(lambda batch: mlp(batch) * factor(batch), *table)
+    x, target = table
+    wanted = guided_backprop(mlp, x, target) * factor(x).gather(1, target[:, None]).detach()
+    torch.testing.assert_close(attribution, wanted, **TIGHT)
 
 
 def test_a_relu_inside_an_autograd_function_of_ones_own_is_none_that_was_guided(table: tuple[Tensor, Tensor]) -> None:

@@ -135,7 +135,10 @@ def test_random_numbers_that_start_the_weights_are_no_randomness_of_draws():
             nn.init.normal_(self.first.weight)
             self.first.weight.data.normal_()
 
-    MCDropout(seeded(Started))  # without a warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answers = MCDropout(seeded(Started)).sample(6)(torch.ones(1, 5, dtype=torch.float64))
+    assert len(answers.unique(dim=0)) > 1
 
 
 def test_a_rate_of_something_else_is_no_dropout_of_the_network():

@@ -25,6 +25,7 @@ from xuqlib.scale import explain_dataset, open_explanations
 from xuqlib.scale.sources import Source, as_source
 from xuqlib.scale.store import Store
 from xuqlib.scale.stream import IncompleteError, _shard
+from xuqlib.study.judging.timing import peak_memory
 
 pytest.importorskip("zarr", reason="the extra `cluster` is not installed")
 
@@ -368,3 +369,36 @@ class Endless(Source):
     @property
     def contents(self):
         return self.count
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_examples(tmp_path):
+    """From one batch to forty; a map of each example held would be 2.5 MB more."""
+    setup = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import torch, zarr
+from scale.test_stream import Endless
+from xuqlib import MCDropout, explain_dataset, gradient
+torch.set_num_threads(1)
+network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(8, 2))
+def run(count):
+    to = {str(tmp_path)!r} + f"/{{count}}.zarr"
+    explain_dataset(MCDropout(network.eval()), gradient, Endless(count), to=to, batch_size=250, progress=False)
+"""
+    few, many = peak_memory(["run(250)", "run(10_000)"], setup=setup)
+    assert many <= 1.05 * few
+
+
+def test_a_store_of_the_same_is_gone_on_with_and_another_folder_is_never_removed(network, tmp_path):
+    draws, x, to = xuq.MCDropout(network).sample(3), images(), tmp_path / "maps.zarr"
+    stream(draws, x, to, shard=(0, 2), overwrite=True)
+    before = contents(to)
+    stream(draws, x, to, shard=(1, 2), overwrite=True)
+    assert before.items() < contents(to).items()
+    photographs = tmp_path / "photographs"
+    (photographs / "whole").mkdir(parents=True)
+    (photographs / "a.png").write_bytes(b"dear")
+    with pytest.raises(ValueError, match="photographs holds no explanations; pass"):
+        stream(draws, x, photographs, overwrite=True)
+    assert (photographs / "a.png").read_bytes() == b"dear"

@@ -221,7 +221,9 @@ def test_whatever_happens_to_a_file_it_says_the_same_or_is_named(tmp_path, kind)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_whatever_happens_to_a_file_at_length(tmp_path, kind, seed):
-    print(kind.__name__, campaign(kind, tmp_path, 100, seed=100 + seed))
+    counts = campaign(kind, tmp_path, 100, seed=100 + seed)
+    print(kind.__name__, counts)
+    assert counts["told"] > 50, "the generator damages nothing"
 
 
 STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "fsync"}
@@ -275,7 +277,7 @@ def child(project: Path, step: int, half: bool) -> int:
     return int(told or 0)
 
 
-def crash(project: Path, step: int, half: bool) -> None:
+def assert_crash_is_harmless_or_named(project: Path, step: int, half: bool) -> None:
     """Kill the work at a step, and see that everything is as before, as after, or named."""
     for folder in project.glob("*/"):
         shutil.rmtree(folder)
@@ -314,7 +316,7 @@ def crash(project: Path, step: int, half: bool) -> None:
 @pytest.mark.parametrize("place", range(4))
 def test_work_killed_before_a_step_or_in_the_middle_of_one_is_as_before_or_after_or_named(tmp_path, place):
     draw = random.Random(place)
-    crash(tmp_path, draw.randint(1, 30), half=draw.random() < 0.5)
+    assert_crash_is_harmless_or_named(tmp_path, draw.randint(1, 30), half=draw.random() < 0.5)
 
 
 @needs_fork
@@ -327,7 +329,7 @@ def test_work_killed_before_each_of_its_steps(tmp_path, half):
     steps = child(tmp_path, 0, half)
     assert steps >= 30
     for step in range(1, steps + 1):
-        crash(tmp_path, step, half)
+        assert_crash_is_harmless_or_named(tmp_path, step, half)
     print("crash points", steps)
 
 

@@ -60,7 +60,7 @@ class Found(HTMLParser):
         self.text += data
 
 
-def is_harmless(text: str) -> Found:
+def assert_harmless(text: str) -> Found:
     """Fail if a page or part of one holds anything that could run, or leads where a script would."""
     found = Found(text)
     assert set(found.tags) <= ELEMENTS
@@ -128,13 +128,13 @@ def test_a_widget_shows_a_name_as_text(name):
 def test_stills_show_a_name_as_text(name):
     frame = pd.DataFrame({"kind": [name, "other"], name + "!": [name, "other"]})
     text = choosers.stills(frame, ["kind", name + "!"], draw_of(name), sliders=["kind"])
-    found = is_harmless(text)
+    found = assert_harmless(text)
     assert found.tags.count("img") == found.tags.count("script") == found.tags.count("p") == 1
     ((_, sentence),) = {tuple(shown) for key, shown in json.loads(found.scripts[0]).items() if key == "0 0"}
     assert sentence == f"{name} is {name}"
 
 
-def settled(figure):
+def assert_drawn_as_text(figure):
     """Draw the figure, as saving does; any warning is an error here."""
     assert bytes(choosers.png(figure)).startswith(b"\x89PNG")
     assert not any(text.get_parse_math() for text in figure.findobj(Text))
@@ -185,7 +185,7 @@ def figures_of(name):
 @pytest.mark.parametrize("kind", figures_of("a"))
 def test_a_figure_shows_a_name_as_text(kind):
     for name in DRAWN:
-        settled(figures_of(name)[kind]())
+        assert_drawn_as_text(figures_of(name)[kind]())
 
 
 def test_dollar_signs_are_drawn_and_not_set_whenever_they_are_put_into_a_figure():
@@ -193,7 +193,7 @@ def test_dollar_signs_are_drawn_and_not_set_whenever_they_are_put_into_a_figure(
     axes = figure.axes[0]
     axes.set_xticks([0, 1], ["$a_{$b", "$c$"])
     figure.suptitle("costs $5, and $6", parse_math=True)
-    settled(figure)
+    assert_drawn_as_text(figure)
     ticks = axes.get_xticklabels()
     assert [text.get_text() for text in ticks] == ["$a_{$b", "$c$"]
     assert mpl.rcParams["text.parse_math"]  # figures of others are left alone
@@ -263,8 +263,8 @@ def test_an_index_whose_keys_are_no_names_of_results_is_refused_and_nothing_is_c
 @each_writable
 def test_markdown_and_formulas_hold_no_markup_of_a_name(name):
     for text in (name, f"# {name}", f"**{name}**", f"`{name}`", f"[{name}]({name})", f"| a |\n|---|\n| {name} |"):
-        is_harmless(pages.markdown(text))
-    is_harmless(pages.formula(name))
+        assert_harmless(pages.markdown(text))
+    assert_harmless(pages.formula(name))
 
 
 @each_writable
@@ -275,9 +275,9 @@ def test_a_row_of_verdicts_stays_a_row(name, tmp_path):
     table = markdown_table(claims, {"C1": "one"})
     assert len(table.split("\n")) == 3
     assert len(re.findall(r"(?<!\\)\|", table.split("\n")[2])) == 4
-    found = is_harmless(pages.markdown(table))
+    found = assert_harmless(pages.markdown(table))
     assert found.tags.count("td") == 3 and "a" not in found.tags
-    is_harmless(pages.verdicts_page(claims, {}))
+    assert_harmless(pages.verdicts_page(claims, {}))
 
 
 def test_a_site_of_hostile_names_holds_no_markup_of_them(tmp_path):
@@ -285,7 +285,7 @@ def test_a_site_of_hostile_names_holds_no_markup_of_them(tmp_path):
     files = sorted(folder.glob("*.html"))
     assert len(files) == 5
     for path in files:
-        found = is_harmless(path.read_text(encoding="utf-8"))
+        found = assert_harmless(path.read_text(encoding="utf-8"))
         assert CALL in found.text
         ours = [script for script in found.scripts if script == pages.SCRIPT]
         assert len(ours) == 1

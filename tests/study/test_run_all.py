@@ -138,6 +138,20 @@ def test_after_an_interruption_the_next_run_goes_on_from_what_is_whole(tmp_path,
     assert not kernels.exists()
 
 
+@pytest.mark.slow
+def test_a_kernel_starts_beside_its_notebook_and_the_process_stays_where_it_is(tmp_path, monkeypatch):
+    """Threads share the folder of their process: one that moves it would start the kernel of another elsewhere."""
+    here = tmp_path / "here"
+    write(tmp_path, "50_where", f"import os, pathlib\npathlib.Path({str(here)!r}).write_text(os.getcwd())")
+    (job,) = plan(tmp_path)
+    job.copies.mkdir(parents=True)
+    moved: list[Path] = []
+    monkeypatch.setattr(os, "chdir", lambda path: moved.append(Path(path).resolve()))
+    run_all.execute(job)
+    assert set(moved) <= {Path.cwd()}  # papermill reads files in the folder where it began
+    assert here.read_text() == str(job.source.parent.resolve())
+
+
 def finished(project: Path) -> run_all.Job:
     """A job whose results are in place, as `run` would leave them, without a kernel."""
     source = write(project, "50_first", PUBLISH)

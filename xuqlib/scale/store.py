@@ -22,6 +22,7 @@ from torch import Tensor
 from xuqlib.checks import check_choice, check_flag, check_number
 from xuqlib.distribution import CV_KINDS, ExplanationDistribution
 from xuqlib.moments import Moments, Welford
+from xuqlib.study.record import sync_folder
 
 if TYPE_CHECKING:
     import xarray
@@ -140,9 +141,10 @@ class Store:
             chunk = self.path / name / "c" / "/".join(str(number if axis == "example" else 0) for axis in axes)
             start = number * size
             group[name][(slice(None),) * place + (slice(start, start + values.shape[place]),)] = values
-            _sync(chunk, may_be_missing=True)  # a chunk of nothing but its fill value is none
+            if chunk.exists():  # one of nothing but its fill value is not written
+                _sync(chunk, self.path / name)
         group[WHOLE][number] = True
-        _sync(self.path / WHOLE / "c" / str(number))
+        _sync(self.path / WHOLE / "c" / str(number), self.path / WHOLE)
 
     @contextmanager
     def held(self, shard: tuple[int, int] = (0, 1)) -> Iterator[None]:
@@ -172,12 +174,14 @@ class Store:
             yield
 
 
-def _sync(path: Path, *, may_be_missing: bool = False) -> None:
-    """Wait until a file is on the disk."""
-    if may_be_missing and not path.exists():
-        return
+def _sync(path: Path, top: Path) -> None:
+    """Wait until a file is on the disk, with its name and those of its folders up to `top`."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+    for folder in path.parents:
+        sync_folder(folder)
+        if folder == top:
+            return
 
 
 class StoredExplanations:

@@ -66,8 +66,9 @@ def explain_dataset(
 ) -> StoredExplanations:
     """Explain every example of a data set by every draw, and write what the draws say together into a store.
 
-    It equals `explain` of all examples at once. Memory grows neither with the number of examples nor of draws. A
-    killed run is finished by calling it again; batches that are whole are not explained a second time.
+    It equals `explain` of all examples at once. Memory does not grow with the number of examples; of more draws, the
+    networks and their answers to a batch are held, not their attributions. A killed run is finished by the next call;
+    batches that are whole are not explained a second time.
 
     Args:
         draws: from `posterior.sample`; or a posterior, of which each process draws for itself.
@@ -88,7 +89,7 @@ def explain_dataset(
             process for each core of this machine; they all see the folder of `to`. By default this process works alone.
         shard: (i, n), or "i/n": explain every n-th batch only, for n runs without a scheduler; "auto" takes them from
             $SLURM_ARRAY_TASK_ID and $SLURM_ARRAY_TASK_COUNT, or $RANK and $WORLD_SIZE.
-        overwrite: replace a store that is made of something else.
+        overwrite: replace a store that is made of something else; one that is made of the same goes on.
         progress: show a bar of batches.
         **options: passed on to the explainer; those that it declares to hold one entry per example are cut.
 
@@ -142,37 +143,24 @@ def explain_dataset(
         device=str(where),
         options=dict(options),
     )
-    suitable = NUMBERS_AT_ONCE // (x.numel() * min(job.num_draws, DRAWS_AT_ONCE))
-    size = batch_size or source.batch_size or min(max(suitable, 1), 2**14)
-    recipe = {
-        "explainer": getattr(job.explainer, "__name__", type(job.explainer).__name__),
-        "posterior": draws.posterior if isinstance(draws, Draws) else draws.name,
-        "num_draws": job.num_draws,
-        "num_examples": len(source),
-        "batch_size": check_count(size, 1, "batch_size"),
-        "keep": keep,
-        "pool": pool,
-        "dtype": dtype,
-        "feature_names": None if source.feature_names is None else list(source.feature_names),
-        "networks": fingerprint(_identity(draws, job)),
-        "data": fingerprint(source.contents),
-        "options": fingerprint([job.explainer, job.options, target, output]),
-        "versions": job.versions,
-    }
-    store = Store(path)
-    if path.exists() and overwrite:
-        with store.held():
-            shutil.rmtree(path)
+    store, recipe = Store(path), _recipe(job, batch_size)
+    if path.exists():
+        there = store.recipe
+        differing = [name for name in recipe if there.get(name) != recipe[name]]
+        if differing and not overwrite:
+            how = (f"{name} {_short(there.get(name))}, not {_short(recipe[name])}" for name in differing)
+            raise ValueError(
+                f"{path.name} was made of something else: {', '.join(how)}; pass another `to`, or overwrite=True"
+            )
+        if differing:
+            with store.held():
+                shutil.rmtree(path)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         named_axes = {"feature": source.feature_names} if source.feature_names and x.dim() == 2 else {}
         store.create(recipe, variables(job, len(source)), named_axes)
-    there = store.recipe
-    if differing := [name for name in recipe if there.get(name) != recipe[name]]:
-        how = (f"{name} {_short(there.get(name))}, not {_short(recipe[name])}" for name in differing)
-        raise ValueError(
-            f"{path.name} was made of something else: {', '.join(how)}; pass another `to`, or overwrite=True"
-        )
+        if store.recipe != recipe:  # another process was faster, with another
+            raise RuntimeError(f"another process has just made {path.name} of something else; pass another `to`")
     with store.held(part):
         parts, failed = store.parts(), {}
         todo = {number: parts[number] for number in store.missing(part)}
@@ -191,8 +179,29 @@ def explain_dataset(
     return open_explanations(path, partial=part != (0, 1))
 
 
-def _identity(draws: Draws | Posterior, job: Job) -> Any:
+def _recipe(job: Job, batch_size: int | None) -> dict[str, Any]:
+    """What a store is made of: another one of these gives other bytes."""
+    numbers = job.source.read(range(1)).inputs.x.numel() * min(job.num_draws, DRAWS_AT_ONCE)
+    return {
+        "explainer": getattr(job.explainer, "__name__", type(job.explainer).__name__),
+        "posterior": job.draws.posterior if isinstance(job.draws, Draws) else job.draws.name,
+        "num_draws": job.num_draws,
+        "num_examples": len(job.source),
+        "batch_size": batch_size or job.source.batch_size or min(max(NUMBERS_AT_ONCE // numbers, 1), 2**14),
+        "keep": job.keep,
+        "pool": job.pool,
+        "dtype": job.dtype,
+        "feature_names": None if job.source.feature_names is None else list(job.source.feature_names),
+        "networks": fingerprint(_identity(job)),
+        "data": fingerprint(job.source.contents),
+        "options": fingerprint([job.explainer, job.options, job.target, job.output]),
+        "versions": job.versions,
+    }
+
+
+def _identity(job: Job) -> Any:
     """What tells these draws from others; networks that they share are looked at once."""
+    draws = job.draws
     if isinstance(draws, Posterior):
         return [type(draws).__qualname__, vars(draws), job.num_draws, job.seed]
     inside = [each.network if isinstance(each, FixedNetwork) else each for each in draws]

@@ -88,7 +88,8 @@ def explain(
     if path is not None and all(getattr(network, "resampling", None) is None for network in draws):
         engine = Engine(draws.at(slice(1)), one, guided=path.guided, precision=precision)
     # An engine has all steps of the path in one pass; what other explainers need is not known.
-    at_once = 2**18 // one.numel() if path is None else rows_per_pass(one, None) // path.num_steps
+    rows = rows_per_pass(one, None) if engine is None else engine.rows_of_pass
+    at_once = 2**18 // one.numel() if path is None else rows // path.num_steps
     parts = given.parts(max(1, at_once), chunk)
     target = predicted(draws, x, where) if target is None else check_target(target, len(x), sys.maxsize)
     calls = len(parts) * len(draws)

@@ -145,14 +145,24 @@ def test_rows_cut_draws_examples_and_steps(monkeypatch, rows):
     monkeypatch.setattr(
         Vmapped,
         "slopes",
-        lambda self, passed, draws: met.append(len(passed.h) * len(draws)) or whole(self, passed, draws),
+        lambda self, passed, draws: met.append((len(draws), len(passed.h))) or whole(self, passed, draws),
     )
     engine = Engine(draws, x)
     engine.rows = rows
     met.clear()
     found = torch.stack(list(engine.attributions(explainer.declared.path(x, **options), torch.ones(4).long())))
     assert error(found, expected) < PROMISE
-    assert met and max(met) <= rows
+    assert met and all(num_draws * num_rows <= rows for num_draws, num_rows in met if num_draws > 1)
+    assert max(num_rows for _, num_rows in met) <= engine.rows_of_pass == 2 * rows
+
+
+def test_a_pass_of_one_draw_is_twice_as_long_as_a_fold_until_memory_is_short():
+    engine = Engine(MCDropout(seeded(Skip)).sample(3, seed=1), randn(*TABLE))
+    assert engine.how == "vmap" and (engine.rows, engine.rows_of_pass) == (4096, 8192)
+    engine.is_short_of_memory = True
+    assert engine.rows_of_pass == 4096
+    chain = Engine(MCDropout(table_mlp()).sample(3, seed=1), randn(*TABLE))
+    assert chain.how == "chain" and (chain.rows, chain.rows_of_pass) == (4096, 4096)
 
 
 def test_memory_that_runs_out_halves_the_rows(monkeypatch):

@@ -49,10 +49,11 @@ class Together(ABC):
         is_foldable: whether several draws side by side are as fast as one.
         is_masked_dense: whether draws differ in the dropout before their last layer alone.
         own_numbers: in the weights that a draw does not share.
+        longer: how many times as many rows as a fold has go into a pass of one draw.
     """
 
     networks: Sequence[nn.Module]
-    is_foldable, is_masked_dense, own_numbers = True, False, 0
+    is_foldable, is_masked_dense, own_numbers, longer = True, False, 0, 1
 
     def folds(self, rows: int, rows_of_one: int, first: int = 0) -> list[range]:
         """Cut the draws from number `first` on into folds, one a pass of at most `rows` rows, `rows_of_one` a draw."""

@@ -93,6 +93,11 @@ class Engine:
         """Whether the draws are evaluated together; else each is by itself, in the plain loop."""
         return not self.how.startswith("loop")
 
+    @property
+    def rows_of_pass(self) -> int:
+        """Rows (examples times steps) of one pass of one draw."""
+        return self.rows if self.is_short_of_memory else self.rows * self.together.longer
+
     @without_graph
     def logits(self, x: Tensor) -> Tensor:
         """Evaluate every draw, (draw, example, class), without a graph; `draws(x)` is differentiable."""
@@ -149,8 +154,8 @@ class Engine:
 
     def _cuts(self, path: Path) -> list[tuple[slice, slice]]:
         """Cut examples and steps into blocks of few enough rows, at least one; whole paths where they fit."""
-        at_once = min(self.rows, path.num_steps)
-        parts = blocks(len(path.origin), self.rows // at_once)
+        at_once = min(self.rows_of_pass, path.num_steps)
+        parts = blocks(len(path.origin), self.rows_of_pass // at_once)
         return [(examples, steps) for examples in parts for steps in blocks(path.num_steps, at_once)]
 
     @without_graph

@@ -100,3 +100,14 @@ def test_the_table_lists_every_notebook():
 def test_every_data_set_is_named():
     section = TEXT[TEXT.index("## Data") : TEXT.index("## Speed")]
     assert [name for name in DATASETS if f"`{name}`" not in section] == []
+
+
+def test_every_test_that_stands_for_a_promise_exists():
+    text = (ROOT / "tests" / "README.md").read_text()
+    named = re.findall(r"`((?:\w+/)*\w+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 40
+    for file, test in named:
+        code = (ROOT / "tests" / file).read_text()
+        assert f"def {test}(" in code if test else code, (file, test)
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("|") and "---" not in line]
+    assert all(len(cells) == 5 and cells[2].strip() for cells in rows)

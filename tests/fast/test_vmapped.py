@@ -334,8 +334,9 @@ def test_what_draws_wrote_over_is_not_read_side_by_side(is_read_again):
         assert Engine(draws, x).how.startswith("loop: vmap gives another answer" if is_read_again else "vmap")
 
 
-def test_convolutions_of_each_draw_are_not_put_side_by_side():
+def test_convolutions_of_each_draw_are_not_put_side_by_side_nor_copied_to_find_out(monkeypatch):
     draws = Flipout(seeded(Unet), placement="all").sample(3)
+    monkeypatch.setattr(torch, "stack", lambda *_: pytest.fail("weights were stacked"))
     assert "convolutions of their own" in Engine(draws, randn(*PICTURES)).how
 
 

@@ -111,6 +111,17 @@ def test_every_link_leads_to_a_file_of_the_site_and_nothing_is_fetched_from_outs
     check_links(first.parent)
 
 
+def test_what_is_promised_is_a_page_of_its_own(project, tmp_path):
+    (project / "tests").mkdir()
+    (project / "tests" / "README.md").write_text(
+        "# What is promised\n\n| promised | tested by |\n|---|---|\n| all | `a` |\n"
+    )
+    first = pages.build(project, tmp_path / "site")
+    check_links(first.parent)
+    assert 'href="promises.html"' in first.read_text()
+    assert "<td>all</td>" in (first.parent / "promises.html").read_text()
+
+
 def test_the_real_notebooks_translate_without_a_formula_left_over(tmp_path):
     for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         for each in pages.read_notebook(path)["cells"]:

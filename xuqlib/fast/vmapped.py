@@ -95,8 +95,6 @@ class Vmapped(OneByOne):
                 "an LSTM is one operation on a CPU, but some for each time step under vmap, at half the speed"
             )
         self.own = self._own_tensors()
-        if any(tensor.ndim > 3 for tensor in self.own.values()):
-            raise NotVmapped("draws have convolutions of their own, which are no faster side by side")
         self.own_numbers = sum(tensor[0].numel() for tensor in self.own.values())
         self._folds: dict[range, Fold] = {}
         is_view = isinstance(networks[0], View)
@@ -109,10 +107,13 @@ class Vmapped(OneByOne):
             raise NotVmapped(refusal)
 
     def _own_tensors(self) -> dict[str, Tensor]:
-        """Tensors in which draws differ, by their names in `networks[0]`, stacked: (S, ...)."""
+        """Tensors in which draws differ, by their names in `networks[0]`, stacked: (S, ...); no kernels."""
         inner = [each.network for each in self.fixed]
         if all(network is inner[0] for network in inner):
             return {}
+        pairs = (pair for network in inner for pair in zip(inner[0].parameters(), network.parameters(), strict=False))
+        if any(one.ndim > 2 and one is not other for one, other in pairs):  # seen at the first layer of most
+            raise NotVmapped("draws have convolutions of their own, which are no faster side by side")
         if not look_alike(inner):
             raise NotVmapped("draws are networks of several kinds")
         tensors = [dict(network.named_parameters()) | dict(network.named_buffers()) for network in self.networks]

@@ -87,6 +87,9 @@ def build(project: Path, folder: Path, executed: Path | None = None) -> Path:
     pages = {path.stem[:2]: _address(path) for path in notebooks}
     _write(folder, "gallery.html", gallery(entries, notebooks))
     _write(folder, "verdicts.html", verdicts_page(claims, pages))
+    promises = project / "tests" / "README.md"
+    if promises.exists():
+        _write(folder, "promises.html", page("What is promised", markdown(promises.read_text(encoding="utf-8"))))
     _write(folder, "index.html", front_page(project, notebooks, entries, claims))
     return folder / "index.html"
 
@@ -381,4 +384,7 @@ def front_page(
         image = f'<img loading="lazy" src="figures/{own[0][0]}/{own[0][1]}.webp" alt="">' if own else ""
         cards.append(f'<a class="card" href="{_address(path)}">{image}<b>{_title(path)}</b></a>')
     body = f'{markdown(opening)}<h2>The notebooks</h2><div class="cards">{"".join(cards)}</div>'
-    return page("xuq", f"{body}<h2>What held up?</h2>{verdict_table(claims)}")
+    body += f"<h2>What held up?</h2>{verdict_table(claims)}"
+    if (project / "tests" / "README.md").exists():
+        body += '<p><a href="promises.html">What is promised, and how it is tested</a></p>'
+    return page("xuq", body)

@@ -80,7 +80,8 @@ def explain(
         check_flag(progress, "progress")
     where = default_device() if device is None else check_device(device)
     draws, x, _ = fixed_draws(draws, x, output)
-    if any(parameter.device != where for network in draws for parameter in inner(network).parameters()):
+    distinct = {id(network): network for network in map(inner, draws)}.values()
+    if any(parameter.device != where for network in distinct for parameter in network.parameters()):
         draws = draws.to(where)
     given, path_of, one = Options(explainer, options, x), declared_by(explainer).path, x[:1].detach().to(where)
     path = None if path_of is None else path_of(one, **given.of(slice(1), where))

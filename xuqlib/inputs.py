@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from xuqlib.checks import check_count, check_examples
+from xuqlib.checks import check_count, check_examples, is_finite
 
 _LABELS = {"labels", "label", "target", "targets"}  # what loaders give beside the inputs
 
@@ -64,7 +64,7 @@ class Inputs:
                     f"input {key!r} has shape {tuple(tensor.shape)} but there are {self.num_examples} examples; every "
                     "tensor has the examples first, so give what all share to the network itself (functools.partial)"
                 )
-            if tensor.is_floating_point() and not tensor.isfinite().all():
+            if tensor.is_floating_point() and not is_finite(tensor):
                 raise ValueError(f"input {key!r} holds NaN or infinite values; drop or fill them before explaining")
 
     @property

@@ -23,6 +23,7 @@ from xuqlib.checks import (
     check_noise,
     check_target,
     check_tensor,
+    is_finite,
 )
 from xuqlib.explainers import EXPLAINERS, Explainer
 from xuqlib.explainers.declaring import Options, named
@@ -180,7 +181,7 @@ def _check_stack(logits: Tensor, output: str | None = None) -> None:
         raise ValueError(
             f"logits have shape {tuple(logits.shape)}; wanted (draw, example, class), at least one of each"
         )
-    if not logits.isfinite().all():
+    if not is_finite(logits):
         raise ValueError("logits hold NaN or infinite values, so their uncertainty is undefined; did training diverge?")
 
 

@@ -142,7 +142,7 @@ def share_panels(frame: pd.DataFrame, *, title: str, label: str) -> Figure:
         axes.errorbar(part["value"], y, xerr=ends, fmt="o", color=HUES[0])
         axes.axvline(part["chance"].mean(), color="black", linestyle=LINES[1])
         axes.set(yticks=range(len(names)), yticklabels=names)
-        axes.set(xlim=(0, 1), xticks=(0, 0.5, 1))
+        axes.set(xlim=(0, 1), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
         axes.set_ylim(len(names) - 0.5, -0.5)
 
     return panels(

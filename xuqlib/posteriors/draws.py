@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from xuqlib.checks import check_examples, check_fixed, check_logits, check_noise
+from xuqlib.checks import check_examples, check_fixed, check_logits, check_noise, is_finite
 from xuqlib.inputs import as_inputs
 from xuqlib.outputs import as_output
 from xuqlib.posteriors.fixing import FixedNetwork
@@ -108,7 +108,8 @@ class Draws(Sequence[nn.Module]):
         if isinstance(self.networks[0], OfExamples):
             return self, given
         inputs, read_as = as_inputs(given), as_output(output, self.output)
-        first = {tuple(map(type, network.modules())): network for network in reversed(self.networks)}.values()
+        distinct = {id(inner(network)): network for network in reversed(self.networks)}.values()
+        first = {tuple(map(type, network.modules())): network for network in distinct}.values()
         if inputs.is_one_tensor and read_as.is_plain:
 
             def check(answer: Any) -> None:
@@ -241,7 +242,7 @@ def detached_copy(network: nn.Module) -> nn.Module:
         ValueError: a weight is NaN or infinite.
     """
     for name, weight in network.named_parameters():
-        if not weight.detach().isfinite().all():
+        if not is_finite(weight.detach()):
             raise ValueError(f"{type(network).__name__} holds NaN or infinite weights in {name!r}; train it again")
     return trainable_copy(network).eval().requires_grad_(False)
 

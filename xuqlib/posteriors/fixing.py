@@ -290,6 +290,7 @@ class Plans:
 
     def __init__(self) -> None:
         self._plans: dict[str, list[Call]] = {}
+        self.of_network: nn.Module | None = None  # that was put into eval mode last
         # By the shape and kind of evaluation: why vmap refuses, "" where it does not; and whether a `Fold` attends.
         self.known_of_vmap: dict[Any, tuple[str, bool]] = {}
 
@@ -455,9 +456,11 @@ class FixedNetwork(nn.Module):
         self.network, self.seed, self.plans = network, seed, plans or Plans()
         self.resampling = torch.Generator().manual_seed(seed).get_state() if resampled and seed is not None else None
         self.training = False
-        for module in network.modules():  # not eval(): the layers of other draws may be in a new container
-            if cast(Any, module.training) is not WHILE_DRAWN:
-                module.training = False
+        if self.plans.of_network is not network:  # else another draw has done it
+            self.plans.of_network = network
+            for module in network.modules():  # not eval(): the layers of other draws may be in a new container
+                if cast(Any, module.training) is not WHILE_DRAWN:
+                    module.training = False
 
     def train(self, mode: bool = True) -> FixedNetwork:
         """Stay as it is: a draw has one mode."""

@@ -59,7 +59,7 @@ def test_the_recipe_for_slurm_is_finished_by_its_last_task(tmp_path, monkeypatch
     for name in "abc":
         Image.new("RGB", (6, 6), "#8040c0").save(f"photographs/{name}.png")
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(64, 3)).eval()
-    names = {"posterior": xuqlib.MCDropout(network), **vars(xuqlib)}
+    names = {"posterior": xuqlib.MCDropout(network), **{name: getattr(xuqlib, name) for name in xuqlib.__all__}}
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
     for task in ("1", "0"):
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import xuqlib
+from xuqlib.study import handed_on
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "xuqlib"
@@ -81,14 +82,9 @@ def test_the_method_imports_nothing_of_the_study_but_what_the_package_hands_on(p
 
 
 def test_what_the_package_hands_on_of_the_study_is_known():
-    tree = ast.parse((LIBRARY / "__init__.py").read_text(encoding="utf-8"))
-    handed = {
-        alias.name
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("xuqlib.study")
-        for alias in node.names
-    }
-    assert handed == HANDED_ON
+    assert set(handed_on.__all__) == HANDED_ON < set(xuqlib.__all__) < set(dir(xuqlib))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = xuqlib.nothing
 
 
 @pytest.mark.parametrize("path", STUDY, ids=module_name)
@@ -131,6 +127,13 @@ def test_the_method_is_read_in_an_afternoon():
 def test_the_public_names_are_about_forty():
     assert len(xuqlib.__all__) <= 48
     assert all(hasattr(xuqlib, name) for name in xuqlib.__all__)
+
+
+def test_importing_the_method_imports_nothing_that_only_the_study_needs():
+    heavy = {"IPython", "dask", "joblib", "matplotlib", "pandas", "scipy", "seaborn", "skimage", "sklearn", "xarray"}
+    code = "import sys, xuqlib; print(*{name.partition('.')[0] for name in sys.modules})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert heavy.isdisjoint(ran.stdout.split()) and {"torch", "xuqlib"} <= set(ran.stdout.split())
 
 
 def test_helpers_are_few_lines_and_hold_no_claim_and_no_loader():

@@ -1,5 +1,8 @@
 """How far can you trust a neural network's explanation, and where does its uncertainty come from?"""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explain import explain
 from xuqlib.explainers.adapters import from_captum
@@ -15,20 +18,26 @@ from xuqlib.explainers.gradients import (
 from xuqlib.explainers.lime import lime, lime_fit
 from xuqlib.metrics import deletion, insertion
 from xuqlib.posteriors import DeepEnsemble, Draws, Flipout, Laplace, MCDropConnect, MCDropout, Posterior
-from xuqlib.scale import StoredExplanations, explain_dataset, open_explanations
-from xuqlib.study.data.loading import DataError, Examples, load
-from xuqlib.study.judging.analytic import analytic_distribution
-from xuqlib.study.judging.rivals import ua_backprop_linear
-from xuqlib.study.judging.scores import scores
-from xuqlib.study.judging.variance import variance_split
-from xuqlib.study.record import Notebook, versions
-from xuqlib.study.training.fitting import fit
-from xuqlib.study.training.loading import train_or_load
-from xuqlib.study.training.networks import lenet, mini_vgg, mlp, resnet18
-from xuqlib.study.training.recipes import Recipe
 from xuqlib.ua_backprop import ua_backprop
 from xuqlib.ua_replacement import ua_replacement
 from xuqlib.uncertainty import Uncertainties, UncertaintyOf, attribute_uncertainty, uncertainties
+
+if TYPE_CHECKING:
+    from xuqlib.scale import StoredExplanations, explain_dataset, open_explanations
+    from xuqlib.study.handed_on import *
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs pandas and the like when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    of_scale = name in ("StoredExplanations", "explain_dataset", "open_explanations")
+    return getattr(import_module("xuqlib.scale" if of_scale else "xuqlib.study.handed_on"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 # The method: draws of networks, explanations of each draw, what they say together, what is uncertain and why.
 __all__ = ["DeepEnsemble", "Draws", "Flipout", "Laplace", "MCDropConnect", "MCDropout", "Posterior"]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from xuqlib.checks import check_choice, check_count, check_flag, check_number, c
 from xuqlib.moments import Moments
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray
 
 CV_KINDS = ("paper", "signed", "ratio")
@@ -190,6 +190,8 @@ class ExplanationDistribution:
 
     def summary(self) -> pd.DataFrame:
         """One row per example: target, mean |attribution|, mean std, and the three CVs (medians of the maps)."""
+        import pandas as pd
+
         columns: dict[str, Any] = {"example": range(self.num_examples)}
         if self.target is not None:
             columns["target"] = self.target.tolist()
@@ -270,6 +272,8 @@ class ExplanationDistribution:
 
         It has one row per number: pick examples first, `e[:4].to_frame()`. `summary` is one row per example.
         """
+        import pandas as pd
+
         axes = self._axes()
         index = pd.MultiIndex.from_product(list(axes.values()), names=list(axes))
         return pd.DataFrame({"attribution": self._values("to_frame").flatten().numpy()}, index=index).reset_index()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimage.segmentation import slic
 from torch import Tensor
 
 from xuqlib.checks import check_count, check_examples, check_number, check_tensor
@@ -39,6 +38,8 @@ def _segment(pixels: bytes, shape: tuple[int, ...], num_segments: int) -> np.nda
     """Superpixels of one image (H, W, C). Kept, since every draw asks for the same ones again."""
     image = np.frombuffer(pixels, dtype=np.float64).reshape(shape)
     compactness = 10.0 if shape[-1] == 3 else 0.1
+    from skimage.segmentation import slic  # half a second, which not every user of this package needs
+
     labels = slic(image, n_segments=num_segments, compactness=compactness, channel_axis=-1, start_label=0)
     return np.unique(labels, return_inverse=True)[1].reshape(shape[:-1]).astype(np.int64)
 

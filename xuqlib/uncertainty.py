@@ -9,9 +9,8 @@ from collections import ChainMap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +34,9 @@ from xuqlib.path import blocks, rows_per_pass
 from xuqlib.posteriors.draws import Draws, fixed_draws, inner
 from xuqlib.views import OfExamples, View
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 KINDS = ("total", "aleatoric", "epistemic")
 
 
@@ -51,6 +53,8 @@ class Uncertainties:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per number: example, then output, or row and column, if any; total, aleatoric, epistemic."""
+        import pandas as pd
+
         axes = {0: (), 1: ("output",), 2: ("row", "column")}.get(self.total.ndim - 1)
         names = ("example", *(axes if axes is not None else [f"axis_{n}" for n in range(1, self.total.ndim)]))
         index = pd.MultiIndex.from_product([range(size) for size in self.total.shape], names=names)

@@ -14,7 +14,7 @@ from torch import nn
 
 from xuqlib.study.figures.charts import dots
 from xuqlib.study.judging import timing
-from xuqlib.study.judging.timing import by_operation, flops, interleaved, peak_memory, peak_rates, speedups
+from xuqlib.study.judging.timing import bound, by_operation, flops, interleaved, peak_memory, peak_rates, speedups, work
 
 TIMES = pd.DataFrame(
     {
@@ -164,3 +164,36 @@ def test_dots_show_each_row_its_range_and_its_target():
 def test_a_range_of_dots_needs_to_say_what_it_is_of():
     with pytest.raises(ValueError, match="an interval needs a label"):
         dots(TIMES, x="seconds", y="candidate", low="seconds", high="seconds", label="s")
+
+
+def test_the_bound_is_the_best_time_of_each_product_as_often_as_it_came(monkeypatch):
+    layer, convolution, x = nn.Linear(3, 7), nn.Conv2d(2, 4, 3), torch.rand(5, 3)
+    image = torch.rand(1, 2, 9, 9).to(memory_format=torch.channels_last)
+    replayed = []
+
+    def timed(candidates, num_rounds):
+        (call,) = candidates.values()
+        replayed.append(call())
+        return pd.DataFrame({"seconds": [0.5, 0.25, 1.0]})
+
+    monkeypatch.setattr(timing, "interleaved", timed)
+
+    def work():
+        with torch.no_grad():
+            layer(x), layer(2 * x), convolution(image)
+
+    assert bound(work) == 2 * 0.25 + 0.25  # the linear layer came twice
+    shapes = [tuple(out.shape) for out in replayed]
+    assert shapes == [(5, 7), (1, 4, 7, 7)] and replayed[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_call_without_products_has_no_bound():
+    a = torch.rand(4, 4)
+    assert bound(lambda: a + a) == 0.0
+
+
+def test_work_counts_products_bytes_and_operations_but_not_looks():
+    a, b = torch.rand(4, 6), torch.rand(6, 2, dtype=torch.float64).float()
+    assert work(lambda: a.T.T @ b) == (2 * 4 * 6 * 2, 4 * (24 + 12 + 8), 1)
+    assert work(lambda: a + 1) == (0, 4 * (24 + 24), 1)
+    assert work(lambda: a.view(-1)) == (0, 0, 0)

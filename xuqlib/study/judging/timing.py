@@ -6,15 +6,18 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from xuqlib.device import check_device
@@ -22,6 +25,7 @@ from xuqlib.fast.engine import computing_in
 from xuqlib.study.checked import Count, Names, Place, Table, check_columns, checked
 
 Candidates = Mapping[str, Callable[[], Any]]
+_Mode = TypeVar("_Mode", bound=TorchDispatchMode)
 
 
 @checked
@@ -73,33 +77,110 @@ def speedups(frame: Table, baseline: str) -> pd.DataFrame:
     return pd.DataFrame({**columns, "ratio_low": ratios.min(), "ratio_high": ratios.max()}).reset_index()
 
 
+class Work(NamedTuple):
+    """What a call asks of a machine: multiplications and additions, bytes read and written, and operations started."""
+
+    flops: int
+    bytes: int
+    launches: int
+
+
 class _Counting(TorchDispatchMode):
     """Counts as torch's `FlopCounterMode` does, without its hooks on every module, which a fast path must obey."""
 
-    total = 0
+    flops = bytes = launches = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=output)
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=output)
+        if not func.is_view:
+            tensors = [each for each in tree_leaves((args, kwargs, output)) if isinstance(each, torch.Tensor)]
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            self.launches += 1
         return output
 
 
 @checked
-def flops(function: Callable[[], Any]) -> int:
-    """Count the multiplications and additions in a call's matrix products and convolutions; others do not count.
+def work(function: Callable[[], Any]) -> Work:
+    """Count what a call does: products and convolutions, and the tensors that every operation reads and writes.
 
-    It is the second call that counts, since networks are tried out in the first.
+    Operations that only look at a tensor in another way do not count, nor does what happens outside of torch. It is the
+    second call that counts, since networks are tried out in the first.
     """
     function()
+    with _alone(_Counting()) as counter:
+        function()
+    return Work(counter.flops, counter.bytes, counter.launches)
+
+
+@contextmanager
+def _alone(mode: _Mode) -> Iterator[_Mode]:
+    """Enter a mode with one thread: several wait for each other under it, many times as long."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other under this mode, many times as long
+    torch.set_num_threads(1)
     try:
-        with _Counting() as counter:
-            function()
+        with mode:
+            yield mode
     finally:
         torch.set_num_threads(threads)
-    return counter.total
+
+
+@checked
+def flops(function: Callable[[], Any]) -> int:
+    """Count the multiplications and additions in a call's matrix products and convolutions; see `work`."""
+    return work(function).flops
+
+
+@dataclass(frozen=True)
+class _Like:
+    """What a tensor was like, whose numbers do not matter."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def tensor(self) -> torch.Tensor:
+        size = 1 + sum((length - 1) * stride for length, stride in zip(self.shape, self.strides, strict=True))
+        return torch.rand(size, device=self.device).to(self.dtype).as_strided(self.shape, self.strides)
+
+
+class _Noting(TorchDispatchMode):
+    """Notes a call's matrix products and convolutions: how often each came, with tensors like which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, tuple[Any, Any, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func._overloadpacket in flop_registry:
+            like = tree_map_only(
+                torch.Tensor, lambda t: _Like(tuple(t.shape), t.stride(), t.dtype, t.device), (args, kwargs or {})
+            )
+            key = repr((func, like))
+            self.calls[key] = (func, like, self.calls[key][2] + 1 if key in self.calls else 1)
+        return func(*args, **(kwargs or {}))
+
+
+@checked
+def bound(function: Callable[[], Any], *, num_tries: Count = 5) -> float:
+    """Seconds that a call's convolutions and matrix products take by themselves, each at the best of some tries.
+
+    No other way to do these same products is as fast, so a call that takes little longer has nothing left to save but
+    the products themselves. What a call does once for many draws counts once. It is the second call that counts, as in
+    `flops`.
+    """
+    function()
+    with _alone(_Noting()) as noted:
+        function()
+    total = 0.0
+    with torch.no_grad(), computing_in("float32", torch.device("cpu")):  # which keeps TF32 out
+        for func, like, count in noted.calls.values():
+            args, kwargs = tree_map_only(_Like, _Like.tensor, like)
+            times = interleaved({"": partial(func, *args, **kwargs)}, num_rounds=num_tries)
+            total += count * float(times["seconds"].min())
+    return total
 
 
 @checked

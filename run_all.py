@@ -533,7 +533,8 @@ def remove_kernel_files(jobs: Sequence[Job]) -> None:
 
 def close(shown: str, copies: str, failures: int) -> None:
     """Say where to look."""
-    print(f"figures and their numbers: {shown}")
+    if os.path.isdir(shown):  # a notebook about data of a reader's own writes where it is told to
+        print(f"figures and their numbers: {shown}")
     print(f"notebooks with their outputs: {copies}")
     if failures:
         print(f"{failures} failed; why: {copies}/NN_name.error.txt, and how far they came: NN_name.failed.ipynb")

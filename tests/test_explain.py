@@ -30,6 +30,7 @@ from xuqlib import (
     Draws,
     Flipout,
     MCDropout,
+    attribute_uncertainty,
     explain,
     from_captum,
     gradient,
@@ -38,6 +39,8 @@ from xuqlib import (
     integrated_gradients,
     mlp,
     smoothgrad,
+    ua_backprop,
+    ua_replacement,
     variance_split,
 )
 from xuqlib.distribution import CV_KINDS
@@ -344,3 +347,70 @@ def test_the_parts_are_shaped_like_x_and_share_one_target():
     assert split.model.shape == split.explainer.shape == x.shape
     given = variance_split(draws, smoothgrad, x, explain(draws, gradient, x).target, num_repeats=2, num_samples=3)
     assert torch.equal(given.model, split.model)
+
+
+class Counts(nn.Module):
+    """Answers by how often it was called."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+class Embeds(nn.Module):
+    """A number, and the code of a category, which it embeds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes, self.line = nn.Embedding(3, 4), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.line(torch.cat([x[:, :1], self.codes(x[:, 1].long())], 1))
+
+
+def test_members_with_other_numbers_of_classes_are_refused_whatever_the_target():
+    three, four = DeepEnsemble([nn.Linear(4, 3).eval()]), DeepEnsemble([nn.Linear(4, 4).eval()])
+    mixed = [*three.sample(), *four.sample()]
+    for target in (None, 1):
+        with pytest.raises(
+            ValueError, match=r"the draws answer \(1, 3\) .* and \(1, 4\) .*; pass networks of one task"
+        ):
+            explain(mixed, gradient, torch.randn(2, 4), target)
+    with pytest.raises(ValueError, match="pass networks of one task"):
+        explain(mixed, gradient, (torch.randn(2, 4),), 1, output=lambda answer: answer * 2)
+
+
+def test_what_cannot_be_explained_is_told_in_the_words_of_who_asked():
+    x, line = torch.rand(2, 4), [nn.Linear(4, 3).eval()]
+    with pytest.raises(ValueError, match="target -1 of example 0 is out of range; they are counted from 0"):
+        explain(line, gradient, x, -1)
+    with pytest.raises(TypeError, match="gradient takes no option 'num_steps'; it takes none"):
+        explain(line, gradient, x, 1, num_steps=4)
+    with pytest.raises(TypeError, match="takes no option 'num_step'; it takes .*num_steps"):
+        explain(line, integrated_gradients, x, 1, num_step=4)
+    with pytest.raises(ValueError, match="changes from call to call: it keeps something from one call to the next"):
+        explain([Counts().eval()], gradient, x, 1)
+    codes = torch.tensor([[0.5, 1.0], [0.1, 2.0]])
+    with pytest.raises(ValueError, match=r"the network cannot evaluate x of shape .*index out of range"):
+        explain(DeepEnsemble([Embeds().eval()]).sample(), gradient, codes + 2, 1)
+
+
+@pytest.mark.parametrize(
+    "attribute", [ua_backprop, functools.partial(ua_replacement, reference="black"), attribute_uncertainty]
+)
+def test_an_unknown_kind_of_uncertainty_is_refused_before_a_network_is_called(attribute):
+    network = nn.Linear(4, 3).eval()
+    network.register_forward_hook(lambda *_: pytest.fail("it was called"))
+    with pytest.raises(ValueError, match="unknown kind 'both'"):
+        attribute([network, network], torch.rand(2, 4), "both")
+
+
+def test_a_relu_by_the_absolute_value_is_warned_about():
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + x.abs()) / 2 + torch.relu(x)
+
+    with pytest.warns(UserWarning, match="these keep their plain gradient: abs"):
+        explain([Halves().eval()], guided_backprop, torch.randn(2, 4), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
@@ -68,13 +69,13 @@ def check_tensor(value: Any, what: str, axes: int = 0) -> None:
         raise ValueError(f"{what} has shape {tuple(value.shape)}; pass a tensor of {axes} axes or more")
 
 
-def check_target(target: Any, num_examples: int, num_classes: int) -> Tensor:
+def check_target(target: Any, num_examples: int, num_classes: int | None) -> Tensor:
     """Return the class of each example as int64, (N,), on the CPU or where the given tensor lives.
 
     Args:
         target: (N,) whole numbers; or one int, which stands for all examples; or None if there is just one output.
         num_examples: N.
-        num_classes: outputs of the network; classes are 0 ... num_classes - 1.
+        num_classes: outputs of the network; classes are 0 ... num_classes - 1. None where that is not known yet.
 
     Raises:
         TypeError: target is neither None, an int, nor an array of whole numbers.
@@ -82,7 +83,9 @@ def check_target(target: Any, num_examples: int, num_classes: int) -> Tensor:
     """
     if target is None:
         if num_classes != 1:
-            raise ValueError(f"network has {num_classes} outputs; pass one class per example as target")
+            raise ValueError(
+                f"network has {num_classes} outputs; pass one class per example as target, or which number"
+            )
         return torch.zeros(num_examples, dtype=torch.int64)
     if isinstance(target, Tensor):
         check_tensor(target, "target")
@@ -101,13 +104,14 @@ def check_target(target: Any, num_examples: int, num_classes: int) -> Tensor:
             f"target has {len(classes)} entries but x has {num_examples} examples; pass one class per example"
         )
     classes = classes.long()  # or the comparison would be in the few bits of the given dtype
-    outside = (classes < 0) | (classes >= num_classes)
+    outside = (classes < 0) | (classes >= (sys.maxsize if num_classes is None else num_classes))
     if outside.any():
         first = int(outside.nonzero()[0])
-        raise ValueError(
-            f"target {int(classes[first])} of example {first} is out of range; "
-            f"network has {num_classes} outputs, so classes are 0 to {num_classes - 1}"
-        )
+        known = "they are counted from 0"
+        if num_classes is not None:
+            known = f"network has {num_classes} outputs, so classes are 0 to {num_classes - 1}"
+            known = "network has one output, so leave target out" if num_classes == 1 else known
+        raise ValueError(f"target {int(classes[first])} of example {first} is out of range; {known}")
     return classes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -92,7 +91,7 @@ def explain(
     rows = rows_per_pass(one, None) if engine is None else engine.rows_of_pass
     at_once = 2**18 // one.numel() if path is None else rows // path.num_steps
     parts = given.parts(max(1, at_once), chunk)
-    target = predicted(draws, x, where) if target is None else check_target(target, len(x), sys.maxsize)
+    target = predicted(draws, x, where) if target is None else check_target(target, len(x), None)
     calls = len(parts) * len(draws)
     hidden = calls <= 100 if progress is None else not progress
     values, moments = [], []

@@ -105,6 +105,8 @@ class GuidedMode(TorchFunctionMode):
         name = written.strip("_")  # F.threshold calls itself _threshold
         if name in _COMPARISONS and len(args) == 2 and _is_zero(args[1]) and args[0].requires_grad:
             self.unguided.add(f"{name}(x, 0)")
+        if name in ("abs", "absolute") and args and args[0].requires_grad:  # as in (x + |x|) / 2
+            self.unguided.add("abs")
         if name not in _READERS:
             return func(*args, **kwargs)
         x, low, ceiling, in_place = _READERS[name](*args, **kwargs)

@@ -22,7 +22,7 @@ from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, logit_graph, sal
 from xuqlib.path import Network, blocks, rows_per_pass
 from xuqlib.posteriors.draws import Draws, fixed_draws
 from xuqlib.posteriors.trial import try_out
-from xuqlib.uncertainty import logits_of, uncertainty_shares
+from xuqlib.uncertainty import KINDS, logits_of, uncertainty_shares
 
 _AT_ONCE = 2**23  # numbers of coefficients, or of maps, that are held at once: 64 MB in float64
 _REGRESSIONS = ("regression", "mean_variance")
@@ -93,6 +93,7 @@ def ua_backprop(
 
     Source: the three steps are those of Wang, Joshi, Wang & Ji 2023, arXiv 2304.04824; the formulas are derived anew.
     """
+    check_choice(kind, KINDS, "kind")
     chosen = settle(setting, coefficients=coefficients, tau1=tau1, psi=psi, normalise=normalise, tau2=tau2)
     draws, x, where = fixed_draws(draws, x, output)
     if draws.output not in (None, "logits", *_REGRESSIONS):

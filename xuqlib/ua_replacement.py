@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xuqlib.checks import check_target
+from xuqlib.checks import check_choice, check_target
 from xuqlib.explainers import explainer
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.gradients import gradient
 from xuqlib.path import Network
 from xuqlib.posteriors.draws import Draws, fixed_draws
-from xuqlib.uncertainty import attribute_uncertainty, columns_of, uncertainties
+from xuqlib.uncertainty import KINDS, attribute_uncertainty, columns_of, uncertainties
 
 
 def ua_replacement(
@@ -49,6 +49,7 @@ def ua_replacement(
 
     Source: derived here; an average over references as in Erion et al. 2021, arXiv 1906.10670, but at x alone.
     """
+    check_choice(kind, KINDS, "kind")
     draws, x, _ = fixed_draws(draws, x, output)
     fall = attribute_uncertainty(
         draws, x, kind, target=target, explainer=_first_order_fall, baseline=reference, chunk=chunk

@@ -104,7 +104,11 @@ def network_of(name: str) -> nn.Module:
         raise ValueError(
             f"network is {name!r}; pass 'module:factory', a function without arguments"
         )
-    network = getattr(importlib.import_module(module), factory)()
+    found = importlib.import_module(module)
+    if not callable(getattr(found, factory, None)):
+        known = ", ".join(n for n, what in vars(found).items() if callable(what))
+        raise ValueError(f"{module} has no function {factory!r}; it has {known}")
+    network = getattr(found, factory)()
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} gave a {type(network).__name__}; wanted an nn.Module")
     return network.eval()

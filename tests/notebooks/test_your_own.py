@@ -174,6 +174,8 @@ def test_a_network_is_found_by_its_name():
         n15.network_of("mine.py")
     with pytest.raises(ValueError, match="os:getcwd gave a str; wanted an nn.Module"):
         n15.network_of("os:getcwd")
+    with pytest.raises(ValueError, match="torch.nn has no function 'ReLUU'; it has .*ReLU, "):
+        n15.network_of("torch.nn:ReLUU")
 
 
 def test_scores_are_compared_on_the_same_examples():

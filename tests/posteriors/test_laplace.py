@@ -252,6 +252,53 @@ def test_token_ids_go_in_as_they_are():
     assert covariance(posterior).isfinite().all() and posterior.last_layer == "2"
 
 
+class OfADictionary(nn.Module):
+    """Takes what a tokenizer gives, and answers a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.classifier = nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        words = self.embedding(input_ids) * attention_mask[..., None]
+        return {"logits": self.classifier(words.sum(1)), "words": words}
+
+
+class OfOneTensor(nn.Module):
+    def __init__(self, network: OfADictionary) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x[:, 0].long(), x[:, 1])["logits"]
+
+
+def test_inputs_by_name_and_answers_in_a_dictionary_have_the_curvature_of_one_tensor_and_logits():
+    network = seeded(OfADictionary)
+    ids, mask, y = (
+        torch.arange(72).view(24, 3) % 9,
+        (torch.arange(72).view(24, 3) % 4 > 0).float(),
+        torch.arange(24) % 2,
+    )
+    named = [
+        {"input_ids": ids[some], "attention_mask": mask[some], "labels": y[some]} for some in (slice(16), slice(16, 24))
+    ]
+    given = Laplace(network, layer="classifier").fit(named, output="logits")
+    plain = Laplace(OfOneTensor(network), layer="network.classifier")
+    plain.fit(loader(torch.stack([ids.float(), mask], 1), y))
+    torch.testing.assert_close(covariance(given), covariance(plain))
+    pairs = [((part["input_ids"], part["attention_mask"]), part["labels"]) for part in named]
+    again = Laplace(network, layer="classifier").fit(pairs, output=lambda answer: answer["logits"])
+    torch.testing.assert_close(covariance(again), covariance(plain))
+
+
+def test_targets_of_0_and_1_are_numbers_where_the_output_says_so():
+    posterior = Laplace(seeded(tiny)).fit([(X, F.one_hot(Y).float())], output="regression")
+    assert posterior.output == "regression" and covariance(posterior).isfinite().all()
+    with pytest.raises(ValueError, match="unknown output of a Laplace posterior 'multilabel'"):
+        posterior.fit([(X, Y)], output="multilabel")
+
+
 X, Y = randn(32, 4), torch.arange(32) % 2
 
 
@@ -268,7 +315,7 @@ class Twice(nn.Module):
     ("build", "given", "error", "what"),
     [
         (tiny, lambda: loader(X, Y, collate_fn=lambda rows: {"x": X}), TypeError, "the loader gave a dict"),
-        (tiny, lambda: [(X, Y, Y)], TypeError, r"batches \(x, y\) of tensors"),
+        (tiny, lambda: [(X, Y, Y)], TypeError, r"batches \(x, y\) of inputs and targets"),
         (tiny, lambda: X, TypeError, "the loader gave a Tensor"),
         (tiny, lambda: [], ValueError, "a loader without examples"),
         (tiny, lambda: loader(X[:0], Y[:0]), ValueError, "a loader without examples"),
@@ -276,7 +323,13 @@ class Twice(nn.Module):
             tiny,
             lambda: [(X, Y), (X.log(), Y)],
             ValueError,
-            "the network answers NaN or infinite numbers; drop or fill NaN",
+            "x holds .* NaN and 0 infinite values",
+        ),
+        (
+            tiny,
+            lambda: [(X, F.one_hot(Y).float())],
+            ValueError,
+            "targets are 0.0 and 1.0, as of labels behind a sigmoid",
         ),
         (tiny, lambda: [(X, X[:, :2] / 0)], ValueError, "residuals of the outputs are .*(nan|inf)"),
         (tiny, lambda: [(X, Y), (X, Y + 1)], ValueError, "target 2 of example 33 is out of range"),

@@ -107,10 +107,15 @@ class Options:
     these are one per example. All examples are then explained at once, as in the plain loop over draws.
 
     Raises:
+        TypeError: an option that the explainer does not take.
         ValueError: an option that is declared to hold one entry per example has another number of them.
     """
 
     def __init__(self, function: Explainer, options: Mapping[str, Any], x: Tensor) -> None:
+        takes, name = _taken_by(function), getattr(function, "__name__", type(function).__name__)
+        if takes is not None and (unknown := [option for option in options if option not in takes]):
+            words = f"it takes {', '.join(takes)}" if takes else "it takes none"
+            raise TypeError(f"{name} takes no option {unknown[0]!r}; {words}")
         per_example, self.num_examples = declared_by(function).per_example, len(x)
         made = {name: make(options[name], x) for name, make in (per_example or {}).items() if name in options}
         self.values = {**options, **made}
@@ -144,6 +149,17 @@ class Options:
         """Return the options for some examples, tensors on the device `where`."""
         cut = {name: value[examples] if name in self.cut else value for name, value in self.values.items()}
         return {name: value.to(where) if isinstance(value, Tensor) else value for name, value in cut.items()}
+
+
+def _taken_by(function: Explainer) -> list[str] | None:
+    """Names of the options that an explainer takes behind network, x and target; None where it may take any."""
+    try:
+        takes = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a function that is not written in Python
+        return None
+    if any(each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL) for each in takes):
+        return None
+    return [each.name for each in takes[3:]]
 
 
 def _num_entries(value: Any) -> int | None:

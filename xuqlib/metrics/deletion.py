@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,7 +113,7 @@ def deletion(
     Source: Petsiuk et al. 2018, arXiv 1806.07421; arXiv 2403.17224, section 4, leaves the protocol open.
     """
     draws, x, _ = fixed_draws(draws, x, output)
-    target = check_target(target, len(x), sys.maxsize)
+    target = check_target(target, len(x), None)
     replacement, places, num_places = make_baseline(fill, x), _places(x, order), order.shape[1]
     if num_steps is None:
         num_steps = x.shape[-2] if x.dim() == 4 else max(k for k in range(1, 65) if num_places % k == 0)

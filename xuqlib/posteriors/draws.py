@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast, overload
 
@@ -109,13 +109,14 @@ class Draws(Sequence[nn.Module]):
             return self, given
         inputs, read_as = as_inputs(given), as_output(output, self.output)
         distinct = {id(inner(network)): network for network in reversed(self.networks)}.values()
-        first = {tuple(map(type, network.modules())): network for network in distinct}.values()
+        first = {_look_of(network): network for network in distinct}.values()
         if inputs.is_one_tensor and read_as.is_plain:
 
             def check(answer: Any) -> None:
                 read_as.settled(read_as.read(answer, 2), inputs.num_examples)
 
             answers = [try_out(network, inputs.x, check) for network in first]
+            _check_alike(first, inputs.x)
             if all(answer is None or isinstance(answer, Tensor) for answer in answers):
                 return self._with(self.networks, output=read_as.kind), inputs.x
         where = next((parameter.device for parameter in self.networks[0].parameters()), inputs.x.device)
@@ -123,6 +124,7 @@ class Draws(Sequence[nn.Module]):
         inputs = inputs.with_layer(self.networks[0]) if explained else inputs
         for network in first:
             try_out(View(network, inputs, read_as), inputs.x)
+        _check_alike([View(network, inputs.at(slice(1)), read_as) for network in first], inputs.x)
         one = View(self.networks[0], inputs.at(slice(1)), read_as)
         with torch.no_grad():
             read_as = read_as.settled(one.read(one.inputs.x), inputs.num_examples)
@@ -203,6 +205,18 @@ def stacked(outputs: Sequence[Tensor]) -> Tensor:
     if len(looks) > 1:
         raise ValueError(f"the draws answer {' and '.join(looks)}; pass networks of one task, dtype and device")
     return torch.stack(list(outputs))
+
+
+def _look_of(network: nn.Module) -> tuple[Any, ...]:
+    """What decides how a network's answers look: its layers, and the shapes of their weights."""
+    return (*map(type, network.modules()), *(parameter.shape for parameter in network.parameters()))
+
+
+@torch.no_grad()
+def _check_alike(networks: Collection[nn.Module], x: Tensor) -> None:
+    """Refuse networks that answer other numbers of classes."""
+    if len(networks) > 1:
+        stacked([check_logits(network(x[:1]), 1) for network in networks])
 
 
 class _Detaching(TorchFunctionMode):

@@ -432,8 +432,8 @@ def naming_inputs(*given: Any) -> Iterator[None]:
     """Say which inputs a network cannot evaluate: torch's word of a shape or dtype starts in the middle of it."""
     try:
         yield
-    except RuntimeError as error:
-        if type(error) is not RuntimeError:  # out of memory, say
+    except (RuntimeError, IndexError) as error:  # a number that is none of an embedding, say
+        if type(error) not in (RuntimeError, IndexError):  # out of memory, say
             raise
         what = " and ".join(f"x of shape {tuple(x.shape)}, {x.dtype}, on {x.device}" for x in tensors_in(given))
         raise ValueError(f"the network cannot evaluate {what}; pass what it was trained on ({error})") from error

@@ -179,9 +179,11 @@ def weighted_layers(network: nn.Module, placement: Placement = "last") -> list[s
     elif isinstance(placement, list | tuple) and all(name in names for name in placement):
         chosen = [name for name in names if name in placement]
     if not chosen:
+        ways = "'all'" if placement == "last" else "'last', 'all'"
         raise ValueError(
-            f"cannot see which layers of {type(network).__name__} placement {placement!r} means; pass 'last', 'all' or "
-            f"a list of some of its Linear and Conv layers {names} (to Laplace one of them, as layer)"
+            f"cannot see which layers of {type(network).__name__} placement {placement!r} means; pass "
+            f"{ways} or a list of some of its Linear and Conv layers {names[-8:]}"
+            f"{', of which these are the last' if len(names) > 8 else ''} (to Laplace one of them, as layer)"
         )
     for name in chosen:
         weight, parameters = layers[name].weight, layers[name]._parameters

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from xuqlib.checks import check_logits, check_target
-from xuqlib.outputs import are_probabilities
+from xuqlib.checks import check_choice, check_target
+from xuqlib.inputs import Inputs, as_inputs
+from xuqlib.outputs import Output, are_probabilities, as_output
 from xuqlib.posteriors.base import WeightPosterior, check_network
 from xuqlib.posteriors.draws import detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork, generator_of
@@ -48,29 +49,39 @@ class Laplace(WeightPosterior):
             raise ValueError(f"the last layer {self.last_layer!r} is not Linear; last-layer Laplace needs a dense one")
         self.factors: dict[str, dict[str, Tensor]] = {}
 
-    def fit(self, loader: Iterable[tuple[Tensor, Tensor]]) -> Laplace:
+    def fit(self, loader: Iterable[Any], *, output: Any = None) -> Laplace:
         """Measure the curvature over the training data; return this posterior.
 
         Args:
-            loader: a DataLoader, or any iterable of batches (x, y); y of whole numbers (N,) means classification, else
+            loader: a DataLoader, or any iterable of batches (inputs, y), inputs as for `Inputs`; or of mappings that
+                hold the `labels`, as tokenizers' collators give. y of whole numbers (N,) means classification, else
                 regression, and is shaped like the network's output.
+            output: what of the answer is meant, as for `Output`: logits or a regression, or where they are found.
 
         Raises:
-            TypeError: not batches of pairs of tensors; a half precision network.
-            ValueError: no batches, NaN or infinite numbers, targets that do not fit the output, probabilities instead
-                of logits, a last layer that is not called just once, or a curvature that cannot be decomposed.
+            TypeError: not batches of inputs and targets; a half precision network.
+            ValueError: no batches, NaN or infinite numbers, targets that do not fit the output, labels of 0 and 1 that
+                are no whole numbers, probabilities instead of logits, a last layer that is not called just once, or a
+                curvature that cannot be decomposed.
         """
+        read_as = as_output(output)
+        check_choice(read_as.kind or "logits", ("logits", "regression"), "output of a Laplace posterior")
         # A DataLoader takes a seed from the global generator; the warning is about predictions, not asked for here.
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="By default `link_approx`")
-            network = _Answers(detached_copy(self.network))
+            network = _Answers(detached_copy(self.network), read_as, lambda: batches.at_hand)
             layer = network.network.get_submodule(self.last_layer)
-            batches: Any = _Batches(loader, layer.get_parameter("weight"))
+            batches: Any = _Batches(loader, layer.get_parameter("weight"), network)
             answers, targets = self._answers(network, layer, batches)
             batches.dataset, kind, noise = range(len(answers)), "classification", torch.zeros(1)
             if targets.is_floating_point():  # measured in its own noise, each output has a noise of 1
+                if read_as.kind != "regression" and ((targets == 0) | (targets == 1)).all():
+                    raise ValueError(
+                        "targets are 0.0 and 1.0, as of labels behind a sigmoid, of which this Laplace knows nothing; "
+                        'pass output="regression" if they are plain numbers, or train with whole classes and softmax'
+                    )
                 kind, noise = "regression", _noise(answers, targets)
-                network.unit = batches.unit = noise
+                network.unit = noise
             elif answers.shape[1] == 1:
                 raise ValueError("one output for classes; pass y.float() for a regression, or train it with two logits")
             elif are_probabilities(answers):
@@ -136,36 +147,47 @@ class Laplace(WeightPosterior):
 
 
 class _Answers(nn.Module):
-    """A network whose answers have the shape (N, K)."""
+    """A network whose answers have the shape (N, K): to the first examples of the batch that is at hand.
+
+    Args:
+        at_hand: gives that batch; a function, of which laplace-torch makes no copy.
+    """
 
     unit: float | Tensor = 1.0
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, output: Output, at_hand: Callable[[], Inputs]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.output, self.at_hand = network, output, at_hand
 
     def forward(self, x: Tensor) -> Tensor:
-        return check_logits(self.network(x), len(x)) / self.unit
+        answer = self.at_hand().at(slice(len(x))).call(self.network, x)
+        return self.output.read(answer, len(x)) / self.unit
 
 
 class _Batches:
     """What laplace-torch asks of a loader: batches where the network is, and in `dataset` their examples."""
 
     dataset = range(0)
-    unit: float | Tensor = 1.0
+    at_hand: Inputs
 
-    def __init__(self, loader: Iterable[Any], like: Tensor) -> None:
+    def __init__(self, loader: Iterable[Any], like: Tensor, network: _Answers) -> None:
         if not isinstance(loader, Iterable):
             raise TypeError(f"loader is a {type(loader).__name__}; pass a DataLoader, or a list of batches (x, y)")
         self.batches, self.like = loader if isinstance(loader, DataLoader) else list(loader), like
+        self.network = network
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.batches:
-            if not isinstance(batch, Sequence) or [isinstance(part, Tensor) for part in batch] != [True, True]:
+            is_pair = isinstance(batch, Sequence) and len(batch) == 2
+            given, y = batch if is_pair else (batch, batch.get("labels") if isinstance(batch, Mapping) else None)
+            if not isinstance(y, Tensor) or not isinstance(given, Tensor | Sequence | Mapping):
                 kind = type(batch).__name__
-                raise TypeError(f"Laplace.fit wants batches (x, y) of tensors; the loader gave a {kind}")
-            x, y = (part.to(self.like.device) for part in batch)
-            yield x, y[:, None].flatten(1).to(self.like) / self.unit if y.is_floating_point() else y.flatten().long()
+                raise TypeError(f"Laplace.fit wants batches (x, y) of inputs and targets; the loader gave a {kind}")
+            inputs: Any = tuple(given) if isinstance(given, list) else given
+            self.at_hand = as_inputs(inputs).changed(lambda value: value.to(self.like.device))
+            y = y.to(self.like.device)
+            numbers = y[:, None].flatten(1).to(self.like) / self.network.unit if y.is_floating_point() else None
+            yield self.at_hand.x, y.flatten().long() if numbers is None else numbers
 
 
 def _noise(answers: Tensor, targets: Tensor) -> Tensor:

@@ -61,12 +61,15 @@ def try_out(network: Callable[[Tensor], Any], x: Tensor, check: Callable[[Any], 
                 break
             before = after
         if not is_random and not _agree(*answers):
-            is_random = not _agree(answers[0], _answer(view, batches[0]))
-            if not is_random:
+            if not _agree(answers[0], _answer(view, batches[0])):
                 raise ValueError(
-                    "network's answer to an example changes with the others of its batch; explain one that treats "
-                    "each by itself (a BatchNorm needs running statistics, and the examples stand on the first axis)"
+                    "network's answer to an example changes from call to call: it keeps something from one call to the "
+                    "next, or draws from a random generator of its own; explain one that does neither"
                 )
+            raise ValueError(
+                "network's answer to an example changes with the others of its batch; explain one that treats each by "
+                "itself (a BatchNorm needs running statistics, and the examples stand on the first axis)"
+            )
         if is_random:
             _restore(untouched)
             raise ValueError(

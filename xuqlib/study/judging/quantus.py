@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,7 +55,7 @@ def to_quantus(
         attribution = explainer(model, some, torch.as_tensor(targets).to(x.device), **options)
         return check_attribution(attribution, some).detach().cpu().numpy()
 
-    classes = check_target(target, len(x), sys.maxsize).cpu().numpy()
+    classes = check_target(target, len(x), None).cpu().numpy()
     given: dict[str, Any] = {"x_batch": x.detach().cpu().numpy(), "y_batch": classes, "a_batch": None}
     given |= {"explain_func": explain_func, "device": str(x.device), "channel_first": True}
     scores = []

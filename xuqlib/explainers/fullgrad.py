@@ -322,8 +322,9 @@ def saliency(terms: FullGradTerms, psi: str = "minmax") -> Tensor:
 
     Args:
         psi: "minmax", the absolute value, rescaled to [0, 1] over all channels and places of an example's term, as in
-            the authors' code, rounding too where the logit does not depend on x; "raw", the absolute value; "signed", the term, stretched so that its sum stays: the map
-            then sums to the logit without its dense terms.
+            the authors' code, which makes a map even of rounding where the logit does not depend on x; "raw", the
+            absolute value; "signed", the term, stretched so that its sum stays: the map then sums to the logit
+            without its dense terms.
     """
     if not isinstance(terms, FullGradTerms):
         raise TypeError(f"terms is a {type(terms).__name__}; pass what fullgrad_terms gives")

@@ -39,7 +39,7 @@ class DropConnectLayer(RandomLayer):
     def sample(self, generator: torch.Generator) -> Tensor:
         weight = self.layer.weight.detach()
         noise = torch.rand(weight.shape, generator=generator, dtype=torch.float32, device="cpu")
-        return torch.where((noise >= self.p).to(weight.device), weight / (1 - self.p), weight.new_zeros(()))
+        return noise.ge_(self.p).to(weight).mul_(weight).div_(1 - self.p)  # in the memory of the noise, where it may be
 
 
 class FlipoutLayer(RandomLayer):
@@ -92,7 +92,7 @@ class FlipoutLayer(RandomLayer):
     def sample(self, generator: torch.Generator) -> Tensor:
         mean = self.layer.weight.detach()
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32, device="cpu")
-        return (noise.to(mean) * self.std.detach()).add_(mean)
+        return noise.to(mean).mul_(self.std.detach()).add_(mean)
 
 
 class _RandomLayers(WeightPosterior):

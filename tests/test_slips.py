@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from typing import Any
@@ -41,6 +42,7 @@ from xuqlib.study.judging.blurring import default_shares, greedy_order
 from xuqlib.study.judging.coverage import scaled_maps
 from xuqlib.study.judging.scores import standard_errors
 from xuqlib.superpixels import superpixels
+from xuqlib.ua_backprop import SETTINGS, logit_coefficients
 from xuqlib.uncertainty import UncertaintyOf, attribute_uncertainty, decompose, uncertainties
 
 
@@ -522,3 +524,26 @@ def test_examples_too_large_for_a_pass_are_explained_one_at_a_time_or_memory_wou
     network = nn.Sequential(nn.AdaptiveAvgPool1d(1)).eval()
     explain([network], explainer, torch.ones(3, 2**18 + 1), 0, progress=False)
     assert sizes == [1, 1, 1]
+
+
+def test_the_divergence_of_flipout_is_that_of_gaussians_or_training_would_pull_weights_elsewhere():
+    layer = FlipoutLayer(nn.Linear(3, 2), initial_std=0.3, prior_std=2.0)
+    own = torch.distributions.Normal(layer.layer.weight, layer.std)
+    wanted = torch.distributions.kl_divergence(own, torch.distributions.Normal(0.0, 2.0)).sum()
+    assert_close(layer.kl(), wanted)
+
+
+def test_an_answer_without_places_is_no_segmentation_or_sums_over_nothing_would_be_explained():
+    with pytest.raises(ValueError, match=r"network returned shape \(2, 3\); .* places last"):
+        explain([nn.Linear(4, 3).eval()], gradient, torch.rand(2, 4), 1, output="segmentation")
+
+
+def test_a_class_beyond_the_last_is_told_in_words_behind_an_activation_too():
+    chain = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.2), nn.Tanh()).eval()
+    with pytest.raises(ValueError, match="target 3 of example 0 is out of range; network has 3 outputs"):
+        explain(MCDropout(chain).sample(3), gradient, torch.rand(2, 4), 3)
+
+
+def test_the_temperature_of_logits_is_by_default_that_of_the_paper():
+    default = inspect.signature(logit_coefficients).parameters["tau1"].default
+    assert default == SETTINGS["paper"].tau1

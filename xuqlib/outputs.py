@@ -185,8 +185,8 @@ def probabilities(numbers: Tensor, kind: str | None) -> Tensor:
 
 def are_probabilities(numbers: Tensor) -> bool:
     """Whether rows are not negative and sum to 1."""
-    total, numbers = numbers.detach().double().sum(-1), numbers.detach()
-    return bool((numbers >= 0).all() and ((total - 1).abs() < 100 * torch.finfo(numbers.dtype).eps).all())
+    numbers = numbers.detach()
+    return bool((numbers >= 0).all() and ((numbers.sum(-1) - 1).abs() < 100 * torch.finfo(numbers.dtype).eps).all())
 
 
 def _part(answer: Any, key: Any) -> Any:

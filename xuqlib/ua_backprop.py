@@ -109,7 +109,7 @@ def ua_backprop(
     return torch.cat(attributions)
 
 
-def logit_coefficients(logits: Tensor, coefficients: str = "softmax", tau1: float = 0.1) -> Tensor:
+def logit_coefficients(logits: Tensor, coefficients: str = "softmax", tau1: float = 1e-5) -> Tensor:
     """Return c[i, j], the part of probability i's share that goes to logit j; each row sums to 1.
 
     From J[i, j] = d p_i / d z_j = p_i (1[i = j] - p_j):

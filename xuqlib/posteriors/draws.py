@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from xuqlib.checks import check_examples, check_fixed, check_logits, check_noise
+from xuqlib.device import device_of, sent
 from xuqlib.inputs import as_inputs
 from xuqlib.outputs import as_output
 from xuqlib.posteriors.fixing import FixedNetwork
@@ -82,6 +83,7 @@ class Draws(Sequence[nn.Module]):
             draws, x = self.seen(x, output, explained=False)
             return draws.read(x)
         check_examples(x)
+        x = x.to(device_of(self.networks[0], x))
         parts, heads = split(self.networks), self.networks
         if parts is not None and parts.trunk:
             x, heads = FixedNetwork(nn.Sequential(*parts.trunk))(x), parts.fixed_heads()
@@ -109,15 +111,16 @@ class Draws(Sequence[nn.Module]):
             return self, given
         inputs, read_as = as_inputs(given), as_output(output, self.output)
         first = {tuple(map(type, network.modules())): network for network in reversed(self.networks)}.values()
+        where = device_of(self.networks[0], inputs.x)
         if inputs.is_one_tensor and read_as.is_plain:
 
             def check(answer: Any) -> None:
                 read_as.settled(read_as.read(answer, 2), inputs.num_examples)
 
-            answers = [try_out(network, inputs.x, check) for network in first]
+            ends = inputs.x[:: max(1, inputs.num_examples - 1)].to(where)  # the first and the last are tried
+            answers = [try_out(network, ends, check) for network in first]
             if all(answer is None or isinstance(answer, Tensor) for answer in answers):
                 return self._with(self.networks, output=read_as.kind), inputs.x
-        where = next((parameter.device for parameter in self.networks[0].parameters()), inputs.x.device)
         inputs = inputs.changed(lambda value: value.to(where))
         inputs = inputs.with_layer(self.networks[0]) if explained else inputs
         for network in first:
@@ -175,6 +178,24 @@ class Draws(Sequence[nn.Module]):
             network.to(*args, **kwargs)
         return self
 
+    @torch.inference_mode(False)  # or the copies could never be differentiated
+    def on(self, where: torch.device) -> Draws:
+        """Return copies of these draws on a device, which share what these share; themselves if they are there."""
+        where = torch.empty(0, device=where).device  # of "cuda", its number
+        networks = {id(inner(network)): inner(network) for network in self.networks}.values()
+        tensors = {id(t): t for network in networks for t in (*network.parameters(), *network.buffers())}
+        if all(tensor.device == where for tensor in tensors.values()):
+            return self
+        memo: dict[int, Any] = {}
+        for key, tensor in tensors.items():
+            moved = sent(tensor.detach(), where)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[key] = nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
+        for network in self.networks:
+            memo |= {id(each.plans): each.plans for each in network.modules() if isinstance(each, FixedNetwork)}
+        with _Copying(where):
+            return self._with([copy.deepcopy(network, memo) for network in self.networks])
+
 
 def fixed_draws(
     draws: Draws | Sequence[nn.Module], x: Any, output: Any = None, *, explained: bool = True
@@ -187,7 +208,7 @@ def fixed_draws(
     draws, x = (draws if isinstance(draws, Draws) else Draws(draws)).seen(x, output, explained=explained)
     for network in {id(inner(network)): network for network in draws}.values():
         check_fixed(network)
-    return draws, x, next((parameter.device for parameter in draws[0].parameters()), x.device)
+    return draws, x, device_of(draws[0], x)
 
 
 def inner(network: nn.Module) -> nn.Module:
@@ -204,11 +225,21 @@ def stacked(outputs: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(outputs))
 
 
-class _Detaching(TorchFunctionMode):
-    """Lets a deep copy hold what a network keeps of its last forward pass, such as the features for a CAM."""
+class _Copying(TorchFunctionMode):
+    """Lets a deep copy hold what a network keeps of its last forward pass, such as the features for a CAM.
+
+    Args:
+        where: a device to which tensors are copied; None leaves them where they are.
+    """
+
+    def __init__(self, where: torch.device | None = None) -> None:
+        super().__init__()
+        self.where = where
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+        if func is Tensor.__deepcopy__ and self.where is not None and id(args[0]) not in args[1]:
+            args[1][id(args[0])] = sent(args[0].detach(), self.where).requires_grad_(args[0].requires_grad)
+        elif func is Tensor.__deepcopy__ and not args[0].is_leaf:
             return args[0].detach().clone()
         return func(*args, **(kwargs or {}))
 
@@ -221,7 +252,7 @@ def trainable_copy(network: nn.Module) -> nn.Module:
         TypeError: it holds what cannot be copied.
     """
     memo: dict[int, Any] = {}
-    with _Detaching():
+    with _Copying():
         for name, module in reversed(list(network.named_modules())):  # what is inside comes first
             try:
                 memo[id(module)] = copy.deepcopy(unwrapped(module), memo)

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 import xuqlib as xuq
 from xuqlib.explainers import EXPLAINERS
 from xuqlib.metrics.deletion import deletion, insertion, pixel_order
+from xuqlib.posteriors import fixing
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.judging.blurring import greedy_order, uncertainty_curves
 
@@ -56,7 +57,12 @@ class Tokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.mix, self.drop, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Dropout(0.3), nn.Linear(6, 3)
+        self.embed, self.mix, self.drop, self.head = (
+            nn.Embedding(9, 6),
+            nn.Linear(6, 6),
+            nn.Dropout(0.3),
+            nn.Linear(6, 3),
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.head(self.drop(F.relu(self.mix(self.embed(ids)))).mean(1))
@@ -132,3 +138,173 @@ def test_explanations_on_a_device_are_those_of_the_cpu(posterior, network):
             assert_close(each.values, wanted.values, **EXACT, msg=f"{posterior} {network} {name}")
         assert (found.target is None) == (wanted.target is None)
         assert places(cpu) == {"cpu"} and places(there) == {"pretend"}
+
+
+FUNCTIONS: dict[str, Callable[[Draws, Tensor], Any]] = {
+    "draws(x)": lambda draws, x: draws(x),
+    "uncertainties": lambda draws, x: xuq.uncertainties(draws, x).epistemic,
+    "attribute_uncertainty": lambda draws, x: xuq.attribute_uncertainty(draws, x),
+    "attribute_uncertainty by integrated gradients": lambda draws, x: xuq.attribute_uncertainty(
+        draws, x, explainer="integrated_gradients", num_steps=3
+    ),
+    "ua_backprop": lambda draws, x: xuq.ua_backprop(draws, x),
+    "ua_backprop, recommended": lambda draws, x: xuq.ua_backprop(draws, x, setting="recommended"),
+    "ua_replacement": lambda draws, x: xuq.ua_replacement(draws, x, reference="mean"),
+    "deletion": lambda draws, x: deletion(draws, x, pixel_order(x[:, 0]), torch.tensor([0, 1, 2]).to(x.device)),
+    "insertion": lambda draws, x: insertion(draws, x, pixel_order(x[:, 0]).cpu(), [0, 1, 2], num_steps=4),
+    "uncertainty_curves": lambda draws, x: torch.stack(
+        uncertainty_curves(draws, x, pixel_order(x[:, 0]), shares=[0, 0.3, 1])[1:3]
+    ),
+    "greedy_order": lambda draws, x: greedy_order(draws, x, budget=0.05, group=2, candidates=2),
+    "lime": lambda draws, x: xuq.explainers.lime.lime_fit(draws, x, 1, num_samples=24, num_segments=4).attribution,
+    "lime of given segments": lambda draws, x: xuq.explain(
+        draws,
+        "lime",
+        x,
+        1,
+        num_samples=24,
+        segments=torch.arange(64).view(1, 8, 8).expand(3, -1, -1) // 16,
+        fill=x.roll(1, 0),
+        device=HERE,
+    ).mean(),
+    "lime of one draw": lambda draws, x: xuq.lime(draws[1], x, 1, num_samples=24, num_segments=4),
+    "captum": lambda draws, x: xuq.explain(draws, xuq.from_captum("Saliency"), x, device=HERE).mean(),
+    "captum, random": lambda draws, x: xuq.explain(
+        draws, xuq.from_captum("GradientShap"), x, 1, baselines=torch.zeros_like(x), n_samples=2, device=HERE
+    ).mean(),
+    "keep the moments": lambda draws, x: xuq.explain(draws, "gradient", x, keep="moments", device=HERE).cv("signed"),
+    "keep the mean": lambda draws, x: xuq.explain(draws, "gradient", x, keep="mean", device=HERE).mean(),
+}
+
+
+@pytest.mark.parametrize("network", ["cnn", "late cnn", "residual"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_draws_and_examples_may_be_anywhere(name, network):
+    cpu, there, x = pair("dropout", network)
+    function = FUNCTIONS[name]
+    wanted = function(cpu, x).cpu()
+    for draws, given in ((there, x), (there, x.to(HERE)), (cpu, x.to(HERE))):
+        before = identities(draws), given.data_ptr()
+        found = function(draws, given)
+        assert_close(found.cpu(), wanted, **EXACT, equal_nan=True)
+        assert (identities(draws), given.data_ptr()) == before
+
+
+@pytest.mark.parametrize("kind", ["dropout", "dropconnect", "flipout", "ensemble"])
+def test_a_posterior_on_a_device_gives_draws_there_which_are_those_of_the_cpu(kind):
+    cpu, x = draws_of(kind, "cnn"), PICTURES
+    there = POSTERIORS[kind](lambda: inplace_cnn().to(HERE)).sample(3, seed=1) if kind != "ensemble" else None
+    if there is None:
+        there = xuq.DeepEnsemble([seeded(inplace_cnn, seed=seed).eval().to(HERE) for seed in range(3)]).sample()
+    assert places(there) == {"pretend"}
+    assert_close(there(x.to(HERE)).cpu(), cpu(x), **EXACT)
+
+
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")  # by the pretended mse_loss
+@pytest.mark.parametrize("is_regression", [False, True])
+def test_laplace_is_fitted_where_its_network_is(is_regression, monkeypatch):
+    # laplace-torch's generator, of which nothing is drawn here: a pretended device has none
+    monkeypatch.setattr("curvlinops.kfac.Generator", lambda device: torch.Generator())
+    x, y = randn(40, 5), randn(40, 3, seed=1)
+    batches = [(x, y if is_regression else y.argmax(1))]
+    cpu = xuq.Laplace(seeded(table_mlp).eval()).fit(batches)
+    there = xuq.Laplace(seeded(table_mlp).eval().to(HERE)).fit(batches)
+    draws = there.sample(3, seed=1)
+    assert places(draws) == {"pretend"}
+    assert_close(draws(x).cpu(), cpu.sample(3, seed=1)(x), rtol=1e-6, atol=1e-8)
+    assert_close(there.noise_variance, cpu.noise_variance)
+
+
+def test_a_stream_of_explanations_is_computed_on_a_device(tmp_path):
+    pytest.importorskip("zarr", reason="the extra `cluster` is not installed")
+    posterior, x = POSTERIORS["dropout"](late_cnn), PICTURES
+    options: dict[str, Any] = {"num_draws": 3, "progress": False, "batch_size": 2}
+    stored = xuq.explain_dataset(posterior, "gradient", x, to=tmp_path / "a", device="cpu", **options)
+    with pretend_device.counting() as counts:
+        found = xuq.explain_dataset(posterior, "gradient", x, to=tmp_path / "b", device="pretend", **options)
+    assert counts.launches
+    for name, values in stored.dataset.items():
+        if values.dtype.kind == "f":
+            assert_close(
+                torch.tensor(found.dataset[name].values), torch.tensor(values.values), equal_nan=True, msg=name
+            )
+
+
+FOLDED = [
+    *(("dropout", network) for network in ("cnn", "late cnn", "mlp", "residual", "transformer", "tokens")),
+    *(("dropconnect", network) for network in ("cnn", "late cnn", "mlp")),
+    ("flipout", "mlp"),
+]
+
+
+def asked(draws: Draws, explainer: str, x: Tensor, **options: Any) -> pretend_device.Counts:
+    """What an explanation asks of the device, by draws of which nothing is there yet; what is made once, is made."""
+    xuq.explain(draws, explainer, x, device=HERE, **options)
+    fixing._SENT = fixing._Latest(fixing._SENT.most)
+    with pretend_device.counting() as counts:
+        xuq.explain(draws, explainer, x, device=HERE, **options)
+    return counts
+
+
+def sizes(draws: Draws) -> int:
+    """Bytes of the weights and buffers of draws, each counted once."""
+    tensors = {id(t): t.nbytes for network in draws for t in (*network.parameters(), *network.buffers())}
+    return sum(tensors.values())
+
+
+@pytest.mark.parametrize("options", [{}, {"keep": "moments"}, {"keep": "mean"}], ids=str)
+@pytest.mark.parametrize("explainer", ["gradient", "guided_backprop", "integrated_gradients", "lime"])
+@pytest.mark.parametrize(("posterior", "network"), FOLDED)
+def test_draws_side_by_side_cost_few_launches_and_no_wait(posterior, network, explainer, options):
+    if explainer == "lime" and options:
+        return
+    x, few, many = NETWORKS[network][1], draws_of(posterior, network, 4), draws_of(posterior, network, 12)
+    few_asked, many_asked = (asked(d, explainer, x, **OPTIONS.get(explainer, {}), **options) for d in (few, many))
+    assert (many_asked.launches - few_asked.launches) / 8 <= 3
+    assert many_asked.waits <= few_asked.waits <= 25
+
+
+@pytest.mark.parametrize("explainer", ["gradient", "guided_backprop", "integrated_gradients"])
+@pytest.mark.parametrize("network", ["residual", "cnn"])
+def test_draws_one_by_one_cost_no_wait_more(network, explainer):
+    x, few, many = PICTURES, draws_of("flipout", network, 4), draws_of("flipout", network, 12)
+    few_asked, many_asked = (asked(draws, explainer, x, **OPTIONS.get(explainer, {})) for draws in (few, many))
+    assert many_asked.waits <= few_asked.waits <= 10
+
+
+@pytest.mark.parametrize("explainer", ["gradient", "guided_backprop", "integrated_gradients"])
+@pytest.mark.parametrize(("posterior", "network"), [*FOLDED, ("flipout", "cnn"), ("flipout", "residual")])
+def test_weights_examples_and_masks_are_sent_once(posterior, network, explainer):
+    x, draws = NETWORKS[network][1], draws_of(posterior, network, 6)
+    counts = asked(draws, explainer, x, **OPTIONS.get(explainer, {}))
+    masks = sum(mask.nbytes for mask in fixing._SENT.tensors.values())
+    assert all(mask.dtype == torch.bool for mask in fixing._SENT.tensors.values())
+    examples = x.nbytes * (2 if network == "tokens" else 1)  # token ids, and a switch of each
+    assert counts.bytes["to_device"] <= sizes(draws) + examples + masks
+
+
+def test_buffers_that_draws_share_are_moved_once_and_shared_still():
+    draws, x = draws_of("dropconnect", "cnn", 5), PICTURES
+    size, shared = sizes(draws), len({id(buffer) for network in draws for buffer in network.buffers()})
+    with pretend_device.counting() as counts:
+        draws.to(HERE)
+    assert counts.bytes["to_device"] == size
+    assert len({id(buffer) for network in draws for buffer in network.buffers()}) == shared
+    assert xuq.explain(draws, "gradient", x, device=HERE).how == "chain"
+
+
+def test_a_class_that_is_none_is_refused_before_the_device_is_asked_for_it():
+    for network in ("residual", "cnn"):
+        with pytest.raises(ValueError, match="target 7 of example 1 is out of range"):
+            xuq.explain(draws_of("dropout", network), "gradient", PICTURES, torch.tensor([0, 7, 1]), device=HERE)
+
+
+def test_a_network_that_moved_is_asked_again():
+    network = seeded(table_mlp).eval()
+    xuq.lime(network, TABLE, 1, num_samples=24)
+    network.to(HERE)
+    with pytest.raises(ValueError, match="same device"):
+        xuq.gradient(network, TABLE, 1)
+    with pretend_device.counting() as counts:
+        xuq.lime(network, TABLE, 1, num_samples=24)
+    assert counts.launches, "LIME took the weights back to the CPU"

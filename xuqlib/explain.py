@@ -164,11 +164,11 @@ def predicted(draws: Draws, x: Tensor, where: torch.device, engine: Engine | Non
     Raises:
         ValueError: logits that are NaN.
     """
-    rows = rows_per_pass(x[:1].to(where), None)
-    if engine is None or where.type == "cpu":
-        evaluate = Draws.__call__
-    else:
-        evaluate = lambda some, x: engine.at(some).logits(x)  # noqa: E731
+    one, evaluate = x[:1].to(where), Draws.__call__
+    rows = rows_per_pass(one, None)
+    if where.type != "cpu":
+        fast = engine or Engine(draws.at(slice(1)), one)
+        evaluate = lambda some, x: fast.at(some).logits(x)  # noqa: E731
     mean = torch.cat([_mean_probs(draws.at(part), x[part].to(where), evaluate) for part in blocks(len(x), rows)])
     if mean.shape[1] == 1:
         return None

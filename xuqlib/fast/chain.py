@@ -42,11 +42,12 @@ class Passed:
     weights: Tensor | None = None
     are_checked: bool = False
 
-    def check(self, num_classes: int) -> None:
-        """Refuse classes that are none, once."""
+    def checked(self, num_classes: int) -> Tensor:
+        """Return the classes, and refuse those that are none, once."""
         if not self.are_checked:
             check_target(self.classes, len(self.classes), num_classes)
             self.are_checked = True
+        return self.classes
 
 
 class Together(ABC):
@@ -154,11 +155,10 @@ class Chain(Together):
             h, keep = layer.forward(h, len(classes))
             kept.append(keep)
         if last is not None:  # which needs no logits
-            passed.check(last.weight.shape[-2])
-            g = last.slope_of(classes, len(draws))
+            g = last.slope_of(passed.checked(last.weight.shape[-2]), len(draws))
         else:
             logits = check_logits(h, len(draws) * len(classes))
-            passed.check(logits.shape[1])
+            classes = passed.checked(logits.shape[1])
             g = torch.zeros_like(logits).scatter_(1, classes.repeat(len(draws))[:, None], 1).view_as(h)
         if passed.weights is not None:
             g = g * passed.weights.to(g).repeat(len(draws)).view(-1, *(1,) * (g.ndim - 1))

@@ -174,8 +174,13 @@ class Draws(Sequence[nn.Module]):
 
     def to(self, *args: Any, **kwargs: Any) -> Draws:
         """Move every draw to a device or dtype, as `nn.Module.to` does; return these draws."""
+        moved: dict[int, tuple[Tensor, Tensor]] = {}  # buffers that draws share, before and after
         for network in self.networks:
+            held = [(m._buffers, name, old) for m in network.modules() for name, old in m._buffers.items()]
+            for buffers, name, old in held:
+                buffers[name] = moved.get(id(old), (old, old))[1]
             network.to(*args, **kwargs)
+            moved |= {id(old): (old, buffers[name]) for buffers, name, old in held if id(old) not in moved}
         return self
 
     @torch.inference_mode(False)  # or the copies could never be differentiated

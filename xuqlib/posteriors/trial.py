@@ -9,9 +9,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xuqlib.checks import check_fixed
+from xuqlib.device import device_of
 from xuqlib.posteriors.fixing import FixedNetwork, naming_inputs
 from xuqlib.views import View, at
 
@@ -38,6 +39,8 @@ def try_out(network: Callable[[Tensor], Any], x: Tensor, check: Callable[[Any], 
     """
     check_fixed(network)
     asked, about = network, (tuple(x.shape[1:]), x.dtype, x.device)
+    if isinstance(network, nn.Module):  # which may have moved since
+        about = (*about, device_of(network, x))
     if isinstance(network, View):
         asked, about = network.network, (*about, *network.kind)
     if isinstance(asked, FixedNetwork):

@@ -1,14 +1,14 @@
-"""A device without hardware: torch's device type PrivateUse1, computed on the CPU, that counts what a GPU would wait for.
+"""A device without hardware: PrivateUse1 of torch, computed on the CPU, that counts what a GPU would wait for.
 
     with counting() as counts:
         network.to("pretend")(x.to("pretend"))
     counts.launches, counts.waits, counts.bytes["to_device"]
 
 A tensor on "pretend" is an ordinary tensor whose storage knows a storage of the CPU over the same memory, so numbers,
-views, strides and autograd are torch's own. As on CUDA, operations refuse to mix devices (but for numbers without axes,
-and indices), as do generators. Every copy between ordinary memory and the device makes the host wait, as does every
-question after a number or a shape, unless a copy is `non_blocking`. Operations are counted as launches, a lower bound on
-a GPU's kernels. Import it before the first backward pass of a process, in which autograd counts the devices.
+views, strides and autograd are torch's own. As on CUDA, operations refuse to mix devices (but for numbers without
+axes, and indices), as do generators. The host waits for every copy between ordinary memory and the device, unless that
+is `non_blocking`, and for every question after a number or a shape. Operations are counted as launches, a lower bound
+on a GPU's kernels. Import it before the first backward pass of a process, in which autograd counts the devices.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -64,8 +64,8 @@ def explain(
             std over 16 draws was off by 4 to 7 %, the mean by 5 to 15 % (relative L2 over 32 images; the gradient
             worst, Guided Backprop best), their quotient by 0.3 % or less. Notebook 13 measures it anew.
         chunk: examples explained at a time; chosen from their size by default.
-        device: where to compute; `xuqlib.device.device()` by default. Copies of the draws are sent there, x too, and the
-            results come back; what is passed stays where it is, which may be anywhere.
+        device: where to compute; `xuqlib.device.device()` by default. Copies of the draws and of x are sent there, and
+            the results come back; what is passed may be anywhere, and stays there.
         progress: show a bar; by default where more than 100 calls of the explainer are to come.
         **options: passed on to the explainer. Those that it declares to hold one entry per example (`@explainer`) are
             cut with the examples. To an explainer that declares nothing, an option with as many entries as there are
@@ -164,12 +164,16 @@ def predicted(draws: Draws, x: Tensor, where: torch.device, engine: Engine | Non
     Raises:
         ValueError: logits that are NaN.
     """
-    one, evaluate = x[:1].to(where), Draws.__call__
-    rows = rows_per_pass(one, None)
-    if where.type != "cpu":
-        fast = engine or Engine(draws.at(slice(1)), one)
-        evaluate = lambda some, x: fast.at(some).logits(x)  # noqa: E731
-    mean = torch.cat([_mean_probs(draws.at(part), x[part].to(where), evaluate) for part in blocks(len(x), rows)])
+    one = x[:1].to(where)
+    if where.type != "cpu" and engine is None:
+        engine = Engine(draws.at(slice(1)), one)
+    means = []
+    for part in blocks(len(x), rows_per_pass(one, None)):
+        seen, some = draws.at(part), x[part].to(where)
+        means.append(
+            _mean_probs(seen, seen(some) if where.type == "cpu" else cast(Engine, engine).at(seen).logits(some))
+        )
+    mean = torch.cat(means)
     if mean.shape[1] == 1:
         return None
     if mean.isnan().any():
@@ -177,9 +181,9 @@ def predicted(draws: Draws, x: Tensor, where: torch.device, engine: Engine | Non
     return mean.argmax(1)
 
 
-def _mean_probs(draws: Draws, x: Tensor, evaluate: Callable[[Draws, Tensor], Tensor]) -> Tensor:
-    """Mean over draws of what is largest for the class to be explained, (N, C)."""
-    view, numbers = draws[0], evaluate(draws, x)
+def _mean_probs(draws: Draws, numbers: Tensor) -> Tensor:
+    """Mean over draws of what is largest for the class to be explained, (N, C), by what they answer, (S, N, C)."""
+    view = draws[0]
     if isinstance(view, View) and isinstance(view.output.where, Tensor) and view.output.where.shape[1] > 1:
         return view.output.where.flatten(2).sum(2)  # the class that fills the most places
     if draws.output in ("regression", "mean_variance"):

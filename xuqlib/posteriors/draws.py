@@ -174,9 +174,9 @@ class Draws(Sequence[nn.Module]):
 
     def to(self, *args: Any, **kwargs: Any) -> Draws:
         """Move every draw to a device or dtype, as `nn.Module.to` does; return these draws."""
-        moved: dict[int, tuple[Tensor, Tensor]] = {}  # buffers that draws share, before and after
+        moved: dict[int, tuple[Any, Any]] = {}  # buffers that draws share, before and after
         for network in self.networks:
-            held = [(m._buffers, name, old) for m in network.modules() for name, old in m._buffers.items()]
+            held = [(m._buffers, name, m._buffers[name]) for m in network.modules() for name in m._buffers]
             for buffers, name, old in held:
                 buffers[name] = moved.get(id(old), (old, old))[1]
             network.to(*args, **kwargs)

@@ -38,9 +38,8 @@ def try_out(network: Callable[[Tensor], Any], x: Tensor, check: Callable[[Any], 
         ValueError: a layer in training mode; the answers differ; a global generator was used; x cannot be evaluated.
     """
     check_fixed(network)
-    asked, about = network, (tuple(x.shape[1:]), x.dtype, x.device)
-    if isinstance(network, nn.Module):  # which may have moved since
-        about = (*about, device_of(network, x))
+    where = device_of(network, x) if isinstance(network, nn.Module) else None  # it may have moved since
+    asked, about = network, (tuple(x.shape[1:]), x.dtype, x.device, where)
     if isinstance(network, View):
         asked, about = network.network, (*about, *network.kind)
     if isinstance(asked, FixedNetwork):

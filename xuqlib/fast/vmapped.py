@@ -165,7 +165,7 @@ class Vmapped(OneByOne):
             return logits.gather(1, passed.checked(logits.shape[1])[:, None]).sum()
 
         def slope_of(x: Tensor, evaluated: Callable[[Tensor], Tensor]) -> Tensor:
-            return grad(selected)(x, evaluated)
+            return grad(lambda x: selected(x, evaluated))(x)
 
         return _over_steps(self._over(draws, slope_of, passed), passed)
 

@@ -191,13 +191,10 @@ class Draws(Sequence[nn.Module]):
         tensors = {id(t): t for network in networks for t in (*network.parameters(), *network.buffers())}
         if all(tensor.device == where for tensor in tensors.values()):
             return self
-        memo: dict[int, Any] = {}
-        for key, tensor in tensors.items():
-            moved = sent(tensor.detach(), where)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            memo[key] = nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
-        for network in self.networks:
-            memo |= {id(each.plans): each.plans for each in network.modules() if isinstance(each, FixedNetwork)}
+        weights = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+        memo: dict[int, Any] = {k: nn.Parameter(sent(t.detach(), where), t.requires_grad) for k, t in weights.items()}
+        fixed = (each for network in self.networks for each in network.modules() if isinstance(each, FixedNetwork))
+        memo |= {id(each.plans): each.plans for each in fixed}
         with _Copying(where):
             return self._with([copy.deepcopy(network, memo) for network in self.networks])
 

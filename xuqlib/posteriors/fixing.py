@@ -244,38 +244,14 @@ def unit_mask(seed: int, call: int, shape: Sequence[int], p: float | None, where
     """
     if where.type == "cpu":
         return _kept(shape, p, generator_of(seed, call))
-    key = seed, call, tuple(shape), p, where
-    if (found := _SENT.get(key)) is None:
-        # Neither of the inference mode nor of the vmap that first ask for them.
-        with torch.inference_mode(False), torch._C._DisableFuncTorch():
-            found = _SENT.put(key, sent(_kept(shape, p, generator_of(seed, call)), where))
-    return found
+    with torch._C._DisableFuncTorch():  # or the vmap that asks first would keep what others are to get
+        return _on_device(seed, call, tuple(shape), p, where)
 
 
-class _Latest:
-    """The latest used of some tensors, of so many bytes."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.size = most, 0
-        self.tensors: OrderedDict[Any, Tensor] = OrderedDict()
-        self.lock = threading.Lock()
-
-    def get(self, key: Any) -> Tensor | None:
-        with self.lock:
-            if key in self.tensors:
-                self.tensors.move_to_end(key)
-            return self.tensors.get(key)
-
-    def put(self, key: Any, tensor: Tensor) -> Tensor:
-        with self.lock:
-            if key not in self.tensors:  # which another thread may have put
-                self.tensors[key], self.size = tensor, self.size + tensor.nbytes
-            while self.size > self.most:
-                self.size -= self.tensors.popitem(last=False)[1].nbytes
-        return tensor
-
-
-_SENT = _Latest(2**28)
+@functools.lru_cache(1024)
+@torch.inference_mode(False)
+def _on_device(seed: int, call: int, shape: tuple[int, ...], p: float | None, where: torch.device) -> Tensor:
+    return sent(_kept(shape, p, generator_of(seed, call)), where)
 
 
 def _kept(shape: Sequence[int], rate: float | None, generator: torch.Generator) -> Tensor:

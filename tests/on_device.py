@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -315,6 +316,30 @@ def test_a_network_that_moved_is_asked_again():
     with pretend_device.counting() as counts:
         xuq.lime(network, TABLE, 1, num_samples=24)
     assert counts.launches, "LIME took the weights back to the CPU"
+
+
+def test_mixing_devices_is_refused_as_by_cuda():
+    x = TABLE.to(HERE)
+    for call in (
+        lambda: x + TABLE,
+        lambda: TABLE @ x.T,
+        lambda: nn.Linear(5, 2).double()(x),
+        lambda: torch.zeros_like(TABLE).add_(x),
+    ):
+        with pytest.raises(RuntimeError, match="same device|cannot be written"):
+            call()
+    assert torch.equal((x * torch.tensor(2.0)).cpu(), TABLE * 2), "but numbers without axes may be anywhere"
+
+
+def test_launches_waits_and_bytes_are_counted():
+    x = TABLE.to(HERE)
+    with pretend_device.counting() as counts:
+        y = TABLE.to(HERE, non_blocking=True) + x.T.T
+        assert float(y.relu().sum()) > 0
+        y.nonzero(), y.cpu(), y.double()
+    assert counts.operations == {"add": 1, "relu": 1, "sum": 1, "nonzero": 1}
+    assert Counter(reason for reason, _ in counts.waited) == {"item": 1, "nonzero": 1, "to_host": 1}
+    assert counts.bytes == {"to_device": TABLE.nbytes, "to_host": TABLE.nbytes}
 
 
 def test_a_step_of_an_attack_sends_nothing_and_waits_for_nothing():

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent
+FILES = ("on_device.py", "test_explain.py")
 
 
 @pytest.mark.slow
 def test_all_that_is_promised_of_a_device_holds_on_a_pretended_one():
-    command = [sys.executable, "-m", "pytest", "-n0", "-q", "--tb=short", "-p", "no:cacheprovider", "on_device.py"]
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "--tb=short", "-p", "no:cacheprovider", *FILES]
     environment = {**os.environ, "XUQ_DEVICE": "pretend"}
     ran = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def check_device(value: Any) -> torch.device:
 
 def device_of(network: nn.Module, x: Tensor) -> torch.device:
     """Where the tensors of a network are; where x is, if it holds none."""
-    return next((tensor.device for tensor in (*network.parameters(), *network.buffers())), x.device)
+    return next(chain(network.parameters(), network.buffers()), x).device
 
 
 def sent(tensor: Tensor, where: torch.device) -> Tensor:

@@ -51,21 +51,22 @@ class Welford:
     squares: Tensor | None = field(default_factory=lambda: torch.zeros(()))  # None where only the mean was kept
 
     def append(self, value: Tensor) -> None:
-        """Take in one value."""
-        self.extend(value[None])
+        value = value.double()
+        self.count += 1
+        if self.count == 1:
+            self.mean, self.squares = value.clone(), torch.zeros_like(value)
+        deviation = value - self.mean
+        self.mean.add_(deviation, alpha=1 / self.count)
+        self._summed().addcmul_(deviation, value.sub(self.mean))
 
     def extend(self, values: Tensor) -> None:
-        """Take in many at once, (S, ...), in about as few operations as one. Source: Chan, Golub & LeVeque 1983."""
-        values, added = values.double(), len(values)
-        mean = values[0] if added == 1 else values.mean(0)
-        self.count += added
-        if self.count == added:
-            self.mean, self.squares = mean.clone(), torch.zeros_like(mean)
-        deviation = mean - self.mean
-        self.mean.add_(deviation, alpha=added / self.count)
-        self._summed().addcmul_(deviation, mean.sub(self.mean), value=added)
-        if added > 1:
-            self._summed().add_((values - mean).square_().sum(0))
+        """Append many at once, (S, ...), in about as few operations as one. Source: Chan, Golub & LeVeque 1983."""
+        mean = values.mean(0, dtype=torch.float64)
+        squares = (values - mean).square_().sum(0)
+        before, self.count = self.count, self.count + len(values)
+        deviation = mean - self.mean if before else torch.zeros_like(mean)
+        self.mean = mean - deviation * (before / self.count)
+        self.squares = self._summed() + squares + deviation.square_() * (before * len(values) / self.count)
 
     def std(self, correction: int = 0) -> Tensor:
         """Standard deviation over what was appended, divisor count - correction; NaN where that is 0.
@@ -93,7 +94,9 @@ class Moments(dict[str, Welford]):
 
     def append(self, attribution: Tensor) -> None:
         """Take in one draw's attributions, (N, ...)."""
-        self.extend(attribution[None])
+        attribution = attribution.double()
+        for kind, function in _KINDS.items():
+            self.setdefault(kind, Welford()).append(function(attribution))
 
     def extend(self, attributions: Tensor) -> None:
         """Take in the attributions of some draws, (S, N, ...)."""
@@ -110,9 +113,12 @@ class Moments(dict[str, Welford]):
         """Moments of draws that come one after another; on a device, which is asked seldom, of many at once."""
         moments, waiting = cls(), list[Tensor]()
         for attribution in attributions:
+            if attribution.is_cpu:
+                moments.append(attribution)
+                continue
             waiting.append(attribution)
-            if attribution.is_cpu or len(waiting) * attribution.numel() >= _WAITING:
-                moments.extend(waiting[0][None] if len(waiting) == 1 else torch.stack(waiting))
+            if len(waiting) * attribution.numel() >= _WAITING:
+                moments.extend(torch.stack(waiting))
                 waiting.clear()
         if waiting:
             moments.extend(torch.stack(waiting))

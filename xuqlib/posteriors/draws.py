@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, cast, overload
 
 import torch
@@ -187,12 +188,11 @@ class Draws(Sequence[nn.Module]):
     def on(self, where: torch.device) -> Draws:
         """Return copies of these draws on a device, which share what these share; themselves if they are there."""
         where = torch.empty(0, device=where).device  # of "cuda", its number
-        networks = {id(inner(network)): inner(network) for network in self.networks}.values()
-        tensors = {id(t): t for network in networks for t in (*network.parameters(), *network.buffers())}
-        if all(tensor.device == where for tensor in tensors.values()):
+        networks = {id(network): network for network in map(inner, self.networks)}.values()
+        if all(t.device == where for network in networks for t in chain(network.parameters(), network.buffers())):
             return self
-        weights = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
-        memo: dict[int, Any] = {k: nn.Parameter(sent(t.detach(), where), t.requires_grad) for k, t in weights.items()}
+        weights = {id(weight): weight for network in networks for weight in network.parameters()}
+        memo: dict[int, Any] = {k: nn.Parameter(sent(w.detach(), where), w.requires_grad) for k, w in weights.items()}
         fixed = (each for network in self.networks for each in network.modules() if isinstance(each, FixedNetwork))
         memo |= {id(each.plans): each.plans for each in fixed}
         with _Copying(where):

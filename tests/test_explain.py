@@ -228,7 +228,7 @@ def test_where_nobody_knows_whether_an_option_is_per_example_all_are_explained_a
 def test_options_per_example_may_be_lists_and_arrays(kind):
     @declare(per_example=["sign"])
     def signed(network: nn.Module, x: Tensor, target: Tensor, *, sign: Any) -> Tensor:
-        return gradient(network, x, target) * torch.as_tensor(sign)[:, None]
+        return gradient(network, x, target) * torch.as_tensor(sign).to(x)[:, None]
 
     draws, x, sign = MCDropout(seeded(table_mlp)).sample(2), randn(5, 5), [1.0, -1.0, 2.0, -2.0, 3.0]
     expected = explain(draws, gradient, x, TARGET).values * tensor(sign, dtype=torch.float64)[:, None]
@@ -301,7 +301,7 @@ class Slope(nn.Module):
 def noisy(network: nn.Module, x: Tensor, target: Tensor | None, *, seed: int, noise: float = 0.0) -> Tensor:
     """The slope of the network, plus noise of the explainer's own."""
     stream = torch.Generator().manual_seed(seed)
-    return gradient(network, x, target) + noise * torch.randn(x.shape, generator=stream, dtype=torch.float64)
+    return gradient(network, x, target) + noise * torch.randn(x.shape, generator=stream, dtype=torch.float64).to(x)
 
 
 def test_the_split_recovers_both_variances():

@@ -80,3 +80,14 @@ def test_what_is_kept_does_not_grow_with_the_number_of_draws():
     assert numbers(few) == numbers(many) == 2 * 5 * (3 + 1 + 1) * 16
     kept = [value for w in many.values() for value in vars(w).values() if isinstance(value, torch.Tensor)]
     assert math.prod(kept[0].shape) == kept[0].untyped_storage().nbytes() / 8, "no view of something larger"
+
+
+def test_many_values_at_once_are_as_many_one_by_one():
+    values = randn(9, 2, 3, 5, 5) + 1e3
+    one_by_one, at_once = Moments.streamed(values), Moments()
+    for some in values.split([4, 1, 4]):
+        at_once.extend(some)
+    for kind in ("raw", "folded", "rescaled"):
+        assert at_once[kind].count == 9
+        assert_close(at_once[kind].mean, one_by_one[kind].mean, **EXACT)
+        assert_close(at_once[kind].std(1), one_by_one[kind].std(1), rtol=1e-9, atol=1e-12)

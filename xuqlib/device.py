@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 
 def device() -> torch.device:
@@ -34,6 +36,18 @@ def check_device(value: Any) -> torch.device:
     if found.type == "meta":
         raise ValueError(f"device is {value!r}, which holds no numbers; pass cpu or cuda")
     return found
+
+
+def device_of(network: nn.Module, x: Tensor) -> torch.device:
+    """Where the tensors of a network are; where x is, if it holds none."""
+    return next(chain(network.parameters(), network.buffers()), x).device
+
+
+def sent(tensor: Tensor, where: torch.device) -> Tensor:
+    """Return a tensor on a device; of one on its way from the CPU, nobody waits for the end of that."""
+    if tensor.device == where or where.type in ("cpu", "mps"):
+        return tensor.to(where)
+    return (tensor.pin_memory() if where.type == "cuda" and tensor.is_cpu else tensor).to(where, non_blocking=True)
 
 
 def _named(value: Any, what: str) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,10 @@ from xuqlib.fast.engine import PRECISIONS, Engine, computing_in
 from xuqlib.moments import Moments
 from xuqlib.outputs import probabilities
 from xuqlib.path import blocks, rows_per_pass
-from xuqlib.posteriors.draws import Draws, fixed_draws, inner
+from xuqlib.posteriors.draws import Draws, fixed_draws
 from xuqlib.views import View
+
+_NUMBERS_SENT = 2**28  # in examples that are sent to a device all at once; more than that go part by part
 
 
 def explain(
@@ -61,7 +63,8 @@ def explain(
             std over 16 draws was off by 4 to 7 %, the mean by 5 to 15 % (relative L2 over 32 images; the gradient
             worst, Guided Backprop best), their quotient by 0.3 % or less. Notebook 13 measures it anew.
         chunk: examples explained at a time; chosen from their size by default.
-        device: where to compute; `xuqlib.device.device()` by default. The draws are moved there, the results come back.
+        device: where to compute; `xuqlib.device.device()` by default. Copies of the draws and of x are sent there, and
+            the results come back; what is passed may be anywhere, and stays there.
         progress: show a bar; by default where more than 100 calls of the explainer are to come.
         **options: passed on to the explainer. Those that it declares to hold one entry per example (`@explainer`) are
             cut with the examples. To an explainer that declares nothing, an option with as many entries as there are
@@ -79,9 +82,7 @@ def explain(
         check_flag(progress, "progress")
     where = default_device() if device is None else check_device(device)
     draws, x, _ = fixed_draws(draws, x, output)
-    distinct = {id(network): network for network in map(inner, draws)}.values()
-    if any(parameter.device != where for network in distinct for parameter in network.parameters()):
-        draws = draws.to(where)
+    draws, x = draws.on(where), x if x.numel() > _NUMBERS_SENT else x.to(where)
     given, path_of, one = Options(explainer, options, x), declared_by(explainer).path, x[:1].detach().to(where)
     path = None if path_of is None else path_of(one, **given.of(slice(1), where))
     engine = None
@@ -91,7 +92,10 @@ def explain(
     rows = rows_per_pass(one, None) if engine is None else engine.rows_of_pass
     at_once = 2**18 // one.numel() if path is None else rows // path.num_steps
     parts = given.parts(max(1, at_once), chunk)
-    target = predicted(draws, x, where) if target is None else check_target(target, len(x), None)
+    if target is None:
+        target = predicted(draws, x, where, engine if precision != "bfloat16" else None)
+    else:
+        target = check_target(target, len(x), None)
     calls = len(parts) * len(draws)
     hidden = calls <= 100 if progress is None else not progress
     values, moments = [], []
@@ -118,7 +122,7 @@ def explain(
     return ExplanationDistribution(
         values=torch.cat(values, 1) if values else None,
         running=Moments.joined(moments) if moments else None,
-        target=target,
+        target=None if target is None else target.cpu(),
         explainer=getattr(explainer, "__name__", type(explainer).__name__),
         posterior=draws.posterior,
         how="" if engine is None else engine.how,
@@ -149,14 +153,26 @@ def _checked(attributions: Iterable[Tensor], x: Tensor, bar: Any) -> Iterator[Te
 
 
 @torch.no_grad()
-def predicted(draws: Draws, x: Tensor, where: torch.device) -> Tensor | None:
-    """Return the class with the largest mean probability over the draws, (N,); None for one number.
+def predicted(draws: Draws, x: Tensor, where: torch.device, engine: Engine | None = None) -> Tensor | None:
+    """Return the class with the largest mean probability over the draws, (N,), where they are; None for one number.
+
+    Args:
+        where: the device of the draws.
+        engine: of these draws; it evaluates them on any device but a CPU, in fewer launches than one by one.
 
     Raises:
         ValueError: logits that are NaN.
     """
-    rows = rows_per_pass(x[:1].to(where), None)
-    mean = torch.cat([_mean_probs(draws.at(part), x[part].to(where)).cpu() for part in blocks(len(x), rows)])  # (N, C)
+    one = x[:1].to(where)
+    if where.type != "cpu" and engine is None:
+        engine = Engine(draws.at(slice(1)), one)
+    means = []
+    for part in blocks(len(x), rows_per_pass(one, None)):
+        seen, some = draws.at(part), x[part].to(where)
+        means.append(
+            _mean_probs(seen, seen(some) if where.type == "cpu" else cast(Engine, engine).at(seen).logits(some))
+        )
+    mean = torch.cat(means)
     if mean.shape[1] == 1:
         return None
     if mean.isnan().any():
@@ -164,9 +180,9 @@ def predicted(draws: Draws, x: Tensor, where: torch.device) -> Tensor | None:
     return mean.argmax(1)
 
 
-def _mean_probs(draws: Draws, x: Tensor) -> Tensor:
-    """Mean over draws of what is largest for the class to be explained, (N, C)."""
-    view, numbers = draws[0], draws(x)
+def _mean_probs(draws: Draws, numbers: Tensor) -> Tensor:
+    """Mean over draws of what is largest for the class to be explained, (N, C), by what they answer, (S, N, C)."""
+    view = draws[0]
     if isinstance(view, View) and isinstance(view.output.where, Tensor) and view.output.where.shape[1] > 1:
         return view.output.where.flatten(2).sum(2)  # the class that fills the most places
     if draws.output in ("regression", "mean_variance"):

@@ -96,10 +96,15 @@ def blocks(total: int, size: int) -> list[slice]:
 
 
 def select_logits(network: Network, x: Tensor, target: Any) -> Tensor:
-    """Return the logit of each example's target, (N,); checks the network's output and the target."""
+    """Return the logit of each example's target, (N,); checks the network's output and the target.
+
+    Args:
+        target: as for `check_target`, or a function from the number of classes to classes that were checked.
+    """
     logits = check_logits(network(x), len(x))
+    classes = target(logits.shape[1]) if callable(target) else check_target(target, len(x), logits.shape[1])
     # A copy, since autograd will not keep a target that was made in inference mode.
-    classes = check_target(target, len(x), logits.shape[1]).to(logits.device).clone()
+    classes = classes.to(logits.device).clone()
     return logits.gather(1, classes[:, None]).squeeze(1)
 
 

@@ -6,6 +6,7 @@ network and x as they were, works inside `torch.no_grad()`, and returns an attri
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from xuqlib.checks import check_count, check_examples, check_number, check_seed, check_tensor
+from xuqlib.device import sent
 from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.declaring import explainer
 from xuqlib.path import Network, Path, along, rows_per_pass, select_logits
@@ -94,10 +96,17 @@ def guided_backprop(network: Network, x: Tensor, target: Any = None) -> Tensor:
 
 
 def _straight_path(x: Tensor, *, baseline: str | Tensor | None = None, num_steps: int = 32) -> Path:
-    nodes, weights = np.polynomial.legendre.leggauss(check_count(num_steps, 1, "num_steps"))  # on [-1, 1]
+    nodes, weights = _quadrature(check_count(num_steps, 1, "num_steps"), x.dtype, x.device)
     start = make_baseline(baseline, x)
-    factor = torch.as_tensor((nodes + 1) / 2).to(x).view(-1, *[1] * (x.dim() - 1))
-    return Path(start, x - start, factor, torch.as_tensor(weights / 2).to(x), scale=x - start)
+    return Path(start, x - start, nodes.view(-1, *[1] * (x.dim() - 1)), weights, scale=x - start)
+
+
+@functools.lru_cache(64)
+@torch.inference_mode(False)
+def _quadrature(num_steps: int, dtype: torch.dtype, where: torch.device) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre nodes on [0, 1] and their weights, (K,), sent to a device once."""
+    nodes, weights = np.polynomial.legendre.leggauss(num_steps)  # on [-1, 1]
+    return sent(torch.as_tensor((nodes + 1) / 2).to(dtype), where), sent(torch.as_tensor(weights / 2).to(dtype), where)
 
 
 @explainer("integrated_gradients", path=_straight_path, per_example={"baseline": make_baseline})

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from xuqlib.checks import check_count, check_examples, check_number, check_seed, check_target
+from xuqlib.device import device_of
 from xuqlib.explainers.baselines import expand
 from xuqlib.explainers.declaring import explainer
 from xuqlib.fast.engine import Engine
@@ -136,11 +137,13 @@ def lime_fit(
     """
     check_examples(x)
     first = network[0] if isinstance(network, Draws) else network
-    try_out(first, x)
+    where = device_of(first, x) if isinstance(first, nn.Module) else x.device
+    try_out(first, x.to(where))
     check_count(num_samples, 2, "num_samples")
     check_number(alpha, 0, "alpha")
     check_number(1 if kernel_width is None else kernel_width, 0, "kernel_width", above=True)
-    rng, x = np.random.default_rng(check_seed(seed)), x.detach()
+    rng, given = np.random.default_rng(check_seed(seed)), x
+    x = x.detach().to(where)
     if isinstance(first, View) and first.inputs.are_tokens:
         segments = torch.arange(x.shape[1])[None] if segments is None else segments
         fill = 0.0 if fill == "mean" else fill
@@ -155,8 +158,8 @@ def lime_fit(
         copies = _of_regions(x, labels, filled(x, labels, fill), rng, num_samples, kernel_width or 0.25)
     if not isinstance(network, Draws):
         draws = Draws([network if isinstance(network, nn.Module) else _Function(network)])
-        return LimeFit(*(each[0] for each in _fitted(draws, copies, x, target, alpha)))
-    return _fitted(network, copies, x, target, alpha)
+        return LimeFit(*(each[0].to(given) for each in _fitted(draws, copies, x, target, alpha)))
+    return LimeFit(*(each.to(given) for each in _fitted(network, copies, x, target, alpha)))
 
 
 @explainer(
@@ -227,17 +230,18 @@ def _of_regions(
 
 def _fitted(draws: Draws, copies: _Copies, x: Tensor, target: Any, alpha: float) -> LimeFit:
     """Fit a surrogate to every draw around every example; both results have the draws on their first axis."""
-    labels, logits = copies.labels, _perturbed_logits(draws, copies, x, target)  # (S, N, M)
-    maps = torch.zeros((len(draws), *labels.shape), dtype=torch.float64)
+    labels, logits = copies.labels.cpu(), _perturbed_logits(draws, copies, x, target)  # (S, N, M)
+    maps = torch.zeros((len(draws), *labels.shape), dtype=torch.float64, device=x.device)
     r2 = torch.zeros((len(draws), len(x)), dtype=torch.float64)
     sizes = labels.flatten(1).amax(1) + 1  # (N,)
     for size in sizes.unique().tolist():
         same, design = sizes == size, copies.design[:, :size]
         y = logits[:, same]
         coefficients, r2[:, same] = _surrogate(design, copies.weigh(design), alpha, y, torch.finfo(x.dtype).eps)
-        where = labels[same].flatten(1).expand(len(draws), -1, -1)
-        maps[:, same] = coefficients.gather(2, where).unflatten(2, labels.shape[1:])
-    return LimeFit((maps / copies.unit).expand(-1, *x.shape).to(x).contiguous(), r2.to(x))
+        where = labels[same].flatten(1).to(x.device).expand(len(draws), -1, -1)
+        maps[:, same] = coefficients.to(maps).gather(2, where).unflatten(2, labels.shape[1:])
+    unit = copies.unit.to(maps) if isinstance(copies.unit, Tensor) else copies.unit
+    return LimeFit((maps / unit).expand(-1, *x.shape).to(x).contiguous(), r2.to(x))
 
 
 def _perturbed_logits(draws: Draws, copies: _Copies, x: Tensor, target: Any) -> Tensor:

@@ -31,6 +31,7 @@ class Passed:
         examples, num_examples: of which examples they are.
         classes: of each row, (R,).
         weights: of each row, (R,); None if all are 1.
+        are_checked: whether the classes are known to be some: of numbers on a device, an answer takes a wait.
     """
 
     h: Tensor
@@ -39,6 +40,14 @@ class Passed:
     num_examples: int = 1
     classes: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
     weights: Tensor | None = None
+    are_checked: bool = False
+
+    def checked(self, num_classes: int) -> Tensor:
+        """Return the classes, and refuse those that are none, once."""
+        if not self.are_checked:
+            check_target(self.classes, len(self.classes), num_classes)
+            self.are_checked = True
+        return self.classes
 
 
 class Together(ABC):
@@ -146,10 +155,10 @@ class Chain(Together):
             h, keep = layer.forward(h, len(classes))
             kept.append(keep)
         if last is not None:  # which needs no logits
-            g = last.slope_of(check_target(classes, len(classes), last.weight.shape[-2]), len(draws))
+            g = last.slope_of(passed.checked(last.weight.shape[-2]), len(draws))
         else:
             logits = check_logits(h, len(draws) * len(classes))
-            check_target(classes, len(classes), logits.shape[1])
+            classes = passed.checked(logits.shape[1])
             g = torch.zeros_like(logits).scatter_(1, classes.repeat(len(draws))[:, None], 1).view_as(h)
         if passed.weights is not None:
             g = g * passed.weights.to(g).repeat(len(draws)).view(-1, *(1,) * (g.ndim - 1))

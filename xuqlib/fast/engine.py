@@ -162,8 +162,9 @@ class Engine:
     def _pass(self, path: Path, target: Tensor | None, examples: slice, steps: slice) -> Passed:
         with computing_in(self.precision, path.origin.device):
             passed = self.together.forward(path.points(examples, steps))
-        classes = torch.zeros(len(path.origin), dtype=torch.long) if target is None else target
-        some = classes[examples].to(path.origin.device)
+        where = path.origin.device
+        classes = torch.zeros(len(path.origin), dtype=torch.long, device=where) if target is None else target
+        some = classes[examples].to(where)
         passed.examples, passed.num_examples = examples, len(some)
         passed.classes, passed.weights = some.repeat(len(passed.h) // len(some)), path.weights_of(steps, len(some))
         return passed

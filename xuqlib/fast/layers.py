@@ -216,7 +216,8 @@ class Dropout(Layer):
         """Masks of all draws over one row, (S, 1, ...), divided by the share that is kept."""
         if self.mask is None:
             shape = torch.Size((shape[0], *(1,) * (len(shape) - 1))) if self.by_channel else shape
-            kept = torch.stack([unit_mask(seed, self.call, shape, self.rate) for seed in self.seeds])
+            numbers = (self.call, shape, self.rate, self.execution.device)
+            kept = torch.stack([unit_mask(seed, *numbers) for seed in self.seeds])
             self.mask = (self.execution.convert(kept) / (1 - self.rate if self.rate < 1 else 1)).unsqueeze(1)
         return self.mask
 

@@ -55,7 +55,7 @@ class OneByOne(Together):
     def slopes(self, passed: Passed, draws: range) -> Tensor:
         network = at(self.networks[draws[0]], passed.examples)
         evaluated = network if self.mode is None else partial(self.mode.evaluate, network)
-        return _over_steps(slope(evaluated, passed.h, passed.classes)[None], passed)
+        return _over_steps(slope(evaluated, passed.h, passed.checked)[None], passed)
 
 
 def _over_steps(slopes: Tensor, passed: Passed) -> Tensor:
@@ -160,8 +160,12 @@ class Vmapped(OneByOne):
         if len(draws) == 1:
             return super().slopes(passed, draws)
 
+        def selected(x: Tensor, evaluated: Callable[[Tensor], Tensor]) -> Tensor:
+            logits = evaluated(x)
+            return logits.gather(1, passed.checked(logits.shape[1])[:, None]).sum()
+
         def slope_of(x: Tensor, evaluated: Callable[[Tensor], Tensor]) -> Tensor:
-            return grad(lambda x: evaluated(x).gather(1, passed.classes[:, None]).sum())(x)
+            return grad(lambda x: selected(x, evaluated))(x)
 
         return _over_steps(self._over(draws, slope_of, passed), passed)
 

@@ -64,11 +64,13 @@ def _places(x: Tensor, order: Tensor) -> Tensor:
     Channels (N, C, ...) share their places; a table, (N, F), or a signal (N, T, F), has one for each number or time.
     """
     check_tensor(order, "order")
+    order = order.to(x.device)
     layouts = {tuple(x.shape[1:])}
     if x.dim() > 2:
         layouts = {(1, *x.shape[2:])} if x.dim() > 3 else layouts | {(1, x.shape[2]), (x.shape[1], 1)}
     fitting = [layout for layout in layouts if order.dim() == 2 and math.prod(layout) == order.shape[1]]
-    if len(fitting) != 1 or not torch.equal(order.sort(1).values, torch.arange(order.shape[1]).expand(len(x), -1)):
+    numbers = torch.arange(order.shape[-1], device=x.device).expand(len(x), -1)
+    if len(fitting) != 1 or not torch.equal(order.sort(1).values, numbers):
         last = " or ".join(str(math.prod(layout) - 1) for layout in sorted(layouts))
         raise ValueError(
             f"order is {tuple(order.shape)}; wanted every pixel number from 0 to {last} once for each of {len(x)} "
@@ -113,7 +115,7 @@ def deletion(
     Source: Petsiuk et al. 2018, arXiv 1806.07421; arXiv 2403.17224, section 4, leaves the protocol open.
     """
     draws, x, _ = fixed_draws(draws, x, output)
-    target = check_target(target, len(x), None)
+    target = check_target(target, len(x), None).cpu()
     replacement, places, num_places = make_baseline(fill, x), _places(x, order), order.shape[1]
     if num_steps is None:
         num_steps = x.shape[-2] if x.dim() == 4 else max(k for k in range(1, 65) if num_places % k == 0)
@@ -122,7 +124,7 @@ def deletion(
         raise ValueError(f"{num_steps} steps do not divide {num_places} pixels; choose a number that does")
     scores = torch.empty(len(x), num_steps + 1, dtype=x.dtype)
     for seen, example, step in draws.in_rows(len(x), num_steps + 1, check_count(batch_size, 1, "batch_size")):
-        gone = places[example] < size * step.view(-1, *[1] * (x.dim() - 1))
+        gone = places[example] < size * step.view(-1, *[1] * (x.dim() - 1)).to(x.device)
         logits = logits_of(seen, torch.where(gone, replacement[example], x[example]), batch_size=batch_size)
         kind = draws.output or ("logits" if logits.shape[2] > 1 else "regression")
         if kind in ("regression", "mean_variance", "segmentation"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, cast, overload
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from xuqlib.checks import check_examples, check_fixed, check_logits, check_noise, is_finite
+from xuqlib.device import device_of, sent
 from xuqlib.inputs import as_inputs
 from xuqlib.outputs import as_output
 from xuqlib.posteriors.fixing import FixedNetwork
@@ -82,6 +84,7 @@ class Draws(Sequence[nn.Module]):
             draws, x = self.seen(x, output, explained=False)
             return draws.read(x)
         check_examples(x)
+        x = x.to(device_of(self.networks[0], x))
         parts, heads = split(self.networks), self.networks
         if parts is not None and parts.trunk:
             x, heads = FixedNetwork(nn.Sequential(*parts.trunk))(x), parts.fixed_heads()
@@ -110,16 +113,17 @@ class Draws(Sequence[nn.Module]):
         inputs, read_as = as_inputs(given), as_output(output, self.output)
         distinct = {id(inner(network)): network for network in reversed(self.networks)}.values()
         first = {_look_of(network): network for network in distinct}.values()
+        where = device_of(self.networks[0], inputs.x)
         if inputs.is_one_tensor and read_as.is_plain:
 
             def check(answer: Any) -> None:
                 read_as.settled(read_as.read(answer, 2), inputs.num_examples)
 
-            answers = [try_out(network, inputs.x, check) for network in first]
-            _check_alike(first, inputs.x)
+            ends = inputs.x[:: max(1, inputs.num_examples - 1)].to(where)  # the first and the last are tried
+            answers = [try_out(network, ends, check) for network in first]
+            _check_alike(first, ends)
             if all(answer is None or isinstance(answer, Tensor) for answer in answers):
                 return self._with(self.networks, output=read_as.kind), inputs.x
-        where = next((parameter.device for parameter in self.networks[0].parameters()), inputs.x.device)
         inputs = inputs.changed(lambda value: value.to(where))
         inputs = inputs.with_layer(self.networks[0]) if explained else inputs
         for network in first:
@@ -174,9 +178,28 @@ class Draws(Sequence[nn.Module]):
 
     def to(self, *args: Any, **kwargs: Any) -> Draws:
         """Move every draw to a device or dtype, as `nn.Module.to` does; return these draws."""
+        moved: dict[int, tuple[Any, Any]] = {}  # buffers that draws share, before and after
         for network in self.networks:
+            held = [(m._buffers, name, m._buffers[name]) for m in network.modules() for name in m._buffers]
+            for buffers, name, old in held:
+                buffers[name] = moved.get(id(old), (old, old))[1]
             network.to(*args, **kwargs)
+            moved |= {id(old): (old, buffers[name]) for buffers, name, old in held if id(old) not in moved}
         return self
+
+    @torch.inference_mode(False)  # or the copies could never be differentiated
+    def on(self, where: torch.device) -> Draws:
+        """Return copies of these draws on a device, which share what these share; themselves if they are there."""
+        where = torch.empty(0, device=where).device  # of "cuda", its number
+        networks = {id(network): network for network in map(inner, self.networks)}.values()
+        if all(t.device == where for network in networks for t in chain(network.parameters(), network.buffers())):
+            return self
+        weights = {id(weight): weight for network in networks for weight in network.parameters()}
+        memo: dict[int, Any] = {k: nn.Parameter(sent(w.detach(), where), w.requires_grad) for k, w in weights.items()}
+        fixed = (each for network in self.networks for each in network.modules() if isinstance(each, FixedNetwork))
+        memo |= {id(each.plans): each.plans for each in fixed}
+        with _Copying(where):
+            return self._with([copy.deepcopy(network, memo) for network in self.networks])
 
 
 def fixed_draws(
@@ -190,7 +213,7 @@ def fixed_draws(
     draws, x = (draws if isinstance(draws, Draws) else Draws(draws)).seen(x, output, explained=explained)
     for network in {id(inner(network)): network for network in draws}.values():
         check_fixed(network)
-    return draws, x, next((parameter.device for parameter in draws[0].parameters()), x.device)
+    return draws, x, device_of(draws[0], x)
 
 
 def inner(network: nn.Module) -> nn.Module:
@@ -219,11 +242,21 @@ def _check_alike(networks: Collection[nn.Module], x: Tensor) -> None:
         stacked([check_logits(network(x[:1]), 1) for network in networks])
 
 
-class _Detaching(TorchFunctionMode):
-    """Lets a deep copy hold what a network keeps of its last forward pass, such as the features for a CAM."""
+class _Copying(TorchFunctionMode):
+    """Lets a deep copy hold what a network keeps of its last forward pass, such as the features for a CAM.
+
+    Args:
+        where: a device to which tensors are copied; None leaves them where they are.
+    """
+
+    def __init__(self, where: torch.device | None = None) -> None:
+        super().__init__()
+        self.where = where
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+        if func is Tensor.__deepcopy__ and self.where is not None and id(args[0]) not in args[1]:
+            args[1][id(args[0])] = sent(args[0].detach(), self.where).requires_grad_(args[0].requires_grad)
+        elif func is Tensor.__deepcopy__ and not args[0].is_leaf:
             return args[0].detach().clone()
         return func(*args, **(kwargs or {}))
 
@@ -236,7 +269,7 @@ def trainable_copy(network: nn.Module) -> nn.Module:
         TypeError: it holds what cannot be copied.
     """
     memo: dict[int, Any] = {}
-    with _Detaching():
+    with _Copying():
         for name, module in reversed(list(network.named_modules())):  # what is inside comes first
             try:
                 memo[id(module)] = copy.deepcopy(unwrapped(module), memo)

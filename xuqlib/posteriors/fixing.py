@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
+from xuqlib.device import sent
 from xuqlib.posteriors import unrolled
 from xuqlib.posteriors.kinds import drops_by_itself
 
@@ -176,7 +177,7 @@ class FixedMasks(TorchFunctionMode):
         if self.fold is not None:
             return self.fold.numbers(self.calls, call, input.device)
         if self.resampling is None:
-            return _kept(call.units, call.rate, generator_of(cast(int, self.seed), self.calls))
+            return unit_mask(cast(int, self.seed), self.calls, call.units, call.rate, input.device)
         own = list(call.units)
         if call.axis is not None:
             own[call.axis] = input.shape[call.axis]
@@ -184,6 +185,7 @@ class FixedMasks(TorchFunctionMode):
 
 
 _here = threading.local()
+_CPU = torch.device("cpu")
 _OTHER_CALLS = "the network drops otherwise than when it was tried, so a draw would not be a fixed function"
 _INSTEAD = "let what it drops from not depend on the batch"
 
@@ -213,8 +215,8 @@ class Fold:
     def numbers(self, number: int, call: Call, device: torch.device) -> Tensor:
         """Return what the random call of this number keeps, of one draw; all draws' together are kept."""
         if number not in self.known:
-            each = [_kept(call.units, call.rate, generator_of(cast(int, seed), number)) for seed in self.seeds]
-            self.known[number] = torch.stack(each).to(device)
+            each = [unit_mask(cast(int, seed), number, call.units, call.rate, device) for seed in self.seeds]
+            self.known[number] = torch.stack(each)
         return self.known[number][self.index]
 
 
@@ -235,9 +237,21 @@ def _units(input: Tensor, axis: int | None, by_channel: bool) -> tuple[int, ...]
     return tuple(1 if i == axis or (by_channel and i > 1) else size for i, size in enumerate(input.shape))
 
 
-def unit_mask(seed: int, call: int, shape: Sequence[int], p: float) -> Tensor:
-    """Which units the `call`-th random call of a draw keeps: true or false, drawn on the CPU for every device."""
-    return _kept(shape, p, generator_of(seed, call))
+def unit_mask(seed: int, call: int, shape: Sequence[int], p: float | None, where: torch.device = _CPU) -> Tensor:
+    """Which units the `call`-th random call of a draw keeps: true or false; numbers in [0, 1) where p is None.
+
+    They are drawn on the CPU for every device. Any other keeps them, so that they are drawn and sent once.
+    """
+    if where.type == "cpu":
+        return _kept(shape, p, generator_of(seed, call))
+    with torch._C._DisableFuncTorch():  # or the vmap that asks first would keep what others are to get
+        return _on_device(seed, call, tuple(shape), p, where)
+
+
+@functools.lru_cache(1024)
+@torch.inference_mode(False)
+def _on_device(seed: int, call: int, shape: tuple[int, ...], p: float | None, where: torch.device) -> Tensor:
+    return sent(_kept(shape, p, generator_of(seed, call)), where)
 
 
 def _kept(shape: Sequence[int], rate: float | None, generator: torch.Generator) -> Tensor:

@@ -9,9 +9,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xuqlib.checks import check_fixed
+from xuqlib.device import device_of
 from xuqlib.posteriors.fixing import FixedNetwork, naming_inputs
 from xuqlib.views import View, at
 
@@ -37,7 +38,8 @@ def try_out(network: Callable[[Tensor], Any], x: Tensor, check: Callable[[Any], 
         ValueError: a layer in training mode; the answers differ; a global generator was used; x cannot be evaluated.
     """
     check_fixed(network)
-    asked, about = network, (tuple(x.shape[1:]), x.dtype, x.device)
+    where = device_of(network, x) if isinstance(network, nn.Module) else None  # it may have moved since
+    asked, about = network, (tuple(x.shape[1:]), x.dtype, x.device, where)
     if isinstance(network, View):
         asked, about = network.network, (*about, *network.kind)
     if isinstance(asked, FixedNetwork):

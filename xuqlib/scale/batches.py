@@ -87,10 +87,9 @@ class Job:
 
     @cached_property
     def networks(self) -> Draws:
-        """The draws."""
-        if isinstance(self.draws, Draws):
-            return self.draws
-        return self.draws.sample(self.num_draws, seed=self.seed)
+        """The draws, where they are to be evaluated."""
+        draws = self.draws if isinstance(self.draws, Draws) else self.draws.sample(self.num_draws, seed=self.seed)
+        return draws.on(torch.device(self.device))
 
     def run(self, number: int, rows: range) -> None:
         """Explain a batch and write it.
@@ -122,7 +121,7 @@ class Job:
         found["answer_mean"], found["answer_std"] = (
             each.float().numpy() for each in (numbers.double().mean(0), numbers.double().std(0, correction=0))
         )
-        found["target"] = np.full(len(x), -1) if target is None else target.numpy()
+        found["target"] = np.full(len(x), -1) if target is None else target.cpu().numpy()
         found["id"] = np.array(batch.ids, dtype=np.dtypes.StringDType())
         return found | self._maps(draws, x, target, rows)
 

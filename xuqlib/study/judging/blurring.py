@@ -101,6 +101,7 @@ def uncertainty_curves(
     points = default_shares(num_pixels) if shares is None else _check_shares(shares)
     # Shares of a whole number of pixels are not exact; a millionth of a pixel brings them back.
     counts, column = (points * num_pixels + 1e-6).floor().long().unique(return_inverse=True)
+    target = None if target is None else target.cpu()
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for count in counts.tolist():
         moved = perturbed(x, order, count / num_pixels, fill=replacement)
@@ -223,7 +224,7 @@ def greedy_order(
     wanted = max(1, int(budget * num_pixels + 1e-6))
     uncertainty, orders = UncertaintyOf(draws, kind), []
     for start, end in zip(x.split(batch_size), replacement.split(batch_size), strict=True):
-        order = torch.empty(len(start), 0, dtype=torch.int64)
+        order = torch.empty(len(start), 0, dtype=torch.int64, device=x.device)
         for done in range(0, wanted, group):
             gone = _marked(order, start)
             picture = torch.where(gone, end, start)
@@ -265,7 +266,7 @@ def uncertain(
 
 def _marked(pixels: Tensor, x: Tensor) -> Tensor:
     """Mark pixel numbers (N, any) of pictures x, bool (N, 1, H, W)."""
-    flat = torch.zeros(len(x), x.shape[2] * x.shape[3], dtype=torch.bool)
+    flat = torch.zeros(len(x), x.shape[2] * x.shape[3], dtype=torch.bool, device=x.device)
     return flat.scatter(1, pixels, True).view(len(x), 1, *x.shape[2:])
 
 
@@ -274,7 +275,7 @@ def _tried(draws: Draws, picture: Tensor, end: Tensor, first: Tensor, kind: str,
     picture, end = (each.repeat_interleave(first.shape[1], 0) for each in (picture, end))  # (N * few, C, H, W)
     moved = torch.where(_marked(first.reshape(-1, 1), picture), end, picture)
     left = getattr(decompose(logits_of(draws, moved, batch_size=batch_size)), kind).view(first.shape)
-    return first.gather(1, left.sort(dim=1, stable=True).indices)
+    return first.gather(1, left.sort(dim=1, stable=True).indices.to(first.device))
 
 
 def _checked(draws: Draws | Sequence[nn.Module], kind: str) -> Draws:

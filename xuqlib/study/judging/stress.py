@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xuqlib.checks import check_choice, check_target
+from xuqlib.path import blocks
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.study.checked import (
@@ -130,7 +131,7 @@ def pgd(
     if seed is not None:
         start = torch.rand(x.shape, generator=generator_of(seed), dtype=torch.float64, device="cpu")
         moved = (moved + epsilon * (2 * start - 1).to(x)).clamp(low, high)
-    for rows in torch.arange(len(x)).split(batch_size):
+    for rows in blocks(len(x), batch_size):  # slices: a device would be sent numbers of rows at each step
         for _ in range(num_steps):
             uphill = _slope_of_loss(draws, moved[rows], classes[rows]).sign()
             moved[rows] = (moved[rows] + step * uphill).clamp(low[rows], high[rows])
@@ -141,7 +142,7 @@ def pgd(
 def _slope_of_loss(draws: Draws, x: Tensor, target: Tensor) -> Tensor:
     point = x.detach().requires_grad_()
     log_mean = draws(point).log_softmax(-1).logsumexp(0) - math.log(len(draws))  # (N, C)
-    return torch.autograd.grad(F.nll_loss(log_mean, target, reduction="sum"), point)[0]
+    return torch.autograd.grad(F.nll_loss(log_mean, target.to(log_mean.device), reduction="sum"), point)[0]
 
 
 @checked

@@ -65,7 +65,7 @@ def variance_split(
     check_count(len(draws), 2, "the number of draws")
     if target is None:
         where = default_device()
-        target = predicted(draws.to(where), x, where)
+        target = predicted(draws.on(where), x, where)
     means, variances = [], []
     for number, network in enumerate(draws):
         repeats = Moments()

@@ -69,12 +69,17 @@ class Tokens(nn.Module):
         return self.head(self.drop(F.relu(self.mix(self.embed(ids)))).mean(1))
 
 
+def normed_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+
+
 PICTURES, TABLE = randn(3, 3, 8, 8), randn(4, 5)
 IDS = torch.arange(12).view(2, 6) % 9
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "cnn": (inplace_cnn, PICTURES),
     "late cnn": (late_cnn, PICTURES),
     "mlp": (table_mlp, TABLE),
+    "mlp with norms": (normed_mlp, TABLE),
     "functional": (FunctionalDropout, TABLE),
     "residual": (Residual, PICTURES),
     "transformer": (Transformer, PICTURES),
@@ -234,6 +239,7 @@ FOLDED = [
     *(("dropout", network) for network in ("cnn", "late cnn", "mlp", "residual", "transformer", "tokens")),
     *(("dropconnect", network) for network in ("cnn", "late cnn", "mlp")),
     ("flipout", "mlp"),
+    ("flipout", "mlp with norms"),
 ]
 
 

@@ -79,7 +79,7 @@ class Convolution(Layer):
     """A convolution, with the batch norm behind it folded in."""
 
     def __init__(self, layer: nn.Conv2d, norm: Norm | None, execution: Execution) -> None:
-        weight, bias = _folded(layer, norm)
+        weight, bias = _folded(layer.weight, layer.bias, norm)
         self.weight, self.bias = execution.convert(weight), None if bias is None else execution.convert(bias)
         self.where: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
         self.groups, self.execution, self.made_of = layer.groups, execution, (layer, norm)
@@ -124,15 +124,18 @@ class Dense(Layer):
     """A dense layer, with the batch norm behind it folded in: of all draws, or of each its own, (S, C, D)."""
 
     def __init__(self, layers: Sequence[nn.Linear], norms: Sequence[Norm | None], execution: Execution) -> None:
-        self.own = not have_same_tensors(layers) or (norms[0] is not None and not have_same_tensors(cast(Any, norms)))
-        count = len(layers) if self.own else 1
-        folded = [_folded(layer, norm) for layer, norm in zip(layers[:count], norms[:count], strict=True)]
-        weights, biases = [weight for weight, _ in folded], [bias for _, bias in folded]
-        self.weight = execution.convert(torch.stack(weights) if self.own else weights[0])
-        self.bias: Tensor | None = None
-        if biases[0] is not None:
-            given = cast(list[Tensor], biases)
-            self.bias = execution.convert(torch.stack(given)[:, None] if self.own else given[0])
+        one_norm = norms[0] is None or have_same_tensors(cast(Any, norms))
+        self.own = not have_same_tensors(layers) or not one_norm
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        if not self.own:
+            weight, bias = _folded(weights[0], biases[0], norms[0])
+        elif one_norm:  # folded in all at once: on a device, each operation takes a launch
+            weight, bias = _folded(torch.stack(weights), _stacked(biases), norms[0])
+        else:
+            folded = [_folded(*each) for each in zip(weights, biases, norms, strict=True)]
+            weight, bias = torch.stack([weight for weight, _ in folded]), _stacked([bias for _, bias in folded])
+        self.weight = execution.convert(weight)
+        self.bias = None if bias is None else execution.convert(bias.unsqueeze(-2) if self.own else bias)
 
     def forward(self, h: Tensor, rows: int) -> tuple[Tensor, Any]:
         if h.ndim != 2:
@@ -257,13 +260,18 @@ class Other(Layer):
         return slopes[0].contiguous() if 0 in slopes[0].stride() else slopes[0]
 
 
-def _folded(layer: nn.Module, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
-    weight, bias = cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
+def _folded(weight: Tensor, bias: Tensor | None, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
+    """Fold a batch norm into a kernel, (C, D, h, w), or into dense weights, (C, D), also of many draws, (S, C, D)."""
     if norm is None:
         return weight, bias
     scale, mean = _scale_of(norm), cast(Tensor, norm.running_mean)
     shift = (0 if bias is None else bias) - mean
-    return weight * scale.view(-1, *(1,) * (weight.ndim - 1)), shift * scale + (0 if norm.bias is None else norm.bias)
+    rows = scale.view(-1, *(1,) * (3 if weight.ndim == 4 else 1))
+    return weight * rows, shift * scale + (0 if norm.bias is None else norm.bias)
+
+
+def _stacked(biases: Sequence[Tensor | None]) -> Tensor | None:
+    return None if biases[0] is None else torch.stack(cast(list[Tensor], list(biases)))
 
 
 def _scale_of(norm: Norm) -> Tensor:

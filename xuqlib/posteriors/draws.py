@@ -199,7 +199,10 @@ class Draws(Sequence[nn.Module]):
         fixed = (each for network in self.networks for each in network.modules() if isinstance(each, FixedNetwork))
         memo |= {id(each.plans): each.plans for each in fixed}
         with _Copying(where):
-            return self._with([copy.deepcopy(network, memo) for network in self.networks])
+            copies = [copy.deepcopy(network, memo) for network in self.networks]
+        for layer in {module for network in copies for module in network.modules() if isinstance(module, nn.RNNBase)}:
+            layer.flatten_parameters()  # as cuDNN wants them
+        return self._with(copies)
 
 
 def fixed_draws(

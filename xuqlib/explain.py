@@ -155,8 +155,17 @@ def predicted(draws: Draws, x: Tensor, where: torch.device) -> Tensor | None:
     Raises:
         ValueError: logits that are NaN.
     """
+    return most_probable(mean_probs(draws, x, where))
+
+
+def mean_probs(draws: Draws, x: Tensor, where: torch.device) -> Tensor:
+    """Return the mean over draws of what is largest for the class to be explained, (N, C), on the CPU."""
     rows = rows_per_pass(x[:1].to(where), None)
-    mean = torch.cat([_mean_probs(draws.at(part), x[part].to(where)).cpu() for part in blocks(len(x), rows)])  # (N, C)
+    return torch.cat([_mean_probs(draws.at(part), x[part].to(where)).cpu() for part in blocks(len(x), rows)])
+
+
+def most_probable(mean: Tensor) -> Tensor | None:
+    """Return the class of `predicted` by what `mean_probs` gives."""
     if mean.shape[1] == 1:
         return None
     if mean.isnan().any():
@@ -165,7 +174,6 @@ def predicted(draws: Draws, x: Tensor, where: torch.device) -> Tensor | None:
 
 
 def _mean_probs(draws: Draws, x: Tensor) -> Tensor:
-    """Mean over draws of what is largest for the class to be explained, (N, C)."""
     view, numbers = draws[0], draws(x)
     if isinstance(view, View) and isinstance(view.output.where, Tensor) and view.output.where.shape[1] > 1:
         return view.output.where.flatten(2).sum(2)  # the class that fills the most places

@@ -22,6 +22,7 @@ from xuqlib.outputs import as_output
 from xuqlib.path import blocks
 from xuqlib.posteriors.base import Posterior, WeightPosterior
 from xuqlib.posteriors.draws import Draws
+from xuqlib.scale.cluster import check_versions
 from xuqlib.scale.sources import Batch, Source
 from xuqlib.scale.store import Store, Variable
 from xuqlib.study.record import versions
@@ -123,15 +124,7 @@ class Job:
         Raises:
             RuntimeError: this process has other versions than the one that made the store.
         """
-        if (here := versions()) != self.versions:
-            differing = {
-                name: (self.versions.get(name), here.get(name))
-                for name in here
-                if self.versions.get(name) != here[name]
-            }
-            raise RuntimeError(
-                f"this worker has other versions (wanted, has): {differing}; install the same everywhere"
-            )
+        check_versions(self.versions)
         Store(self.path).write(number, self.explained(rows))
 
     def explained(self, rows: range) -> dict[str, np.ndarray]:

@@ -68,8 +68,8 @@ def explain_dataset(
 
     It equals `explain` of all examples at once. Memory does not grow with the number of examples; of more draws, their
     answers to a batch are held, not their attributions. Networks that a posterior over weights draws are made from
-    their seeds as they are used, where they do not fit together: a few at a time, twice for each batch. A killed run is finished by the next call;
-    batches that are whole are not explained a second time.
+    their seeds as they are used, where they do not fit together: a few at a time, twice for each batch. A killed run
+    is finished by the next call; batches that are whole are not explained a second time.
 
     Args:
         draws: from `posterior.sample`; or a posterior, of which each process draws for itself.

@@ -561,8 +561,8 @@ def follow(
                 except lost as error:
                     status, seconds = "failed", time.monotonic() - start
                     study.replace_file(job.path(".error.txt"), f"{type(error).__name__}: {error}\n".encode())
-                if status == "failed":
-                    sys.stderr.write(f"\n{job.name} failed:\n{job.path('.error.txt').read_text('utf-8')}\n")
+                if status == "failed" and (told := job.path(".error.txt")).exists():  # a shared folder may be late
+                    sys.stderr.write(f"\n{job.name} failed:\n{told.read_text('utf-8')}\n")
                 problem = store(job) if args.store and status != "failed" else ""
                 failures += status == "failed" or bool(problem)
                 done = len(jobs) - len(left)

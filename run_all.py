@@ -4,6 +4,7 @@
     run_all.py --preset full --data FOLDER  real data
     run_all.py --only 00,04 -p seed=1       two notebooks with another seed; their results go to build/custom/
     run_all.py --retrain                    train anew and compare the scores with the published ones
+    run_all.py --scheduler tcp://host:8786  on the workers of a Dask cluster, which all see this folder
     run_all.py --site                       build/site: notebooks, figures and verdicts as pages; open its index.html
 
 A notebook runs again only when it, the library, its parameters, the published checkpoints or the versions of the
@@ -26,15 +27,18 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
+from xuqlib.scale.cluster import check_versions, connected
+from xuqlib.scale.store import needs
 from xuqlib.study import record as study
 from xuqlib.study import runs
 from xuqlib.study.runs import read_notebook
@@ -92,8 +96,8 @@ def remove_leftovers(args: argparse.Namespace, jobs: Sequence[Job]) -> None:
     places |= {place for folder in folders() for place in folder.glob("*/")}
     for job in jobs:
         places |= {job.copies, job.figures, *job.copies.glob("*.parts")}
-        for partial in job.copies.glob("*.tmp.ipynb"):
-            partial.unlink()
+        for begun in job.copies.glob("*.tmp.ipynb"):
+            begun.unlink()
     for place in places - {None}:
         study.remove_temporaries(place)
 
@@ -336,9 +340,24 @@ def run(job: Job, *, force: bool) -> tuple[str, float]:
         study.replace_file(job.path(".error.txt"), told.encode())
         if job.path(".tmp.ipynb").exists():
             os.replace(job.path(".tmp.ipynb"), job.path(".failed.ipynb"))
-        sys.stderr.write(f"\n{job.name} failed:\n{told}\n")
         return "failed", time.monotonic() - start
     return "ran", time.monotonic() - start
+
+
+def run_elsewhere(
+    job: Job, environment: Mapping[str, str], versions: Mapping[str, str], *, force: bool
+) -> tuple[str, float]:
+    """`run`, by a worker of a cluster.
+
+    Raises:
+        RuntimeError: it has other versions, or does not see the project's folder.
+    """
+    check_versions(versions)
+    if not job.source.exists():
+        raise RuntimeError(f"this worker does not see {job.source}; all must share the project's folder")
+    os.environ.pop("MPLBACKEND", None)
+    os.environ.update(environment)
+    return run(job, force=force)
 
 
 def execute(job: Job) -> None:
@@ -499,23 +518,60 @@ def announce(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> Non
 
 def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int:
     """Run all jobs, tell of each as it ends and now and then what is running, and return how many failed."""
-    failures, width, start = 0, max((len(job.name) for job in jobs), default=0), time.monotonic()
     remove_kernel_files(jobs)  # of a run that was killed
-    pool = ThreadPoolExecutor(workers)  # threads suffice: each notebook's kernel is a process of its own
-    futures: dict[Future[tuple[str, float]], Job] = {pool.submit(run, job, force=args.force): job for job in jobs}
+    if args.scheduler is None or not jobs:
+        # threads suffice: each notebook's kernel is a process of its own
+        return follow(jobs, args, ThreadPoolExecutor(workers), partial(run, force=args.force), ())
+    inherited = ("XUQ_", "PYTHONPATH", *THREAD_SETTINGS)
+    task = partial(
+        run_elsewhere,
+        environment={name: value for name, value in os.environ.items() if name.startswith(inherited)},
+        versions=study.versions(),
+        force=args.force,
+    )
+    try:
+        cluster = connected(args.scheduler, workers)
+    except (ConnectionError, ImportError) as error:
+        stop(str(error))
+    with cluster as client:
+        if not client.scheduler_info()["workers"]:
+            print(f"{args.scheduler} has no workers yet; the notebooks wait for some", flush=True)
+        lost = RuntimeError, CancelledError, needs("distributed").KilledWorker
+        return follow(jobs, args, client.get_executor(pure=False), task, lost)
+
+
+def follow(
+    jobs: Sequence[Job],
+    args: argparse.Namespace,
+    pool: Executor,
+    task: Callable[[Job], tuple[str, float]],
+    lost: tuple[type[BaseException], ...],
+) -> int:
+    """Have a pool do the task of each job; see `run_jobs`. Where it is `lost` instead, its notebook has failed."""
+    failures, width, start = 0, max((len(job.name) for job in jobs), default=0), time.monotonic()
+    futures: dict[Future[tuple[str, float]], Job] = {pool.submit(task, job): job for job in jobs}
     left = set(futures)
     try:
         while left:
             ended, left = wait(left, timeout=HEARTBEAT, return_when=FIRST_COMPLETED)
             for future in ended:
-                job, (status, seconds) = futures[future], future.result()
+                job = futures[future]
+                try:
+                    status, seconds = future.result()
+                except lost as error:
+                    status, seconds = "failed", time.monotonic() - start
+                    study.replace_file(job.path(".error.txt"), f"{type(error).__name__}: {error}\n".encode())
+                if status == "failed" and (told := job.path(".error.txt")).exists():  # a shared folder may be late
+                    sys.stderr.write(f"\n{job.name} failed:\n{told.read_text('utf-8')}\n")
                 problem = store(job) if args.store and status != "failed" else ""
                 failures += status == "failed" or bool(problem)
                 done = len(jobs) - len(left)
                 print(f"[{done}/{len(jobs)}] {job.name:{width}}  {status:6} {seconds:7.1f} s  {problem}".rstrip())
             if not ended:
-                running = ", ".join(futures[future].name for future in futures if future.running())
-                print(f"after {runs.in_words(time.monotonic() - start)}, running: {running}")
+                running = [futures[future].name for future in futures if future.running()]
+                waiting = "running" if running else "running or waiting for a worker"
+                names = ", ".join(running or [futures[future].name for future in left])
+                print(f"after {runs.in_words(time.monotonic() - start)}, {waiting}: {names}")
             sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted; the next run goes on from what is whole", file=sys.stderr, flush=True)
@@ -600,6 +656,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--preset", default="quick", choices=list(study.PRESETS))
     add("--only", metavar="00,04", action="append", help="numbers or names of notebooks; all without it")
     add("--jobs", type=int, help="notebooks at a time (3, or as many as there are cores); 1 gives one all the cores")
+    add("--scheduler", metavar="ADDRESS", help="run them as tasks of this Dask scheduler, or of a 'local' one")
     add("--force", action="store_true", help="run also what is cached")
     add("--retrain", action="store_true", help="train anew into build/retrained and compare the scores")
     add("--data", type=folder, metavar="FOLDER", help="where the real data lies; sets XUQ_DATA")

@@ -20,6 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DIRECT = PROJECT["project"]["dependencies"]
 OPTIONAL = [line for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra]
 DEVELOPMENT = PROJECT["dependency-groups"]["dev"]
+EXTRAS = ("captum", "cluster")  # that notebooks use
 
 
 def pins() -> dict[str, str]:
@@ -40,7 +41,8 @@ def test_environment_yml_lists_exactly_what_pyproject_does():
     assert environment["name"] == PROJECT["project"]["name"]
     assert environment["channels"] == ["conda-forge", "nodefaults"]
     *plain, pip = environment["dependencies"]
-    assert pip["pip"] == [*DIRECT, *PROJECT["project"]["optional-dependencies"]["captum"], "-e ."]
+    extras = [line for extra in EXTRAS for line in PROJECT["project"]["optional-dependencies"][extra]]
+    assert pip["pip"] == [*DIRECT, *extras, "-e ."]
     assert plain[1:] == ["pip"]
     name, _, python = plain[0].partition("=")
     assert name == "python"
@@ -88,6 +90,7 @@ def test_the_readme_starts_with_two_lines_that_use_the_pins():
         assert "\n" not in line
         assert "-c constraints.txt" in line
     assert run.endswith("run_all.py")
+    assert f".[{','.join(EXTRAS)}]" in run
     assert tests.endswith("pytest")
 
 

@@ -163,6 +163,11 @@ def predicted(draws: Draws, x: Tensor, where: torch.device, engine: Engine | Non
     Raises:
         ValueError: logits that are NaN.
     """
+    return most_probable(mean_probs(draws, x, where, engine))
+
+
+def mean_probs(draws: Draws, x: Tensor, where: torch.device, engine: Engine | None = None) -> Tensor:
+    """Return the mean over draws of what is largest for the class to be explained, (N, C), on their device."""
     one = x[:1].to(where)
     if where.type != "cpu" and engine is None:
         engine = Engine(draws.at(slice(1)), one)
@@ -172,7 +177,11 @@ def predicted(draws: Draws, x: Tensor, where: torch.device, engine: Engine | Non
         means.append(
             _mean_probs(seen, seen(some) if where.type == "cpu" else cast(Engine, engine).at(seen).logits(some))
         )
-    mean = torch.cat(means)
+    return torch.cat(means)
+
+
+def most_probable(mean: Tensor) -> Tensor | None:
+    """Return the class of `predicted` by what `mean_probs` gives."""
     if mean.shape[1] == 1:
         return None
     if mean.isnan().any():

@@ -402,3 +402,64 @@ def test_a_store_of_the_same_is_gone_on_with_and_another_folder_is_never_removed
     with pytest.raises(ValueError, match="photographs holds no explanations; pass"):
         stream(draws, x, photographs, overwrite=True)
     assert (photographs / "a.png").read_bytes() == b"dear"
+
+
+def test_draws_that_do_not_fit_together_are_made_as_they_are_used_and_give_the_same_bytes(
+    network, tmp_path, monkeypatch
+):
+    posterior, x, made = xuq.MCDropConnect(network, placement="all"), images(), []
+    draws, drawn = posterior.sample(7, seed=3), xuq.MCDropConnect.drawn
+    monkeypatch.setattr("xuqlib.scale.batches.WEIGHTS_AT_ONCE", 3000)  # of 828 numbers a draw: three
+    held = stream(draws, x, tmp_path / "held.zarr", keep="all")
+    monkeypatch.setattr(xuq.MCDropConnect, "drawn", lambda *given: (made.append(given[1]), drawn(*given))[1])
+    stream(posterior, x, tmp_path / "made.zarr", keep="all", num_draws=7, seed=3)
+    assert set(made) == {range(2), range(3), range(3, 6), range(6, 7)}  # the first to see how large they are
+    assert made.count(range(3, 6)) == 2 * 4  # for three batches, and for the layout of the store
+    stores = [contents(tmp_path / name) for name in ("held.zarr", "made.zarr")]
+    assert {name: held for name, held in stores[0].items() if "/c/" in name}.items() <= stores[1].items()
+    monkeypatch.undo()
+    wanted = xuq.explain(draws, xuq.gradient, x)
+    assert_close(held[:].values, wanted.values)
+    assert held.dataset["target"].values.tolist() == wanted.target.tolist()
+
+
+def test_a_draw_alone_is_the_one_that_sample_has_at_its_place(network):
+    posterior = xuq.Flipout(network, placement="all")
+    for alone, among in zip(posterior.drawn(range(2, 5), 1), posterior.sample(6, seed=1)[2:5], strict=True):
+        assert contents_of(alone) == contents_of(among)
+
+
+def contents_of(network: nn.Module) -> list[bytes]:
+    return [tensor.numpy().tobytes() for tensor in network.state_dict().values()]
+
+
+def test_the_places_of_a_segmentation_are_those_of_all_draws_whatever_their_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("xuqlib.scale.batches.WEIGHTS_AT_ONCE", 1)
+    torch.manual_seed(0)
+    posterior = xuq.MCDropConnect(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), placement="all")
+    stored = stream(posterior, images(2), tmp_path / "maps.zarr", output="segmentation", num_draws=3)
+    wanted = xuq.explain(posterior.sample(3), xuq.gradient, images(2), output="segmentation").mean()
+    assert_close(torch.from_numpy(stored.mean().values).double(), wanted, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_draws_of_large_weights(tmp_path, monkeypatch):
+    """Of a million weights each: forty draws that exist at once are 144 MB more than four.
+
+    Threads draw them, and malloc's arenas, one a thread, keep up to 60 MB of what they have freed; so it has one here.
+    """
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    setup = f"""
+import torch, zarr
+from xuqlib import MCDropConnect, explain_dataset, gradient
+from xuqlib.scale import batches
+torch.set_num_threads(1)
+batches.WEIGHTS_AT_ONCE = 2_200_000
+network = torch.nn.Sequential(torch.nn.Linear(1000, 1000), torch.nn.ReLU(), torch.nn.Linear(1000, 2)).eval()
+posterior, x = MCDropConnect(network, placement="all"), torch.rand(2, 1000)
+def run(count):
+    to = {str(tmp_path)!r} + f"/{{count}}.zarr"
+    explain_dataset(posterior, gradient, x, to=to, num_draws=count, batch_size=2, progress=False)
+"""
+    few, many = peak_memory(["run(4)", "run(40)"], setup=setup)
+    assert many <= 1.05 * few

@@ -86,6 +86,84 @@ def test_a_failing_notebook_leaves_its_traceback_the_others_go_on_and_only_what_
         assert re.search(rf"parts {name}\.\w{{16}}\.parts", (build / f"{name}.ipynb").read_text())
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """Two processes, as they may run on two machines; a task is given up when one dies of it."""
+    dask = pytest.importorskip("dask", reason="the extra `cluster` is not installed")
+    from distributed import Client, LocalCluster
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.mark.slow
+def test_notebooks_are_tasks_of_a_cluster_and_leave_what_they_leave_without_one(tmp_path, cluster):
+    alone, among = tmp_path / "alone", tmp_path / "among"
+    address = cluster.scheduler.address
+    for project, arguments in ((alone, ["--jobs", "2"]), (among, ["--scheduler", address])):
+        write(project, "50_first", PUBLISH)
+        write(project, "51_broken", "1 / 0")
+        ran = start(project, *arguments)
+        assert ran.returncode == 1
+        assert statuses(ran) == {"50_first": "ran", "51_broken": "failed"}
+        assert "51_broken failed:" in ran.stderr and "ZeroDivisionError" in ran.stderr
+        assert "ZeroDivisionError" in (project / "build" / "quick" / "51_broken.error.txt").read_text()
+    left = [
+        sorted(each.relative_to(project).as_posix() for each in project.rglob("*") if "parts" not in each.name)
+        for project in (alone, among)
+    ]
+    assert left[0] == left[1]
+    table, copy = "figures/quick/50_table.csv", "build/quick/50_first.ipynb"
+    assert (among / table).read_bytes() == (alone / table).read_bytes()
+    assert "threads 1" in (among / copy).read_text()
+    write(among, "51_broken", PUBLISH)
+    ran = start(among, "--scheduler", address)
+    assert ran.returncode == 0
+    assert statuses(ran) == {"50_first": "cached", "51_broken": "ran"}
+    assert statuses(start(among)) == {"50_first": "cached", "51_broken": "cached"}
+
+
+@pytest.mark.slow
+def test_a_notebook_whose_worker_dies_or_has_another_version_has_failed_and_says_so(tmp_path, cluster):
+    write(tmp_path, "50_deadly", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")
+    ran = start(tmp_path, "--scheduler", cluster.scheduler.address)
+    assert ran.returncode == 1 and statuses(ran) == {"50_deadly": "failed"}
+    assert "KilledWorker" in (tmp_path / "build" / "quick" / "50_deadly.error.txt").read_text()
+    cluster.wait_for_workers(2)
+    write(tmp_path, "50_deadly", PUBLISH)
+    cluster.run(exec, "import xuqlib.scale.cluster as c; c.versions = lambda: {'torch': '1.0'}")
+    ran = start(tmp_path, "--scheduler", cluster.scheduler.address)
+    assert ran.returncode == 1
+    assert "this worker has other versions (wanted, has): {'torch': ('2" in ran.stderr and "'1.0')" in ran.stderr
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_scheduler_that_does_not_answer_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    dask = pytest.importorskip("dask", reason="the extra `cluster` is not installed")
+    pytest.importorskip("distributed")
+    write(tmp_path, "50_first", PUBLISH)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}):
+        for address in ("tcp://127.0.0.1:9", "nowhere"):
+            with pytest.raises(SystemExit) as stopped:
+                run_all.main(["--project", str(tmp_path), "--scheduler", address])
+            error = capsys.readouterr().err
+            assert stopped.value.code == 2 and error.count("\n") == 1
+            assert f"no Dask scheduler answers at '{address}'" in error and "start one with `dask scheduler`" in error
+
+
+def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
+    write(tmp_path, "50_first", PUBLISH)
+    (job,) = plan(tmp_path)
+    job.source.unlink()
+    with pytest.raises(RuntimeError, match=r"does not see .*50_first.ipynb; all must share the project's folder"):
+        run_all.run_elsewhere(job, {}, run_all.study.versions(), force=False)
+
+
 def gone(process: int) -> bool:
     """Whether the process has ended; one that nobody has waited for counts as ended."""
     try:

@@ -57,10 +57,14 @@ class WeightPosterior(Posterior):
 
     def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
         check_draws(num_draws, seed)
+        return self.drawn(range(num_draws), seed)
+
+    def drawn(self, numbers: range, seed: int) -> Draws:
+        """Draw only the networks of these numbers: those that `sample` with this seed has there."""
         network = detached_copy(self.network)
         # Random numbers come one after another, so several draws at a time are what keeps several cores busy.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            drawn = pool.map(lambda draw: self.weights(network, seed, draw), range(num_draws))
+            drawn = pool.map(lambda draw: self.weights(network, seed, draw), numbers)
             return self._draws(FixedNetwork(copy_with(network, weights)) for weights in drawn)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xuqlib.checks import check_target
-from xuqlib.explain import explain, predicted
+from xuqlib.explain import explain, mean_probs, most_probable
 from xuqlib.explainers import Explainer
 from xuqlib.explainers.declaring import declared_by
 from xuqlib.moments import Moments
+from xuqlib.outputs import as_output
 from xuqlib.path import blocks
-from xuqlib.posteriors.base import Posterior
+from xuqlib.posteriors.base import Posterior, WeightPosterior
 from xuqlib.posteriors.draws import Draws
+from xuqlib.scale.cluster import check_versions
 from xuqlib.scale.sources import Batch, Source
 from xuqlib.scale.store import Store, Variable
 from xuqlib.study.record import versions
@@ -28,6 +30,7 @@ from xuqlib.uncertainty import decompose, logits_of
 
 NUMBERS_AT_ONCE = 2**23  # of attributions of some draws of a batch
 DRAWS_AT_ONCE = 32  # whose trunk is evaluated once
+WEIGHTS_AT_ONCE = 2**26  # numbers in what some draws do not share with the others
 AXES = {1: ("feature",), 2: ("channel", "time"), 3: ("channel", "height", "width")}
 AXES |= {4: ("channel", "depth", "height", "width")}
 PLACES = ("row", "column", "depth")
@@ -86,10 +89,34 @@ class Job:
         return {each.name: getattr(self, each.name) for each in fields(self)}  # each process draws for itself
 
     @cached_property
-    def networks(self) -> Draws:
-        """The draws, where they are to be evaluated."""
-        draws = self.draws if isinstance(self.draws, Draws) else self.draws.sample(self.num_draws, seed=self.seed)
-        return draws.on(torch.device(self.device))
+    def group_size(self) -> int:
+        """How many draws are used together: all, unless their weights are too large for that."""
+        output = as_output(self.output, self.draws.output)
+        if output.kind == "segmentation" and output.where is None:
+            return self.num_draws  # they say together which places belong to a class
+        if isinstance(self.draws, WeightPosterior):
+            return _group_size(self.draws.sample(min(self.num_draws, 2), seed=self.seed), self.num_draws)
+        assert self.held is not None
+        return _group_size(self.held, self.num_draws)
+
+    @cached_property
+    def held(self) -> Draws | None:
+        """All draws, where they are evaluated; None where they are drawn for each batch, for want of room."""
+        if isinstance(self.draws, Draws):
+            return self.draws.on(torch.device(self.device))
+        if isinstance(self.draws, WeightPosterior) and self.group_size < self.num_draws:
+            return None
+        return self.draws.sample(self.num_draws, seed=self.seed).on(torch.device(self.device))
+
+    def groups(self, batch: Batch) -> Iterator[tuple[Draws, Draws, Tensor]]:
+        """Yield the draws, `group_size` at a time, as they are and as they are `seen` with the batch, and its x."""
+        for some in blocks(self.num_draws, self.group_size):
+            if self.held is not None:
+                draws = self.held[some]
+            else:
+                assert isinstance(self.draws, WeightPosterior)
+                draws = self.draws.drawn(range(some.start, some.stop), self.seed).on(torch.device(self.device))
+            yield draws, *draws.seen(batch.inputs, self.output)
 
     def run(self, number: int, rows: range) -> None:
         """Explain a batch and write it.
@@ -97,25 +124,20 @@ class Job:
         Raises:
             RuntimeError: this process has other versions than the one that made the store.
         """
-        if (here := versions()) != self.versions:
-            differing = {
-                name: (self.versions.get(name), here.get(name))
-                for name in here
-                if self.versions.get(name) != here[name]
-            }
-            raise RuntimeError(
-                f"this worker has other versions (wanted, has): {differing}; install the same everywhere"
-            )
+        check_versions(self.versions)
         Store(self.path).write(number, self.explained(rows))
 
     def explained(self, rows: range) -> dict[str, np.ndarray]:
         """What is stored of some examples, by the names of `variables`."""
         batch = self.source.read(rows)
-        where = torch.device(self.device)
-        draws, x = self.networks.seen(batch.inputs, self.output)
-        target = self._target(batch, rows)
-        target = predicted(draws, x, where) if target is None else check_target(target, len(x), 2**31)
-        numbers = logits_of(self.networks, batch.inputs, output=self.output)
+        where, target = torch.device(self.device), self._target(batch, rows)
+        answers, probs = [], torch.zeros(())
+        for some, draws, x in self.groups(batch):
+            if target is None:
+                probs = probs + mean_probs(draws, x, where) * (len(draws) / self.num_draws)
+            answers.append(logits_of(some, batch.inputs, output=self.output))
+        target = most_probable(probs) if target is None else check_target(target, len(x), 2**31)
+        numbers = torch.cat(answers)
         split = decompose(numbers, draws.noise_variance, draws.output)
         found = {name: value.float().numpy() for name, value in vars(split).items()}
         found["answer_mean"], found["answer_std"] = (
@@ -123,7 +145,7 @@ class Job:
         )
         found["target"] = np.full(len(x), -1) if target is None else target.cpu().numpy()
         found["id"] = np.array(batch.ids, dtype=np.dtypes.StringDType())
-        return found | self._maps(draws, x, target, rows)
+        return found | self._maps(batch, target, rows)
 
     def _target(self, batch: Batch, rows: range) -> Tensor | int | None:
         if isinstance(self.target, str):
@@ -132,20 +154,16 @@ class Job:
             return batch.labels
         return self.target[rows.start : rows.stop] if isinstance(self.target, Tensor) else self.target
 
-    def _maps(self, draws: Draws, x: Tensor, target: Tensor | None, rows: range) -> dict[str, np.ndarray]:
-        options, moments, values = self._options(rows), Moments(), []
+    def _maps(self, batch: Batch, target: Tensor | None, rows: range) -> dict[str, np.ndarray]:
+        moments, values = Moments(), []
         positive = negative = torch.zeros(())
-        at_once = min(DRAWS_AT_ONCE, max(1, NUMBERS_AT_ONCE // x.numel()))
-        for some in blocks(len(draws), at_once):
-            e = explain(draws[some], self.explainer, x, target, device=self.device, progress=False, **options)
-            assert e.values is not None
-            for value in e.values:
-                value = pooled(value, self.pool)
-                moments.append(value)
-                positive, negative = positive + (value > 0), negative + (value < 0)
-                if self.keep == "all":
-                    values.append(value)
-        agreeing = torch.maximum(positive, negative).double() / len(draws)
+        for value in self._attributions(batch, target, rows):
+            value = pooled(value, self.pool)
+            moments.append(value)
+            positive, negative = positive + (value > 0), negative + (value < 0)
+            if self.keep == "all":
+                values.append(value)
+        agreeing = torch.maximum(positive, negative).double() / self.num_draws
         maps = {"sign_agreement": torch.where(agreeing > 0, agreeing, torch.nan)}
         for kind, prefix in MOMENTS.items():
             maps |= {f"{prefix}mean": moments[kind].mean, f"{prefix}std": moments[kind].std()}
@@ -156,6 +174,15 @@ class Job:
         error = (back - mean).norm(dim=1) / mean.norm(dim=1)
         return stored | {"rounding": error.float().nan_to_num().numpy()}
 
+    def _attributions(self, batch: Batch, target: Tensor | None, rows: range) -> Iterator[Tensor]:
+        options = self._options(rows)
+        for _, draws, x in self.groups(batch):
+            at_once = min(DRAWS_AT_ONCE, max(1, NUMBERS_AT_ONCE // x.numel()))
+            for some in blocks(len(draws), at_once):
+                e = explain(draws[some], self.explainer, x, target, device=self.device, progress=False, **options)
+                assert e.values is not None
+                yield from e.values
+
     def _options(self, rows: range) -> dict[str, Any]:
         per_example = declared_by(self.explainer).per_example or {}
         is_cut = {
@@ -163,6 +190,15 @@ class Job:
             for name, value in self.options.items()
         }
         return {name: value[rows.start : rows.stop] if is_cut[name] else value for name, value in self.options.items()}
+
+
+def _group_size(draws: Draws, num_draws: int) -> int:
+    first, last = (
+        {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+        for network in (draws[0], draws[-1])
+    )
+    own = sum(tensor.numel() for key, tensor in first.items() if key not in last)
+    return min(max(1, WEIGHTS_AT_ONCE // max(own, 1)), num_draws)
 
 
 def pooled(attribution: Tensor, size: int | None) -> Tensor:
@@ -173,7 +209,7 @@ def pooled(attribution: Tensor, size: int | None) -> Tensor:
 def variables(job: Job, num_examples: int) -> dict[str, Variable]:
     """The arrays of a store, by their names, laid out by what is found out about the first example."""
     found, made = job.explained(range(1)), {}
-    unit = "squared units of the target" if job.networks.output in ("regression", "mean_variance") else "nats"
+    unit = "squared units of the target" if job.draws.output in ("regression", "mean_variance") else "nats"
     shape = found["mean"].shape[1:]
     axes = AXES.get(len(shape), tuple(f"axis_{axis}" for axis in range(1, len(shape) + 1)))
     for name, values in found.items():

@@ -1,13 +1,14 @@
-"""Batches shared among the workers of a Dask cluster."""
+"""Work shared among the workers of a Dask cluster."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from xuqlib.scale.store import needs
+from xuqlib.study.record import versions
 
 LIVES = 5  # workers that may die with a batch in hand, before the batch is held to be the reason
 
@@ -23,10 +24,11 @@ def by_dask(
 
     Raises:
         TypeError: another scheduler.
+        ConnectionError: no scheduler answers.
         Exception: whatever else `attempt` raises ends the run.
     """
     distributed = needs("distributed")
-    with _client(distributed, scheduler) as client:
+    with connected(scheduler) as client:
         sent = _sent(client, job)
         deaths = dict.fromkeys(todo, 0)
         numbers = {client.submit(attempt, sent, number, rows, pure=False): number for number, rows in todo.items()}
@@ -56,15 +58,45 @@ def _itself(job: Any) -> Any:
     return job
 
 
-def _client(distributed: Any, scheduler: Any) -> AbstractContextManager[Any]:
+def check_versions(wanted: Mapping[str, str]) -> None:
+    """Refuse to work in this process where it has other versions than those wanted.
+
+    Raises:
+        RuntimeError: it has.
+    """
+    here = versions()
+    differing = {name: (wanted.get(name), here[name]) for name in here if wanted.get(name) != here[name]}
+    if differing:
+        raise RuntimeError(f"this worker has other versions (wanted, has): {differing}; install the same everywhere")
+
+
+def connected(scheduler: Any, num_workers: int | None = None) -> AbstractContextManager[Any]:
+    """Connect to a scheduler, for as long as the context lasts; a `Client` is used as it is.
+
+    Args:
+        scheduler: an address, a `Client`, or "local".
+        num_workers: processes of "local"; one for each core by default.
+
+    Raises:
+        TypeError: another scheduler.
+        ConnectionError: none answers at this address.
+        ImportError: without the extra `cluster`.
+    """
+    distributed = needs("distributed")
     if isinstance(scheduler, distributed.Client):
         return nullcontext(scheduler)
     if not isinstance(scheduler, str):
         raise TypeError(f"scheduler is a {type(scheduler).__name__}; pass an address, a dask Client, or 'local'")
     if scheduler == "local":
         client: AbstractContextManager[Any] = distributed.Client(
-            processes=True, threads_per_worker=1, dashboard_address=None
+            processes=True, n_workers=num_workers, threads_per_worker=1, dashboard_address=":0"
         )
         return client
-    connected: AbstractContextManager[Any] = distributed.Client(scheduler)
-    return connected
+    try:
+        client = distributed.Client(scheduler)
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"no Dask scheduler answers at {scheduler!r} ({str(error).partition(chr(10))[0]}); start one with `dask "
+            "scheduler` and pass its address, such as tcp://host:8786, or pass 'local'"
+        ) from error
+    return client

@@ -66,9 +66,10 @@ def explain_dataset(
 ) -> StoredExplanations:
     """Explain every example of a data set by every draw, and write what the draws say together into a store.
 
-    It equals `explain` of all examples at once. Memory does not grow with the number of examples; of more draws, the
-    networks and their answers to a batch are held, not their attributions. A killed run is finished by the next call;
-    batches that are whole are not explained a second time.
+    It equals `explain` of all examples at once. Memory does not grow with the number of examples; of more draws, their
+    answers to a batch are held, not their attributions. Networks that a posterior over weights draws are made from
+    their seeds as they are used, where they do not fit together: a few at a time, twice for each batch. A killed run
+    is finished by the next call; batches that are whole are not explained a second time.
 
     Args:
         draws: from `posterior.sample`; or a posterior, of which each process draws for itself.
@@ -181,7 +182,7 @@ def explain_dataset(
 
 def _recipe(job: Job, batch_size: int | None) -> dict[str, Any]:
     """What a store is made of: another one of these gives other bytes."""
-    numbers = job.source.read(range(1)).inputs.x.numel() * min(job.num_draws, DRAWS_AT_ONCE)
+    numbers = job.source.read(range(1)).inputs.x.numel() * min(job.group_size, DRAWS_AT_ONCE)
     return {
         "explainer": getattr(job.explainer, "__name__", type(job.explainer).__name__),
         "posterior": job.draws.posterior if isinstance(job.draws, Draws) else job.draws.name,

@@ -69,8 +69,8 @@ def _places(x: Tensor, order: Tensor) -> Tensor:
     if x.dim() > 2:
         layouts = {(1, *x.shape[2:])} if x.dim() > 3 else layouts | {(1, x.shape[2]), (x.shape[1], 1)}
     fitting = [layout for layout in layouts if order.dim() == 2 and math.prod(layout) == order.shape[1]]
-    numbers = torch.arange(order.shape[-1], device=x.device).expand(len(x), -1)
-    if len(fitting) != 1 or not torch.equal(order.sort(1).values, numbers):
+    every = torch.arange(order.numel() // max(1, len(x)), device=x.device).expand(len(x), -1)
+    if len(fitting) != 1 or not torch.equal(order.sort(1).values, every):
         last = " or ".join(str(math.prod(layout) - 1) for layout in sorted(layouts))
         raise ValueError(
             f"order is {tuple(order.shape)}; wanted every pixel number from 0 to {last} once for each of {len(x)} "

@@ -97,3 +97,6 @@ def test_a_worker_of_another_version_is_named_before_it_writes(client, posterior
 def test_a_scheduler_that_is_none_is_refused(posterior, tmp_path):
     with pytest.raises(TypeError, match="scheduler is a int; pass an address, a dask Client, or 'local'"):
         explain_dataset(posterior, xuq.gradient, images(4), to=tmp_path / "maps.zarr", scheduler=3)
+    with pytest.raises(ConnectionError, match="no Dask scheduler answers at 'foo' .*; start one with `dask scheduler`"):
+        explain_dataset(posterior, xuq.gradient, images(4), to=tmp_path / "maps.zarr", scheduler="foo")
+    assert not (tmp_path / "maps.zarr").exists()

@@ -339,6 +339,13 @@ def test_wrong_arguments_are_refused_before_anything_is_written(network, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_store_does_not_take_the_place_of_a_file(network, tmp_path):
+    (tmp_path / "maps.zarr").write_text("notes")
+    with pytest.raises(ValueError, match="to is 'maps.zarr', a file; pass the path of a folder"):
+        stream(xuq.MCDropout(network), images(), tmp_path / "maps.zarr", overwrite=True)
+    assert (tmp_path / "maps.zarr").read_text() == "notes"
+
+
 def test_shards_are_read_from_the_job_arrays_of_schedulers(monkeypatch):
     for name in ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

@@ -14,37 +14,34 @@ LIVES = 5  # workers that may die with a batch in hand, before the batch is held
 
 
 def by_dask(
-    scheduler: Any, attempt: Callable[[Any, int, range], tuple[int, str]], job: Any, todo: dict[int, range]
+    client: Any, attempt: Callable[[Any, int, range], tuple[int, str]], job: Any, todo: dict[int, range]
 ) -> Iterator[tuple[int, str]]:
     """Yield `attempt(job, number, rows)` of each batch as it ends; what a dying worker had in hand is tried again.
 
     Args:
-        scheduler: an address, a `Client`, or "local".
+        client: of Dask, see `connected`.
         job: sent to each worker once.
 
     Raises:
-        TypeError: another scheduler.
-        ConnectionError: no scheduler answers.
         Exception: whatever else `attempt` raises ends the run.
     """
     distributed = needs("distributed")
-    with connected(scheduler) as client:
-        sent = _sent(client, job)
-        deaths = dict.fromkeys(todo, 0)
-        numbers = {client.submit(attempt, sent, number, rows, pure=False): number for number, rows in todo.items()}
-        ended = distributed.as_completed(list(numbers))
-        for future in ended:
-            number = numbers.pop(future)
-            if not isinstance(future.exception(), distributed.KilledWorker):
-                outcome: tuple[int, str] = future.result()
-                yield outcome
-            elif deaths[number] == LIVES:
-                yield number, "its workers died again and again; does an example fit into their memory?"
-            else:
-                deaths[number] += 1
-                again = client.submit(attempt, sent, number, todo[number], pure=False)
-                numbers[again] = number
-                ended.add(again)
+    sent = _sent(client, job)
+    deaths = dict.fromkeys(todo, 0)
+    numbers = {client.submit(attempt, sent, number, rows, pure=False): number for number, rows in todo.items()}
+    ended = distributed.as_completed(list(numbers))
+    for future in ended:
+        number = numbers.pop(future)
+        if not isinstance(future.exception(), distributed.KilledWorker):
+            outcome: tuple[int, str] = future.result()
+            yield outcome
+        elif deaths[number] == LIVES:
+            yield number, "its workers died again and again; does an example fit into their memory?"
+        else:
+            deaths[number] += 1
+            again = client.submit(attempt, sent, number, todo[number], pure=False)
+            numbers[again] = number
+            ended.add(again)
 
 
 def _sent(client: Any, job: Any) -> Any:

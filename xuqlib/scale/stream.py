@@ -11,6 +11,7 @@ import operator
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from xuqlib.posteriors.base import Posterior, check_draws
 from xuqlib.posteriors.draws import Draws
 from xuqlib.posteriors.fixing import FixedNetwork
 from xuqlib.scale.batches import DRAWS_AT_ONCE, NUMBERS_AT_ONCE, POOLS, Job, variables
-from xuqlib.scale.cluster import by_dask
+from xuqlib.scale.cluster import by_dask, connected
 from xuqlib.scale.sources import as_source
 from xuqlib.scale.store import Store, StoredExplanations, needs, open_explanations
 from xuqlib.study.resuming import fingerprint
@@ -114,6 +115,8 @@ def explain_dataset(
         check_count(batch_size, 1, "batch_size")
     if not isinstance(to, str | Path):
         raise TypeError(f"to is a {type(to).__name__}; pass the path of a folder")
+    if Path(to).is_file():
+        raise ValueError(f"to is {Path(to).name!r}, a file; pass the path of a folder")
     where = default_device() if device is None else check_device(device)
     check_choice(keep, ("moments", "all"), "keep")
     check_choice(dtype, ("float32", "float16"), "dtype")
@@ -144,7 +147,15 @@ def explain_dataset(
         device=str(where),
         options=dict(options),
     )
-    store, recipe = Store(path), _recipe(job, batch_size)
+    with nullcontext() if scheduler is None else connected(scheduler) as client:  # which may be out of reach
+        return _filled(job, _recipe(job, batch_size), part, overwrite, progress, client)
+
+
+def _filled(
+    job: Job, recipe: dict[str, Any], part: tuple[int, int], overwrite: bool, progress: bool, client: Any
+) -> StoredExplanations:
+    """Explain what is missing in the part of a job's store, here or by a client of Dask, and open it."""
+    store, path = Store(job.path), job.path
     if path.exists():
         there = store.recipe
         differing = [name for name in recipe if there.get(name) != recipe[name]]
@@ -158,14 +169,15 @@ def explain_dataset(
                 shutil.rmtree(path)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        named_axes = {"feature": source.feature_names} if source.feature_names and x.dim() == 2 else {}
-        store.create(recipe, variables(job, len(source)), named_axes)
+        names = job.source.feature_names
+        is_table = job.source.read(range(1)).inputs.x.dim() == 2
+        store.create(recipe, variables(job, len(job.source)), {"feature": names} if names and is_table else {})
         if store.recipe != recipe:  # another process was faster, with another
             raise RuntimeError(f"another process has just made {path.name} of something else; pass another `to`")
     with store.held(part):
         parts, failed = store.parts(), {}
         todo = {number: parts[number] for number in store.missing(part)}
-        outcomes = _here(job, todo) if scheduler is None else by_dask(scheduler, _attempt, job, todo)
+        outcomes = _here(job, todo) if client is None else by_dask(client, _attempt, job, todo)
         for number, error in tqdm(outcomes, total=len(todo), desc="explain", unit="batch", disable=not progress):
             if error:
                 failed[number] = error

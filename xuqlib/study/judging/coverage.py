@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,8 @@ def scaled_maps(
         block: examples explained at a time, which bounds the memory.
     """
     parts = []
-    draws = draws.to(x.dtype) if isinstance(draws, Draws) else draws
+    if isinstance(draws, Draws) and any(w.dtype != x.dtype for network in draws for w in network.parameters()):
+        draws = deepcopy(draws).to(x.dtype)  # those of the caller stay as they are
     for start in range(0, len(x), block):
         rows = slice(start, start + block)
         own = None if target is None else target[rows]

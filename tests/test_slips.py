@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import random
 import sys
 from typing import Any
 
@@ -32,11 +33,13 @@ from xuqlib import (
     smoothgrad,
     ua_backprop,
 )
-from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, saliency
+from xuqlib.checks import check_seed
+from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, fullgrad_terms, saliency
 from xuqlib.explainers.lime import lime_fit
+from xuqlib.inputs import Inputs
 from xuqlib.moments import Moments
 from xuqlib.outputs import Output
-from xuqlib.posteriors.kinds import drops_by_itself
+from xuqlib.posteriors.kinds import _may_move_examples, drops_by_itself
 from xuqlib.posteriors.random_weights import FlipoutLayer
 from xuqlib.study.judging.blurring import default_shares, greedy_order
 from xuqlib.study.judging.coverage import scaled_maps
@@ -547,3 +550,94 @@ def test_a_class_beyond_the_last_is_told_in_words_behind_an_activation_too():
 def test_the_temperature_of_logits_is_by_default_that_of_the_paper():
     default = inspect.signature(logit_coefficients).parameters["tau1"].default
     assert default == SETTINGS["paper"].tau1
+
+
+def test_dropout_in_place_changes_what_it_is_given_or_a_network_that_goes_on_with_it_would_drop_nothing():
+    class Goes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            h = 2 * x
+            nn.functional.dropout(h, 0.5, training=True, inplace=True)
+            return h
+
+    answers = torch.stack([draw(torch.ones(1, 64)) for draw in MCDropout(Goes()).sample(2)])
+    assert set(answers.unique().tolist()) == {0.0, 4.0}
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 8), (7, 5)])
+def test_a_term_larger_than_the_image_keeps_all_of_its_sum_or_places_between_would_be_lost(size):
+    term = randn(1, 2, *size)
+    whole = saliency(FullGradTerms(torch.zeros(1, 1, 4, 4, dtype=torch.float64), maps=(term,)), "signed")
+    assert_close(whole.sum(), term.sum())
+    sizes = saliency(FullGradTerms(torch.zeros(1, 1, 4, 4, dtype=torch.float64), maps=(term,)), "raw")
+    wanted = F.interpolate(term.abs().sum(1, keepdim=True), (4, 4), mode="bilinear", antialias=True)
+    assert_close(sizes, wanted[:, 0])
+
+
+def test_a_network_that_asks_pythons_generator_leaves_it_as_it_was():
+    class Rolls(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * random.random()
+
+    before = random.getstate()
+    with pytest.raises(ValueError, match="draws random numbers"):
+        explain([Rolls().eval()], gradient, torch.rand(2, 3), 0)
+    assert random.getstate() == before
+
+
+def test_attention_that_takes_time_first_may_move_examples_or_its_draws_would_share_what_they_do_not():
+    assert _may_move_examples(nn.MultiheadAttention(4, 1)) and _may_move_examples(nn.LSTM(2, 2, batch_first=True))
+    assert not _may_move_examples(nn.MultiheadAttention(4, 1, batch_first=True))
+
+
+def test_every_posterior_draws_by_seed_0_unless_another_is_given():
+    network, x = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 2)), torch.rand(2, 3)
+    for posterior in (MCDropout(network), MCDropConnect(network), Flipout(network)):
+        assert torch.equal(posterior.sample(2)(x), posterior.sample(2, seed=0)(x))
+        assert not torch.equal(posterior.sample(2)(x), posterior.sample(2, seed=1)(x))
+
+
+def test_the_terms_of_fullgrad_have_no_graph_or_memory_would_grow_with_every_question():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Hardtanh(), nn.Flatten(), nn.Linear(8, 2)).eval()
+    terms = fullgrad_terms(network, torch.randn(2, 1, 4, 4), 0)
+    assert not any(term.requires_grad for term in (terms.input, *terms.maps, *terms.dense))
+
+
+def test_the_layer_of_token_ids_may_be_named_where_two_layers_embed_them():
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.other, self.drop = nn.Embedding(7, 3), nn.Embedding(7, 3), nn.Dropout(0.1)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.drop(self.own(ids)).sum(1) + 10 * self.other(ids).sum(1)
+
+    network, ids = Both().eval(), torch.arange(8).view(2, 4) % 7
+    draws = DeepEnsemble([network, network]).sample()
+    with pytest.raises(ValueError, match=r"name the layer by Inputs\(x, wrt=...\)"):
+        explain(draws, gradient, ids, 0)
+    for name, factor in (("own", 1.0), ("other", 10.0)):
+        found = explain(draws, gradient, Inputs(ids, wrt=name), 0).mean()
+        assert_close(found, factor * network.get_submodule(name)(ids)[..., 0].double())
+
+
+def test_a_seed_is_any_number_that_generators_take():
+    assert check_seed(2**63 - 1) == 2**63 - 1
+    with pytest.raises(ValueError, match="seed is"):
+        check_seed(2**63)
+
+
+def test_the_channels_of_a_signal_are_no_channels_of_an_image_or_its_times_would_be_folded_away():
+    assert not ExplanationDistribution(torch.zeros(2, 1, 3, 4)).has_channels  # (draw, example, channel, time)
+    assert ExplanationDistribution(torch.zeros(2, 1, 3, 4, 4)).has_channels
+
+
+def test_copies_of_examples_that_belong_together_fill_a_pass_and_no_more():
+    draws, x = DeepEnsemble([nn.Linear(3, 2)]).sample().seen((torch.rand(5, 3),), lambda answer: answer)
+    sizes = [len(example) for _, example, _ in draws.in_rows(len(x), 3, at_once=5)]
+    assert sizes == [5, 5, 5]
+    assert [len(example) for _, example, _ in draws.in_rows(len(x), 2, at_once=2)] == [2, 2, 2, 2, 2]
+
+
+def test_a_volume_is_cut_into_regions_as_an_image_is():
+    regions = superpixels(torch.rand(2, 1, 4, 6, 6), 8)
+    assert regions.shape == (2, 4, 6, 6) and len(regions.unique()) > 1

@@ -194,9 +194,7 @@ def test_tests_stand_side_by_side_under_their_names():
 
 
 def test_draws_take_the_dtype_of_x_in_a_copy():
-    draws, x = MCDropout(mlp(4, 2, dropout=0.25)).sample(2), torch.randn(3, 4, dtype=torch.float64)
-    maps = scaled_maps(draws, gradient, x, torch.zeros(3, dtype=torch.long))
+    draws, x = MCDropout(mlp(num_features=4, dropout=0.25)).sample(2), torch.randn(3, 4, dtype=torch.float64)
+    maps = scaled_maps(draws, gradient, x, None)
     assert {weight.dtype for weight in draws[0].parameters()} == {torch.float32}
-    torch.testing.assert_close(
-        maps, scaled_maps(draws.to(torch.float64), gradient, x, torch.zeros(3, dtype=torch.long))
-    )
+    torch.testing.assert_close(maps, scaled_maps(draws.to(torch.float64), gradient, x, None))

@@ -29,7 +29,7 @@ def by_dask(
     sent = _sent(client, job)
     deaths = dict.fromkeys(todo, 0)
     numbers = {client.submit(attempt, sent, number, rows, pure=False): number for number, rows in todo.items()}
-    ended = distributed.as_completed(list(numbers))
+    ended = distributed.as_completed(list(numbers), loop=client.loop)
     for future in ended:
         number = numbers.pop(future)
         if not isinstance(future.exception(), distributed.KilledWorker):
@@ -86,11 +86,11 @@ def connected(scheduler: Any, num_workers: int | None = None) -> AbstractContext
         raise TypeError(f"scheduler is a {type(scheduler).__name__}; pass an address, a dask Client, or 'local'")
     if scheduler == "local":
         client: AbstractContextManager[Any] = distributed.Client(
-            processes=True, n_workers=num_workers, threads_per_worker=1, dashboard_address=":0"
+            processes=True, n_workers=num_workers, threads_per_worker=1, dashboard_address=":0", set_as_default=False
         )
         return client
     try:
-        client = distributed.Client(scheduler)
+        client = distributed.Client(scheduler, set_as_default=False)  # nor of this process, if it fails
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"no Dask scheduler answers at {scheduler!r} ({str(error).partition(chr(10))[0]}); start one with `dask "

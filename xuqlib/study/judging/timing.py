@@ -178,8 +178,13 @@ def bound(function: Callable[[], Any], *, num_tries: Count = 5) -> float:
     with torch.no_grad(), computing_in("float32", torch.device("cpu")):  # which keeps TF32 out
         for func, like, count in noted.calls.values():
             args, kwargs = tree_map_only(_Like, _Like.tensor, like)
-            times = interleaved({"": partial(func, *args, **kwargs)}, num_rounds=num_tries)
-            total += count * float(times["seconds"].min())
+            times = []
+            for _ in range(num_tries + 1):  # the first warms up
+                start = perf_counter()
+                func(*args, **kwargs)
+                _synchronise()
+                times.append(perf_counter() - start)
+            total += count * min(times[1:])
     return total
 
 

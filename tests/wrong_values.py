@@ -646,7 +646,10 @@ CALLS: Calls = {
     },
     "study.judging.stress.corrupt": {"kind": lambda: "blur", "severity": lambda: 1},
     "study.judging.timing.by_operation": {"function": lambda: lambda: torch.ones(2).sum()},
-    "study.judging.timing.flops": {"function": lambda: lambda: torch.ones(2, 2) @ torch.ones(2, 2)},
+    **{
+        f"study.judging.timing.{name}": {"function": lambda: lambda: torch.ones(2, 2) @ torch.ones(2, 2)}
+        for name in ("flops", "work", "bound")
+    },
     "study.judging.timing.interleaved": {"candidates": lambda: {"one": int, "two": float}, "num_rounds": lambda: 1},
     "study.judging.timing.peak_memory": {"calls": lambda: ["pass"]},
     "study.judging.timing.peak_rates": {
@@ -1313,6 +1316,8 @@ HARMLESS: dict[str, str] = {
     "study.judging.steadiness.pool(segments) beyond": "regions without a pixel",
     "study.judging.timing.by_operation(function) gives none": "what a call returns is dropped",
     "study.judging.timing.flops(function) gives none": "what a call returns is dropped",
+    "study.judging.timing.work(function) gives none": "what a call returns is dropped",
+    "study.judging.timing.bound(function) gives none": "what a call returns is dropped",
     "study.record.save(frame) other_columns": "any frame that was plotted",
     "study.record.Notebook.save(frame) other_columns": "any frame that was plotted",
     "study.record.Notebook.__init__(folder) under a file": "is made when something is saved, which says so",

@@ -42,7 +42,8 @@ def laplace(case: Case, network: nn.Module) -> Posterior:
     inputs = as_inputs(case.given)
     x = inputs.values[inputs.explained] if len(inputs.values) == 1 else case.given
     y = torch.arange(inputs.num_examples) % case.targets if isinstance(case.targets, int) else case.targets
-    return Laplace(network, layer=case.layer).fit([(x, y)])
+    known = as_output(case.output).kind in (None, "logits", "regression")
+    return Laplace(network, layer=case.layer).fit([(x, y)], output=case.output if known else None)
 
 
 POSTERIORS: dict[str, Callable[[Case, nn.Module], Posterior]] = {

@@ -28,11 +28,6 @@ CONVOLUTIONS_LAST = (
     *("own U-Net", "own U-Net, yes or no", "torchvision fcn", "torchvision deeplab", "torchvision lraspp"),
     *("torchvision squeezenet", "transformers segformer of pixels"),
 )
-SEVERAL_INPUTS = (
-    *("own FT-transformer", "own table with embeddings", "own image and table", "own graph", "own siamese"),
-    *(f"transformers {name}" for name in ("bert", "distilbert", "roberta", "albert", "electra", "mpnet", "deberta v2")),
-    *("transformers gpt2", "transformers t5 encoder"),
-)
 MORE_THAN_LOGITS = (
     *("own dictionary", "own mean and variance"),
     *(f"transformers {name}" for name in ("vit", "deit", "swin", "convnext", "resnet", "segformer", "wav2vec2")),
@@ -41,9 +36,8 @@ MORE_THAN_LOGITS = (
 # Every refusal: network, posterior and explainer, and words of the one sentence that says what to do.
 REFUSALS: dict[tuple[str, str, str], str] = {
     **{(name, "mc_dropout", "*"): "has no dropout" for name in WITHOUT_DROPOUT},
-    # A last layer that is not dense, inputs that are more than one tensor, and answers that are none.
+    # A last layer that is not dense, and answers that are no tensor.
     **{(name, "laplace", "*"): "last-layer Laplace needs a dense one" for name in CONVOLUTIONS_LAST},
-    **{(name, "laplace", "*"): "Laplace.fit wants batches (x, y) of tensors" for name in SEVERAL_INPUTS},
     **{(name, "laplace", "*"): "say what of it is explained" for name in MORE_THAN_LOGITS},
     ("own binary", "laplace", "*"): "pass y.float() for a regression, or train it with two logits",
     ("own probabilities", "laplace", "*"): "the network answers probabilities; Laplace wants logits",

@@ -149,7 +149,7 @@ def data(monkeypatch):
     examples = Examples("toy", "test", x, torch.arange(20) % 3, torch.arange(20), class_names=("a", "b", "c"))
     networks = {0: DRAWS, 7: Draws([member(seed) for seed in (3, 4)])}
     fake = SimpleNamespace(
-        **vars(CELLS["xuq"])
+        **{name: getattr(CELLS["xuq"], name) for name in CELLS["xuq"].__all__}
         | {
             "load": lambda name, num_examples=20, **_: examples[:num_examples],
             "train_or_load": lambda *_, seed, **__: SimpleNamespace(sample=lambda *_, **__: networks[seed]),

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from xuqlib import MCDropout, gradient, gradient_x_input, mlp
+from xuqlib import gradient_x_input
 from xuqlib.study.intervals import mean_of_centres, over_centres
 from xuqlib.study.judging.coverage import (
     Forecast,
@@ -191,10 +191,3 @@ def test_tests_stand_side_by_side_under_their_names():
     assert found.loc[("all", "narrow")].equals(found.loc[("all", "same")])
     by_hand = mean_of(agreement(expected, held_out, levels=(0.9,)), "score", "largest")
     assert found.loc[("largest", "narrow"), "score"] == pytest.approx(by_hand)
-
-
-def test_draws_take_the_dtype_of_x_in_a_copy():
-    draws, x = MCDropout(mlp(num_features=4, dropout=0.25)).sample(2), torch.randn(3, 4, dtype=torch.float64)
-    maps = scaled_maps(draws, gradient, x, None)
-    assert {weight.dtype for weight in draws[0].parameters()} == {torch.float32}
-    torch.testing.assert_close(maps, scaled_maps(draws.to(torch.float64), gradient, x, None))

@@ -184,7 +184,10 @@ class _Batches:
                 kind = type(batch).__name__
                 raise TypeError(f"Laplace.fit wants batches (x, y) of inputs and targets; the loader gave a {kind}")
             inputs: Any = tuple(given) if isinstance(given, list) else given
-            self.at_hand = as_inputs(inputs).changed(lambda value: value.to(self.like.device))
+            try:
+                self.at_hand = as_inputs(inputs).changed(lambda value: value.to(self.like.device))
+            except ValueError as error:
+                raise ValueError(f"the loader gave a batch whose {error}") from None
             y = y.to(self.like.device)
             numbers = y[:, None].flatten(1).to(self.like) / self.network.unit if y.is_floating_point() else None
             yield self.at_hand.x, y.flatten().long() if numbers is None else numbers

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +68,7 @@ def scaled_maps(
         block: examples explained at a time, which bounds the memory.
     """
     parts = []
-    if isinstance(draws, Draws) and any(w.dtype != x.dtype for network in draws for w in network.parameters()):
-        draws = deepcopy(draws).to(x.dtype)  # those of the caller stay as they are
+    draws = draws.to(x.dtype) if isinstance(draws, Draws) else draws
     for start in range(0, len(x), block):
         rows = slice(start, start + block)
         own = None if target is None else target[rows]

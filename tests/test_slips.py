@@ -25,6 +25,7 @@ from xuqlib import (
     Flipout,
     MCDropConnect,
     MCDropout,
+    completeness_gap,
     explain,
     from_captum,
     gradient,
@@ -40,6 +41,7 @@ from xuqlib.explainers.lime import lime_fit
 from xuqlib.inputs import Inputs
 from xuqlib.moments import Moments
 from xuqlib.outputs import Output
+from xuqlib.posteriors.fixing import RandomNetworkError
 from xuqlib.posteriors.kinds import _may_move_examples, drops_by_itself
 from xuqlib.posteriors.random_weights import FlipoutLayer
 from xuqlib.study.judging.blurring import default_shares, greedy_order
@@ -796,3 +798,23 @@ def test_a_hardtanh_from_0_ends_at_1_where_nothing_else_is_said_or_signal_would_
     x = tensor([[-0.2, 0.2, 0.7]])
     found = torch.stack([guided_backprop(Bounded().eval(), x, label)[0] for label in range(3)])
     assert torch.equal(found, torch.diag(tensor([0.0, 2.0, 0.0])))
+
+
+def test_a_tensor_with_more_axes_for_more_examples_is_refused_in_words():
+    class Drops(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x.view(-1, *[1] * len(x)), 0.5, training=True).view_as(x)
+
+    (draw,) = MCDropout(Drops()).sample(1)
+    with pytest.raises(RandomNetworkError, match=r"for 2 examples and .* for 3, so no one axis of it"):
+        draw(torch.ones(2, 3))
+
+
+def test_completeness_is_measured_of_fixed_networks_alone_or_a_gap_would_be_of_another_answer():
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0)
+
+    x = randn(2, 3)
+    with pytest.raises(ValueError, match="changes with the others of its batch"):
+        completeness_gap(Centred().eval(), x, x, 0)

@@ -6,6 +6,7 @@ import inspect
 import math
 import random
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from xuqlib import (
     Flipout,
     MCDropConnect,
     MCDropout,
+    completeness_gap,
     explain,
     from_captum,
     gradient,
@@ -34,11 +36,12 @@ from xuqlib import (
     ua_backprop,
 )
 from xuqlib.checks import check_seed
-from xuqlib.explainers.fullgrad import FullGradTerms, fullgrad, fullgrad_terms, saliency
+from xuqlib.explainers.fullgrad import NOT_COMPLETE, FullGradTerms, LogitGraph, fullgrad, fullgrad_terms, saliency
 from xuqlib.explainers.lime import lime_fit
 from xuqlib.inputs import Inputs
 from xuqlib.moments import Moments
 from xuqlib.outputs import Output
+from xuqlib.posteriors.fixing import RandomNetworkError
 from xuqlib.posteriors.kinds import _may_move_examples, drops_by_itself
 from xuqlib.posteriors.random_weights import FlipoutLayer
 from xuqlib.study.judging.blurring import default_shares, greedy_order
@@ -46,7 +49,7 @@ from xuqlib.study.judging.coverage import scaled_maps
 from xuqlib.study.judging.scores import standard_errors
 from xuqlib.superpixels import superpixels
 from xuqlib.ua_backprop import SETTINGS, logit_coefficients
-from xuqlib.uncertainty import UncertaintyOf, attribute_uncertainty, decompose, uncertainties
+from xuqlib.uncertainty import UncertaintyOf, attribute_uncertainty, decompose, uncertainties, uncertainty_shares
 
 
 def of(values: list) -> ExplanationDistribution:
@@ -508,13 +511,15 @@ def test_a_negative_mean_is_no_negative_variance_or_half_of_all_regressions_woul
         Output("mean_variance").check(-pairs)
 
 
-def test_one_example_is_tried_beside_another_and_not_itself_or_a_network_that_compares_would_pass():
+@pytest.mark.parametrize("shape", [(1, 3), (1, 1, 1, 3)])
+def test_one_example_is_tried_beside_another_and_not_itself_or_a_network_that_compares_would_pass(shape):
     class Compares(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x + (x.argmax(1) != x[:1].argmax(1)).sum()  # is another row's largest number elsewhere?
+            rows = x.flatten(1)
+            return rows + (rows.argmax(1) != rows[:1].argmax(1)).sum()  # is another's largest number elsewhere?
 
     with pytest.raises(ValueError, match="changes with the others of its batch"):
-        explain([Compares().eval()], gradient, tensor([[3.0, 1.0, 2.0]]), 0)
+        explain([Compares().eval()], gradient, tensor([3.0, 1.0, 2.0]).view(shape), 0)
 
 
 def test_examples_too_large_for_a_pass_are_explained_one_at_a_time_or_memory_would_hold_two():
@@ -642,3 +647,174 @@ def test_a_volume_is_cut_into_regions_as_an_image_is():
     places = torch.arange(8.0).view(8, 1, 1).expand(8, 16, 16)
     regions = superpixels((places > 3).float().expand(2, 1, 8, 16, 16), 8)
     assert regions.shape == (2, 8, 16, 16) and len(regions.unique()) > 1
+
+
+# What a sample of slips got past all of these
+
+
+def test_draws_on_a_device_are_taken_in_before_they_fill_its_memory(monkeypatch):
+    taken, whole = [], Moments.extend
+    monkeypatch.setattr(Moments, "extend", lambda self, some: taken.append(some.numel()) or whole(self, some))
+    draws = (torch.empty(1, 2**22, device="meta") for _ in range(9))  # "meta" is a device without memory
+    assert Moments.streamed(draws).num_draws == 9
+    assert sum(taken) == 9 * 2**22 and max(taken) <= 2**24 and len(taken) < 9
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_lime_says_that_it_hides_nothing_of_dark_examples_too_or_their_empty_maps_would_be_read(sign):
+    x = sign * torch.ones(1, 1, 4, 4)
+    with pytest.warns(UserWarning, match="LIME hides nothing in 1 of 1 examples"):
+        found = lime_fit(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval(), x, 0, num_segments=2)
+    assert not found.attribution.any()
+
+
+def test_the_steps_of_a_path_through_volumes_are_summed_as_those_of_images_are():
+    layers = nn.Conv3d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 2)
+    draws, x = MCDropout(seeded(lambda: nn.Sequential(*layers))).sample(3, seed=1), randn(2, 1, 3, 3, 3)
+    e = explain(draws, integrated_gradients, x, 1, num_steps=3)
+    assert e.how == "chain"
+    wanted = torch.stack([integrated_gradients(draw, x, 1, num_steps=3) for draw in draws])
+    assert_close(e.values, wanted, **EXACT)
+
+
+def test_numbers_of_a_regression_have_no_noise_unless_it_is_given_or_all_would_look_uncertain():
+    numbers = tensor([[[1.0]], [[3.0]]])  # two draws: a variance of 1
+    found = decompose(numbers)
+    assert (found.total.item(), found.aleatoric.item(), found.epistemic.item()) == (1.0, 0.0, 1.0)
+    assert uncertainty_shares(numbers, "total").sum((0, 2)).tolist() == [[1.0]]
+
+
+def test_the_first_row_and_column_of_a_segmentation_are_places_too():
+    network = nn.Conv2d(1, 2, 1, dtype=torch.float64).eval()
+    output, x = Output("segmentation", where=(0, 0)), randn(1, 1, 2, 2)
+    found = explain([network], gradient, x, 1, output=output).values
+    wanted = torch.zeros_like(x)
+    wanted[..., 0, 0] = network.weight[1, 0, 0, 0].detach()
+    assert_close(found[0], wanted, **EXACT)
+
+
+@pytest.mark.parametrize("explainer", [gradient, gradient_x_input, integrated_gradients, smoothgrad])
+def test_a_map_of_examples_that_want_a_gradient_has_no_graph_or_memory_would_grow_with_every_map(explainer):
+    network, x = linear([[1.0, 2.0, 3.0]]), randn(2, 3).requires_grad_()
+    assert not explainer(network, x).requires_grad and x.grad is None
+
+
+def test_terms_of_numbers_that_are_written_into_a_part_of_others_have_no_graph_and_are_complete():
+    class Frames(nn.Module):
+        """Puts what it sees into the middle of a frame of learned numbers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.frame, self.line = nn.Parameter(torch.ones(4, 4)), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            whole = self.frame.expand(len(x), 1, 4, 4).clone()
+            whole[..., 1:3, 1:3].copy_(x)
+            return self.line(whole.flatten(1))
+
+    network, x = seeded(Frames).eval(), randn(2, 1, 2, 2)
+    terms = fullgrad_terms(network, x, 0)
+    assert not any(term.requires_grad for term in (terms.input, *terms.maps, *terms.dense))
+    assert_close(terms.total(), network(x)[:, 0].detach(), **EXACT)
+
+
+def test_a_draw_leaves_what_it_is_given_beside_the_examples_though_its_network_writes_there():
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor, calls: Tensor) -> Tensor:
+            calls += 1
+            return self.drop(x)
+
+    (draw,), calls = MCDropout(Counts()).sample(1), tensor(0)
+    draw(torch.ones(2, 3), calls)
+    assert calls == 0
+
+
+def test_draws_that_vmap_evaluates_one_by_one_are_left_to_the_loop_which_says_why():
+    class Bounded(nn.Module):
+        """Scales each row to a length of 1 at most, for which vmap has no rule of its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.line, self.drop = nn.Linear(4, 3), nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.renorm(self.drop(self.line(x)), 2, 0, 1.0)
+
+    draws, x = MCDropout(seeded(Bounded)).sample(3, seed=1), randn(2, 4)
+    e = explain(draws, gradient, x, 1)
+    assert e.how.startswith("loop: There is a performance drop") and "aten::renorm" in e.how
+    assert_close(e.values, torch.stack([gradient(draw, x, 1) for draw in draws]), **EXACT)
+
+
+def test_quantiles_are_float64_whatever_the_maps_or_their_interpolation_would_lose_half_of_the_digits():
+    values = tensor([[[1.0]], [[1.0 + 2**-23]]])  # neighbours in float32
+    e = ExplanationDistribution(values)
+    assert e.median().item() == 1 + 2**-24 and e.median().dtype == e.quantile(0.05).dtype == torch.float64
+    assert e.mad().item() == 2**-24
+
+
+class OnGpu(Tensor):
+    """Numbers that say that they are on a GPU."""
+
+    device = torch.device("cuda")
+
+
+def test_the_rounding_of_tf32_excuses_no_missing_term_or_fullgrad_would_never_warn_on_a_gpu():
+    x = randn(2, 3, dtype=torch.float32)
+    for last, is_complete in ((nn.Softplus(), False), (nn.ReLU(), True)):
+        graph = LogitGraph(nn.Sequential(nn.Linear(3, 4), last, nn.Linear(4, 2)).eval(), x)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            graph.saliencies(graph.one_hot(0)[None].as_subclass(OnGpu), "raw")
+        assert [str(warning.message) for warning in caught] == ([] if is_complete else [NOT_COMPLETE])
+
+
+def test_the_maps_of_many_classes_are_held_some_at_a_time_or_a_thousand_classes_would_need_gigabytes(monkeypatch):
+    module, sizes = sys.modules["xuqlib.ua_backprop"], []
+    whole = module.spread_shares
+    monkeypatch.setattr(
+        module,
+        "spread_shares",
+        lambda shares, maps, **options: sizes.append(maps.numel()) or whole(shares, maps, **options),
+    )
+    draws, x = Draws([linear(randn(10, 6, seed=seed).tolist()) for seed in (1, 2)]), randn(3, 6)
+    wanted = ua_backprop(draws, x)
+    assert sizes == [180, 180]
+    monkeypatch.setattr(module, "_AT_ONCE", 80)
+    sizes.clear()
+    assert_close(ua_backprop(draws, x), wanted, **EXACT)
+    assert sum(sizes) == 360 and max(sizes) <= 80
+
+
+def test_a_hardtanh_from_0_ends_at_1_where_nothing_else_is_said_or_signal_would_flow_above():
+    class Bounded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.hardtanh_(2 * x, 0.0)
+
+    x = tensor([[-0.2, 0.2, 0.7]])
+    found = torch.stack([guided_backprop(Bounded().eval(), x, label)[0] for label in range(3)])
+    assert torch.equal(found, torch.diag(tensor([0.0, 2.0, 0.0])))
+
+
+def test_a_tensor_with_more_axes_for_more_examples_is_refused_in_words():
+    class Drops(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x.view(-1, *[1] * len(x)), 0.5, training=True).view_as(x)
+
+    (draw,) = MCDropout(Drops()).sample(1)
+    with pytest.raises(RandomNetworkError, match=r"for 2 examples and .* for 3, so no one axis of it"):
+        draw(torch.ones(2, 3))
+
+
+def test_completeness_is_measured_of_fixed_networks_alone_or_a_gap_would_be_of_another_answer():
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0)
+
+    x = randn(2, 3)
+    with pytest.raises(ValueError, match="changes with the others of its batch"):
+        completeness_gap(Centred().eval(), x, x, 0)

@@ -39,7 +39,7 @@ def make_baseline(kind: str | Tensor | None, x: Tensor) -> Tensor:
     if kind == "black":
         return torch.zeros_like(x).detach()
     if kind == "mean":
-        return x.detach().mean(0, keepdim=True).expand_as(x)
+        return x.detach().mean(0).expand_as(x)
     if x.dim() < 3:
         raise ValueError(
             f"{kind} baseline needs images (N, C, H, W) or signals (N, C, L), x is {tuple(x.shape)}; use black, mean "

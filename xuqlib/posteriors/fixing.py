@@ -119,7 +119,7 @@ class FixedMasks(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _dropout(
-        self, func: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, **old: Any
+        self, func: Any, input: Tensor, p: float, training: bool = True, inplace: bool = False, **old: Any
     ) -> Tensor:
         if self.seed is None:
             if old.get("train", training) and p > 0:  # torch.dropout's name for it

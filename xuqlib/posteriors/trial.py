@@ -52,10 +52,10 @@ def try_out(network: Callable[[Tensor], Any], x: Tensor, check: Callable[[Any], 
         passed = set()
     if about in passed:
         return None
-    view, first = at(network, slice(0, 1)), x[:1].detach()
-    batches = [torch.cat([first, other]) for other in (first / 2, x[-1:].detach() if len(x) > 1 else first.roll(1, -1))]
+    view, first = at(network, slice(0, 1)), x[:1]
     untouched = before = _generators()
     with torch.no_grad():
+        batches = [torch.cat([first, other]) for other in (first / 2, x[-1:] if len(x) > 1 else first.roll(1, -1))]
         for _ in range(_ATTEMPTS):
             answers = [_answer(view, batch) for batch in batches]
             is_random = (after := _generators()) != before

@@ -28,17 +28,12 @@ CONVOLUTIONS_LAST = (
     *("own U-Net", "own U-Net, yes or no", "torchvision fcn", "torchvision deeplab", "torchvision lraspp"),
     *("torchvision squeezenet", "transformers segformer of pixels"),
 )
-MORE_THAN_LOGITS = (
-    *("own dictionary", "own mean and variance"),
-    *(f"transformers {name}" for name in ("vit", "deit", "swin", "convnext", "resnet", "segformer", "wav2vec2")),
-    *("transformers hubert", "transformers patchtst"),
-)
 # Every refusal: network, posterior and explainer, and words of the one sentence that says what to do.
 REFUSALS: dict[tuple[str, str, str], str] = {
     **{(name, "mc_dropout", "*"): "has no dropout" for name in WITHOUT_DROPOUT},
-    # A last layer that is not dense, and answers that are no tensor.
+    # A last layer that is not dense, and an answer that is no logits and no plain regression.
     **{(name, "laplace", "*"): "last-layer Laplace needs a dense one" for name in CONVOLUTIONS_LAST},
-    **{(name, "laplace", "*"): "say what of it is explained" for name in MORE_THAN_LOGITS},
+    ("own mean and variance", "laplace", "*"): "say what of it is explained",
     ("own binary", "laplace", "*"): "pass y.float() for a regression, or train it with two logits",
     ("own probabilities", "laplace", "*"): "the network answers probabilities; Laplace wants logits",
     # Weights that are computed from others cannot be drawn.

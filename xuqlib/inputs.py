@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from xuqlib.checks import check_count, check_examples, is_finite
 
-_LABELS = {"labels", "label", "target", "targets"}  # what loaders give beside the inputs
+LABELS = {"labels", "label", "target", "targets"}  # what loaders give beside the inputs
 
 
 class Inputs:
@@ -161,7 +161,7 @@ def _by_name(given: Any) -> dict[Any, Any]:
     if isinstance(given, Tensor | np.ndarray | str) or given is None:
         return {0: given}
     if isinstance(given, Mapping):
-        return {key: value for key, value in given.items() if key not in _LABELS}
+        return {key: value for key, value in given.items() if key not in LABELS}
     if isinstance(given, tuple):
         return dict(enumerate(given))
     if isinstance(getattr(given, "x", None), Tensor):  # Examples

@@ -288,6 +288,10 @@ def test_inputs_by_name_and_answers_in_a_dictionary_have_the_curvature_of_one_te
     plain.fit(loader(torch.stack([ids.float(), mask], 1), y))
     torch.testing.assert_close(covariance(given), covariance(plain))
     pairs = [((part["input_ids"], part["attention_mask"]), part["labels"]) for part in named]
+    other = [{key if key != "labels" else "target": value for key, value in part.items()} for part in named]
+    torch.testing.assert_close(
+        covariance(Laplace(network, layer="classifier").fit(other, output="logits")), covariance(given)
+    )
     again = Laplace(network, layer="classifier").fit(pairs, output=lambda answer: answer["logits"])
     torch.testing.assert_close(covariance(again), covariance(plain))
 

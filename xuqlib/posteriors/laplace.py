@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from xuqlib.checks import check_choice, check_target
-from xuqlib.inputs import Inputs, as_inputs
+from xuqlib.inputs import LABELS, Inputs, as_inputs
 from xuqlib.outputs import Output, are_probabilities, as_output
 from xuqlib.posteriors.base import WeightPosterior, check_network
 from xuqlib.posteriors.draws import detached_copy
@@ -54,8 +54,8 @@ class Laplace(WeightPosterior):
 
         Args:
             loader: a DataLoader, or any iterable of batches (inputs, y), inputs as for `Inputs`; or of mappings that
-                hold the `labels`, as tokenizers' collators give. y of whole numbers (N,) means classification, else
-                regression, and is shaped like the network's output.
+                hold `labels` (or `label`, `target`, `targets`) too, as collators give. y of whole numbers (N,) means
+                classification, else regression, and is shaped like the network's output.
             output: what of the answer is meant, as for `Output`: logits or a regression, or where they are found.
 
         Raises:
@@ -179,7 +179,8 @@ class _Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.batches:
             is_pair = isinstance(batch, Sequence) and len(batch) == 2
-            given, y = batch if is_pair else (batch, batch.get("labels") if isinstance(batch, Mapping) else None)
+            labels = [batch[key] for key in LABELS & batch.keys()] if isinstance(batch, Mapping) else []
+            given, y = batch if is_pair else (batch, *labels) if len(labels) == 1 else (batch, None)
             if not isinstance(y, Tensor) or not isinstance(given, Tensor | Sequence | Mapping):
                 kind = type(batch).__name__
                 raise TypeError(f"Laplace.fit wants batches (x, y) of inputs and targets; the loader gave a {kind}")

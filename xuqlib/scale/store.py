@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,7 @@ class Store:
     def write(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write a batch: its chunks, and, when those are on the disk, that it is whole."""
         group, size = needs("zarr").open_group(self.path, mode="r+", zarr_format=3), self.recipe["batch_size"]
+        written = []
         for name, values in arrays.items():
             axes = group[name].metadata.dimension_names
             place = axes.index("example")
@@ -142,9 +143,18 @@ class Store:
             start = number * size
             group[name][(slice(None),) * place + (slice(start, start + values.shape[place]),)] = values
             if chunk.exists():  # one of nothing but its fill value is not written
-                _sync(chunk, self.path / name)
+                written.append(chunk)
+        self._sync(written)
         group[WHOLE][number] = True
-        _sync(self.path / WHOLE / "c" / str(number), self.path / WHOLE)
+        self._sync([self.path / WHOLE / "c" / str(number)])
+
+    def _sync(self, files: Sequence[Path]) -> None:
+        """Wait until files are on the disk, with their names and those of their folders."""
+        for path in files:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        for folder in {folder for path in files for folder in path.parents if folder.is_relative_to(self.path)}:
+            sync_folder(folder)
 
     @contextmanager
     def held(self, shard: tuple[int, int] = (0, 1)) -> Iterator[None]:
@@ -172,16 +182,6 @@ class Store:
                 else:
                     lock.release()
             yield
-
-
-def _sync(path: Path, top: Path) -> None:
-    """Wait until a file is on the disk, with its name and those of its folders up to `top`."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    for folder in path.parents:
-        sync_folder(folder)
-        if folder == top:
-            return
 
 
 class StoredExplanations:

@@ -2,14 +2,15 @@
 
 An `Estimate` is a number, its interval, and what that interval is of. It comes from one number per example
 (`mean_of_examples`), from one per training (`mean_of_trainings`), from both at once (`clustered`), from resamples
-(`from_resamples`, `bootstrap`), or from a count (`wilson`). `Notebook.judge` turns it into a verdict.
+(`from_resamples`, `bootstrap`), or from a count (`wilson`). `Notebook.judge` turns it into a verdict, and publishes the
+rows that it rests on, with the rule by which it follows from them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -51,6 +52,8 @@ class Estimate:
         n: examples behind the number.
         seeds: independent trainings behind it. With one, the interval says nothing about another training.
         decides: whether the interval may decide a claim.
+        rule: how number and interval follow from the rows, as `tests/recomputing.py` reads it; "" for none.
+        rows: what they rest on: seed (of a training), example and group, as far as there are any, and numbers.
     """
 
     value: float
@@ -60,6 +63,8 @@ class Estimate:
     n: Place | None = None
     seeds: Count = 1
     decides: bool = True
+    rule: str = ""
+    rows: pd.DataFrame | None = field(default=None, compare=False, repr=False)
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.value, self.low, self.high))
@@ -78,7 +83,13 @@ class Estimate:
 
     def exp(self) -> Estimate:
         """The estimate of a logarithm as one of a factor."""
-        return replace(self, value=math.exp(self.value), low=math.exp(self.low), high=math.exp(self.high))
+        ends = {"value": math.exp(self.value), "low": math.exp(self.low), "high": math.exp(self.high)}
+        return replace(self, **ends, rule=self.rule and f"exp of {self.rule}")
+
+    def over(self, frame: pd.DataFrame, rule: str, **settings: object) -> Estimate:
+        """The estimate with the rows that it rests on, and the rule, with its settings, by which it follows from them."""
+        told = ", ".join(f"{name}={value}" for name, value in settings.items())
+        return replace(self, rule=f"{rule} ({told})" if told else rule, rows=frame.reset_index(drop=True))
 
 
 # One number per example, or per training.
@@ -102,7 +113,17 @@ def mean_of_examples(values: Numbers, *, against: Numbers | None = None, of: str
             raise ValueError(f"a mean with an interval rests on {len(side)} values; wanted two or more finite numbers")
     means = [float(side.mean()) for side in sides]
     mean, error = means[0] - sum(means[1:]), sum(float(side.var()) / len(side) for side in sides) ** 0.5
-    return Estimate(mean, mean - 2 * error, mean + 2 * error, of, n=len(sides[0]))
+    rows = pd.concat([pd.DataFrame({"example": _names(side), "value": side.to_numpy()}) for side in sides])
+    if against is not None:
+        rows["group"] = np.repeat(["these", "those"], [len(side) for side in sides])
+    found = Estimate(mean, mean - 2 * error, mean + 2 * error, of, n=len(sides[0]))
+    return found.over(rows, "mean" if against is None else "mean of these less mean of those")
+
+
+def _names(values: pd.Series) -> np.ndarray:
+    """Which example each value is of: its name if the index has them, else its place."""
+    names = values.index.names
+    return values.index.get_level_values("example").to_numpy() if "example" in names else np.arange(len(values))
 
 
 @checked
@@ -118,8 +139,8 @@ def mean_of_trainings(values: Numbers, *, of: str = OVER_SEEDS) -> Estimate:
     values = pd.Series(values)
     mean, count = float(values.mean()), len(values)
     reach = float(values.sem() * t.ppf(0.975, count - 1)) if count > 1 else math.nan
-    low, high = mean - reach, mean + reach
-    return Estimate(mean, low, high, of, n=count, seeds=count, decides=values.nunique() > 1)
+    found = Estimate(mean, mean - reach, mean + reach, of, n=count, seeds=count, decides=values.nunique() > 1)
+    return found.over(pd.DataFrame({"seed": range(count), "value": values.to_numpy()}), "mean of trainings")
 
 
 @checked
@@ -156,7 +177,9 @@ def clustered(frame: Table, value: Column, *, num_resamples: Several = 1000, see
         if trainings > 1
         else f"{BOOTSTRAP}, this training"
     )
-    return replace(from_resamples(means, of=of), n=examples, seeds=trainings)
+    found = replace(from_resamples(means, of=of), n=examples, seeds=trainings)
+    rows = frame[["seed", "example", value]].rename(columns={value: "value"})
+    return found.over(rows, "mean of trainings and examples", resamples=num_resamples, seed=seed)
 
 
 @checked
@@ -171,7 +194,9 @@ def wilson(share: float, n: Place, *, of: str = "95 % Wilson interval") -> Estim
         raise ValueError(f"share is {share}; pass a number from 0 to 1")
     z = float(norm.ppf(0.975))
     middle, half = share + z**2 / 2 / n, z * (share * (1 - share) / n + z**2 / 4 / n**2) ** 0.5
-    return Estimate(share, (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n), of, n=n)
+    found = Estimate(share, (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n), of, n=n)
+    answers = np.arange(n) < round(share * n)
+    return found.over(pd.DataFrame({"example": range(n), "value": answers.astype(float)}), "share")
 
 
 # Resamples.
@@ -308,7 +333,9 @@ def rank_correlation(
         left, right = spearman_rows(drawn[0], drawn[2]), spearman_rows(drawn[1], drawn[2])
         scale = np.sqrt((1 - left**2).clip(0) * (1 - right**2).clip(0))
         rho = np.divide(rho - left * right, scale, where=scale > 0, out=np.full(scale.shape, np.nan))
-    return from_resamples(rho)
+    rows = pd.DataFrame(dict(zip(("a", "b", "given"), columns, strict=False))).rename_axis("example").reset_index()
+    rule = "rank correlation" if given is None else "rank correlation beyond what is given"
+    return replace(from_resamples(rho), n=count).over(rows, rule, resamples=num_resamples, seed=seed)
 
 
 @checked
@@ -372,7 +399,9 @@ def class_gap(frame: Table, value: Column, name: str, *, num_resamples: Several 
     if name not in names or len(names) < 2:
         raise ValueError(f"classes with examples are {', '.join(map(str, names))}; wanted {name!r} and one more")
     place = names.index(name)
-    return from_resamples(means[0][:, place] - np.delete(means[0], place, 1).mean(1))
+    found = from_resamples(means[0][:, place] - np.delete(means[0], place, 1).mean(1))
+    rows = _by_class(frame, {"value": value}).assign(this=lambda rows: (rows["group"] == str(name)).astype(float))
+    return found.over(rows, "mean of this class less those of the others", resamples=num_resamples, seed=seed)
 
 
 @checked
@@ -387,7 +416,8 @@ def class_correlation(frame: Table, a: Column, b: Column, *, num_resamples: Seve
         a, b: the columns.
     """
     _, _, (left, right), _ = _resampled(frame, [a, b], num_resamples, seed)
-    return from_resamples(spearman_rows(left, right))
+    found, rows = from_resamples(spearman_rows(left, right)), _by_class(frame, {"a": a, "b": b})
+    return found.over(rows, "rank correlation of class means", resamples=num_resamples, seed=seed)
 
 
 @checked
@@ -402,13 +432,23 @@ def correlation(
             classes of fewer than three examples do not count.
     """
     _, (left, right), _, counts = _resampled(frame, [a, b], num_resamples, seed)
+    rows, how = _by_class(frame, {"a": a, "b": b}), {"resamples": num_resamples, "seed": seed}
     if not within:
-        return from_resamples(spearman_rows(left, right))
+        return from_resamples(spearman_rows(left, right)).over(rows, "rank correlation, by class", **how)
     cuts = np.cumsum(counts)[:-1]
     parts = zip(np.split(left, cuts, 1), np.split(right, cuts, 1), strict=True)
     inside = pd.DataFrame({i: spearman_rows(*part) for i, part in enumerate(parts) if part[0].shape[1] > 2})
     lines = range(len(left))  # pandas leaves out NaN, which a constant class has
-    return from_resamples(inside.reindex(lines).mean(axis=1).to_numpy())
+    found = from_resamples(inside.reindex(lines).mean(axis=1).to_numpy())
+    return found.over(rows, "mean of rank correlations within classes", **how)
+
+
+def _by_class(frame: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    """The rows of `_resampled`: example, group (its class) and the columns, by their new names."""
+    whole = frame.dropna(subset=list(columns.values()))
+    names = whole["example"].to_numpy() if "example" in whole else np.arange(len(whole))
+    values = {new: whole[old].to_numpy(float) for new, old in columns.items()}
+    return pd.DataFrame({"example": names, "group": whole["class"].astype(str).to_numpy(), **values})
 
 
 def _resampled(
@@ -476,7 +516,9 @@ def mean_of_centres(frame: Table, value: Column) -> Estimate:
     check_columns(frame, "seed", "example")
     row = over_centres(frame.assign(all=0), ["all"], value).iloc[0]
     ends = (float(row[value]), float(row["low"]), float(row["high"]))
-    return Estimate(*ends, OVER_CENTRES, n=int(frame["example"].nunique()), seeds=int(row["centres"]))
+    found = Estimate(*ends, OVER_CENTRES, n=int(frame["example"].nunique()), seeds=int(row["centres"]))
+    rows = frame[["seed", "example", value]].rename(columns={value: "value"})
+    return found.over(rows, "mean of centres, spanning their intervals")
 
 
 @checked

@@ -40,9 +40,12 @@ PRESETS = ("quick", "full")
 VERDICTS = {True: "holds", False: "fails", None: "undecided"}
 CLAIM_COLUMNS = (
     *("claim", "statement", "dataset", "value", "low", "high", "unit"),
-    *("n", "seeds", "verdict", "source", "note"),
+    *("n", "seeds", "verdict", "source", "note", "kind", "test", "rule", "rows"),
 )
 SHOWN_COLUMNS = ("claim", "statement", "value", "low", "high", "unit", "verdict", "note")
+
+
+ROWS_COLUMNS = ("claim", "seed", "example", "group", "variable", "value")
 
 
 def _device_name() -> str:
@@ -161,6 +164,15 @@ def csv_bytes(frame: pd.DataFrame) -> bytes:
     return plain.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
 
 
+def parquet_bytes(frame: pd.DataFrame) -> bytes:
+    """The frame as a Parquet file: float32, whole numbers of four bytes, and texts as dictionaries."""
+    kinds = {"f": "float32", "i": "int32", "b": "int32", "O": "category"}
+    small = frame.astype({name: kinds.get(dtype.kind, "category") for name, dtype in frame.dtypes.items()})
+    buffer = io.BytesIO()
+    small.to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()
+
+
 @checked
 def save(
     figure: Figure | None,
@@ -176,6 +188,7 @@ def save(
     device: str | None = None,
     seconds: Amount | None = None,
     folder: Path | None = None,
+    rows: pd.DataFrame | None = None,
 ) -> None:
     """Publish a figure with its numbers and its recipe: `NN_name.png`, `NN_name.csv` and an entry in `index.json`.
 
@@ -194,6 +207,7 @@ def save(
         device: where it was computed; `device()` by default.
         seconds: time it took, in seconds.
         folder: where to write; that of the preset by default.
+        rows: what the frame rests on, published as `NN_rows.parquet`.
 
     Raises:
         ValueError: name, notebook or preset is malformed, or the frame has no row.
@@ -211,6 +225,8 @@ def save(
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})  # no version, so no idle changes
         files[f"{stem}.png"] = buffer.getvalue()
+    if rows is not None:
+        files[f"{notebook}_rows.parquet"] = parquet_bytes(rows)
     for file, content in files.items():
         replace_file(folder / file, content)
     recipe = {
@@ -333,6 +349,7 @@ class Notebook:
         self.dataset, self.dataset_digest, self.posterior = dataset, dataset_digest, posterior
         self._start = time.monotonic()
         self._claims: list[dict[str, object]] = []
+        self._rows: list[pd.DataFrame] = []
 
     @checked
     def save(
@@ -400,7 +417,19 @@ class Notebook:
         name, data = claim or f"{self.number}-{len(self._claims) + 1}", self.dataset if dataset is None else dataset
         verdict = VERDICTS[None if holds is None else bool(holds)]
         values = (name, statement, data, float(value), low, high, unit, n, seeds, verdict, source, note)
-        self._claims.append(dict(zip(CLAIM_COLUMNS, values, strict=True)))
+        row = dict(zip(CLAIM_COLUMNS, values, strict=False))
+        self._claims.append(row | {"kind": "claim", "test": "", "rule": "", "rows": ""})
+
+    @checked
+    def check(self, statement: str, holds: bool, **told: Any) -> None:
+        """Add a check to the closing table: an identity, or that a program does what it should. It is no finding.
+
+        Args:
+            statement, holds: as for `claim`.
+            **told: further arguments of `claim`; the value is needed.
+        """
+        self.claim(statement, holds, **told)
+        self._claims[-1]["kind"] = "check"
 
     @checked
     def judge(
@@ -458,15 +487,25 @@ class Notebook:
             seeds=estimate.seeds if seeds is None else seeds,
             source=source,
         )
+        test = f"above {bounds[0]:g}" if between is None else f"from {bounds[0]:g} to {bounds[1]:g}"
+        self._claims[-1] |= {"test": test, "rule": estimate.rule}
+        if estimate.rows is not None:
+            self._claims[-1]["rows"] = f"{self.number}_rows.parquet, claim {len(self._claims)}"
+            self._rows.append(_long(estimate.rows).assign(claim=len(self._claims)))
 
     def claims(self) -> pd.DataFrame:
-        """Publish the claims as `NN_claims.csv`, failed ones like any others, and return the columns to read."""
+        """Publish the claims as `NN_claims.csv`, failed ones like any others, and return the columns to read.
+
+        The rows that they rest on go to `NN_rows.parquet`: columns claim (its row in that table, from 1), seed (of a
+        training), example, group, variable and value.
+        """
         import pandas as pd
 
         if not self._claims:
             raise ValueError(f"notebook {self.number} has made no claim; call claim(...) first")
         frame = pd.DataFrame(self._claims, columns=list(CLAIM_COLUMNS)).astype({"n": "Int64"})
-        self._publish(None, frame, "claims")
+        rows = pd.concat(self._rows)[list(ROWS_COLUMNS)] if self._rows else None
+        self._publish(None, frame, "claims", rows=rows)
         return frame[list(SHOWN_COLUMNS)]
 
     @checked
@@ -499,9 +538,23 @@ class Notebook:
         small.quantize(32).save(buffer, format="png", optimize=True)  # a palette: about a quarter of the bytes
         return Image(data=buffer.getvalue())
 
-    def _publish(self, figure: Figure | None, frame: pd.DataFrame, slug: str, **recipe: str | None) -> None:
+    def _publish(self, figure: Figure | None, frame: pd.DataFrame, slug: str, **recipe: Any) -> None:
         own: dict[str, Any] = {name: getattr(self, name) for name in ("dataset", "dataset_digest", "posterior")}
         own.update({name: value for name, value in recipe.items() if value is not None})
         seconds = time.monotonic() - self._start
         own |= {"notebook": self.number, "preset": self.preset, "seed": self.seed, "folder": self.folder}
         save(figure, frame, slug, seconds=seconds, **own)
+
+
+def _long(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of an estimate, a number in each: columns of `ROWS_COLUMNS` but the claim; order is kept."""
+    import pandas as pd
+
+    keys: dict[str, Any] = {"seed": 0, "example": 0, "group": ""}
+    whole = rows.assign(**{name: value for name, value in keys.items() if name not in rows})
+    for name in ("seed", "example"):
+        if whole[name].dtype.kind != "i":
+            whole[name] = pd.factorize(whole[name])[0]
+    parts = {name: whole[name] for name in whole if name not in keys}
+    each = [whole[list(keys)].assign(variable=name, value=values.astype(float)) for name, values in parts.items()]
+    return pd.concat(each, ignore_index=True)

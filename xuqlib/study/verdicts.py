@@ -70,8 +70,12 @@ def gather(folder: Path = PUBLISHED) -> pd.DataFrame:
             continue
         missing = {"value": [""], "low": [""], "high": [""], "n": [""]}
         frame = pd.read_csv(io.BytesIO(read_published(path)), keep_default_na=False, na_values=missing)
-        if list(frame) != list(CLAIM_COLUMNS) or not set(frame["verdict"]) <= set(VERDICTS.values()):
+        if list(frame) not in (list(CLAIM_COLUMNS), list(CLAIM_COLUMNS[:-4])) or not set(frame["verdict"]) <= set(
+            VERDICTS.values()
+        ):
             raise ValueError(f"{path.name} is no table of claims of this version; run its notebook again")
+        kind = frame.get("kind", "claim")  # tables of a former version name neither kind nor rows
+        frame = frame.reindex(columns=list(CLAIM_COLUMNS), fill_value="").assign(kind=kind)
         place = {"notebook": path.name[:2], "row": range(1, len(frame) + 1)}
         parts.append(pd.concat([pd.DataFrame(place, index=frame.index), frame], axis=1))
     if not parts:

@@ -179,7 +179,7 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: an example stands there twice.
     """
-    first, *_ = variables = list(dict.fromkeys(rows["variable"]))
+    variables = list(dict.fromkeys(rows["variable"]))
     parts = [rows[rows["variable"] == name].reset_index(drop=True) for name in variables]
     keys = parts[0][["seed", "example", "group"]]
     if keys.duplicated().any():

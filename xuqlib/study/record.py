@@ -417,8 +417,7 @@ class Notebook:
         name, data = claim or f"{self.number}-{len(self._claims) + 1}", self.dataset if dataset is None else dataset
         verdict = VERDICTS[None if holds is None else bool(holds)]
         values = (name, statement, data, float(value), low, high, unit, n, seeds, verdict, source, note)
-        row = dict(zip(CLAIM_COLUMNS, values, strict=False))
-        self._claims.append(row | {"kind": "claim", "test": "", "rule": "", "rows": ""})
+        self._claims.append(dict(zip(CLAIM_COLUMNS, (*values, "claim", "", "", ""), strict=True)))
 
     @checked
     def check(self, statement: str, holds: bool, **told: Any) -> None:
@@ -555,6 +554,6 @@ def _long(rows: pd.DataFrame) -> pd.DataFrame:
     for name in ("seed", "example"):
         if whole[name].dtype.kind != "i":
             whole[name] = pd.factorize(whole[name])[0]
-    parts = {name: whole[name] for name in whole if name not in keys}
+    parts = {str(name): whole[name] for name in whole if name not in keys}
     each = [whole[list(keys)].assign(variable=name, value=values.astype(float)) for name, values in parts.items()]
     return pd.concat(each, ignore_index=True)

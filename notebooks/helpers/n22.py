@@ -25,10 +25,11 @@ def own_share_curve(frame: pd.DataFrame, *, paper: float, title: str) -> Figure:
     for p, part in frame.groupby("p"):
         axes.plot(part["tau1"], part["own share"], color=HUES[0])
         half = part.loc[part["own share"] < 0.5, "tau1"].min()
-        axes.text(half, 0.52, f" p = {p:g}", fontsize=13)
+        axes.text(half, 0.52, f"{p:g}", fontsize=14)
     axes.axvline(paper, color="black", linewidth=1.5)
     axes.text(paper / 1.2, 0.3, "tau1\nof paper", fontsize=13, ha="right")
-    axes.set(xscale="log", ylim=(0, 1.05), xlabel="tau1")
+    axes.set(xscale="log", ylim=(0, 1.05), xlabel="tau1; beside each line: p")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("share that stays with its own logit")
     figure.suptitle(title)
     return figure

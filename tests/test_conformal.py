@@ -101,7 +101,10 @@ def test_unseen_trainings_are_held_as_often_as_promised(scale):
 
 def test_what_is_guaranteed_is_wider_and_needs_nine_others():
     some = X[:37]  # so that no share of the scores is exactly the level
-    conformal = [ConformalExplainer("gradient_x_input").fit(NETWORKS, some, guaranteed=sure) for sure in (False, True)]
+    conformal = [
+        ConformalExplainer("gradient_x_input", scale="map").fit(NETWORKS, some, guaranteed=sure)
+        for sure in (False, True)
+    ]
     reach = [each.interval(NETWORKS[0], X) for each in conformal]
     assert (reach[1].high > reach[0].high).all()
     maps = [unit_map(network, some) for network in NETWORKS]
@@ -117,14 +120,14 @@ def test_held_out_networks_are_covered_about_as_often():
     conformal = fitted()
     assert conformal.held_out.shape == (12,) and 0.8 < conformal.held_out.mean() < 0.95
     strange = [*NETWORKS[:11], training(5, noise=4.0)]
-    assert ConformalExplainer("gradient_x_input").fit(strange, X).held_out[-1] < 0.8
+    assert ConformalExplainer("gradient_x_input", scale="map").fit(strange, X).held_out[-1] < 0.8
 
 
 def test_weights_are_examples_more_often():
     weights = torch.arange(40) % 3
     often = torch.cat([X[row : row + 1].expand(int(count), -1) for row, count in enumerate(weights) if count])
     ours = fitted(count=4, weights=weights).interval(NETWORKS[0], X)
-    theirs = ConformalExplainer("gradient_x_input").fit(NETWORKS[:4], often).interval(NETWORKS[0], X)
+    theirs = ConformalExplainer("gradient_x_input", scale="map").fit(NETWORKS[:4], often).interval(NETWORKS[0], X)
     torch.testing.assert_close(ours.high, theirs.high)
 
 
@@ -150,7 +153,7 @@ def test_certain_signs_and_the_way_back_to_the_unit():
 
 def test_a_distribution_is_its_own_centre_and_spread():
     posterior = partial(MCDropConnect, p=0.3, placement="last")
-    conformal = ConformalExplainer("gradient_x_input", posterior=posterior, num_draws=6, seed=4)
+    conformal = ConformalExplainer("gradient_x_input", scale="spread", posterior=posterior, num_draws=6, seed=4)
     conformal.fit(NETWORKS[:4], X)
     e = explain(posterior(NETWORKS[5]).sample(6, seed=4), xuq.gradient_x_input, X, 0)
     ours, theirs = conformal.interval(e, X), conformal.interval(NETWORKS[5], X, 0)

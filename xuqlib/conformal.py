@@ -93,9 +93,9 @@ class ConformalExplainer:
         explainer: as for `explain`.
         level: share of what the intervals are to hold.
         posterior: makes a posterior of a network, such as `MCDropConnect`. Then the mean over its draws is the centre.
-        scale: of the distances: "map", |attribution|; "spread", the standard deviation over the posterior's draws, by
-            default if there is one; "learned", boosted trees on attribution, spread, example and their surroundings,
-            fitted to half of the calibration examples, which are not used for the quantile.
+        scale: of the distances: "learned", by default, from attribution, spread over the posterior's draws, example and
+            their surroundings, by boosted trees on half of the calibration examples, which the quantile does not see;
+            "spread" alone; or "map", |attribution| alone.
         num_draws, seed: of the posterior; the seed also splits the examples.
         **options: passed on to the explainer.
 
@@ -121,7 +121,7 @@ class ConformalExplainer:
         self.level = check_number(level, 0, "level", above=True)
         if self.level >= 1:
             raise ValueError(f"level is {level}; pass a number between 0 and 1, such as 0.9")
-        self.scale = scale or ("map" if posterior is None else "spread")
+        self.scale = "learned" if scale is None else scale
         check_choice(self.scale, SCALES, "scale")
         if self.scale == "spread" and posterior is None:
             raise ValueError('scale "spread" is that of the draws of a posterior; pass posterior=, or another scale')

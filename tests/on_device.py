@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import xuqlib as xuq
-from xuqlib.explainers import EXPLAINERS
+from xuqlib.explainers import EXPLAINERS, gradients
 from xuqlib.metrics.deletion import deletion, insertion, pixel_order
 from xuqlib.posteriors import fixing
 from xuqlib.posteriors.draws import Draws
@@ -295,6 +295,20 @@ def test_weights_examples_and_masks_are_sent_once(posterior, network, explainer,
     examples = x.nbytes * (2 if network == "tokens" else 1)  # token ids, and a switch of each
     once = sum(mask.nbytes for mask in masks) // 2  # for the explanation that was not counted, too
     assert counts.bytes["to_device"] <= sizes(draws) + examples + once
+
+
+def test_noise_and_baselines_are_made_and_sent_once_however_examples_are_cut(monkeypatch):
+    draws, x, noise, whole = draws_of("dropout", "cnn"), PICTURES, [], gradients.sent
+    monkeypatch.setattr(gradients, "sent", lambda tensor, where: noise.append(tensor.shape) or whole(tensor, where))
+    xuq.explain(draws, "smoothgrad", x, device=HERE, chunk=1, num_samples=4, seed=5)
+    assert noise == [(4, 3, 8, 8)]
+    for chunk in (1, 3):
+        with_one, without = (
+            asked(draws, "integrated_gradients", x, num_steps=3, chunk=chunk, baseline=baseline)
+            for baseline in (x.flip(0), None)
+        )
+        assert with_one.bytes["to_device"] - without.bytes["to_device"] == x.nbytes
+        assert with_one.waits - without.waits == 2  # one to send it, one to ask whether it is finite
 
 
 def test_buffers_that_draws_share_are_moved_once_and_shared_still():

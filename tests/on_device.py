@@ -23,7 +23,8 @@ from xuqlib.posteriors.draws import Draws
 from xuqlib.study.judging.blurring import greedy_order, uncertainty_curves
 from xuqlib.study.judging.stress import pgd
 
-HERE = torch.device("pretend", 0)
+NAME = "pretend"
+HERE = torch.device(NAME, 0)
 
 
 class Residual(nn.Module):
@@ -203,6 +204,55 @@ def test_a_posterior_on_a_device_gives_draws_there_which_are_those_of_the_cpu(ki
         there = xuq.DeepEnsemble([seeded(inplace_cnn, seed=seed).eval().to(HERE) for seed in range(3)]).sample()
     assert places(there) == {"pretend"}
     assert_close(there(x.to(HERE)).cpu(), cpu(x), **EXACT)
+
+
+def sampled_from(kind: str) -> tuple[xuq.Posterior, int, Tensor]:
+    """A posterior on the CPU, the bytes of all that it draws from, and examples."""
+    posterior, x = POSTERIORS["dropout"](table_mlp), TABLE
+    tensors = []
+    if kind == "laplace":
+        posterior = xuq.Laplace(seeded(table_mlp).eval()).fit([(randn(40, 5), randn(40, 3, seed=1).argmax(1))])
+        tensors = [tensor for factor in posterior.factors.values() for tensor in factor.values()]
+    elif kind != "dropout":
+        posterior, x = POSTERIORS[kind](inplace_cnn), PICTURES
+    tensors += [*posterior.network.parameters(), *posterior.network.buffers()]
+    return posterior, sum(tensor.nbytes for tensor in tensors), x
+
+
+SAMPLED = ["dropout", "dropconnect", "flipout", "laplace"]
+
+
+@pytest.mark.parametrize("kind", SAMPLED)
+def test_a_device_draws_by_its_own_generator_and_a_seed_fixes_what(kind):
+    posterior, _, x = sampled_from(kind)
+    draws, again, few = (
+        posterior.sample(count, seed=1, device=where) for count, where in [(4, HERE), (4, NAME), (2, NAME)]
+    )
+    assert places(draws) == {NAME} and places(Draws([posterior.network])) == {"cpu"}
+    answers = draws(x)
+    assert torch.equal(again(x), answers) and torch.equal(few(x), answers[:2])
+    assert not torch.isclose(answers[0], answers[1]).all()
+    cpu = posterior.sample(4, seed=1)
+    assert not any(torch.isclose(*pair).all() for pair in zip(answers.cpu(), cpu(x), strict=True))
+    assert torch.equal(posterior.sample(4, seed=1, device="cpu")(x), cpu(x))
+    found = xuq.explain(draws, "gradient", x, 1, device=HERE).values
+    assert_close(found, torch.stack([xuq.gradient(draw, x.to(HERE), 1).cpu() for draw in draws]), **EXACT)
+    assert_close(found, xuq.explain(draws, "gradient", x, 1, device="cpu").values, **EXACT)
+
+
+@pytest.mark.parametrize("kind", SAMPLED)
+def test_what_draws_share_is_sent_once_and_no_noise(kind):
+    posterior, size, x = sampled_from(kind)
+    asked_of = []
+    for num_draws in (3, 9):
+        with pretend_device.counting() as counts:
+            draws = posterior.sample(num_draws, seed=1, device=HERE)
+        assert counts.bytes == {"to_device": size} and counts.waits == 0
+        asked_of.append(counts.launches)
+    random_tensors = {"dropout": 0, "dropconnect": 1, "flipout": 3, "laplace": 2}[kind]
+    assert (asked_of[1] - asked_of[0]) / 6 <= 8 * random_tensors
+    tried = 2 * x[0].nbytes  # the first and the last example
+    assert asked(draws, "gradient", x).bytes["to_device"] == x.nbytes + tried, "masks are drawn there, too"
 
 
 @pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")  # by the pretended mse_loss

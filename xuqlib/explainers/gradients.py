@@ -180,8 +180,8 @@ def _noisy_path(x: Tensor, *, num_samples: int = 32, noise: float = 0.1, seed: i
 @torch.inference_mode(False)
 def _unit_noise(seed: int, shape: tuple[int, ...], dtype: torch.dtype, where: torch.device) -> Tensor:
     """Standard normal noise, made and sent to a device once for all parts of the examples."""
-    generator = torch.Generator().manual_seed(seed)
-    return sent(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype), where)
+    stream = torch.Generator().manual_seed(seed)
+    return sent(torch.randn(shape, generator=stream, dtype=torch.float64).to(dtype), where)
 
 
 @explainer("smoothgrad", path=_noisy_path)

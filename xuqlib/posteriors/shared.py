@@ -63,6 +63,7 @@ def look_alike(networks: Sequence[nn.Module]) -> bool:
 
 
 def look_of(module: nn.Module) -> tuple[Any, ...]:
+    """Return a layer's type, settings, shapes and hooks: all but its numbers and the layers inside."""
     settings = {
         key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE and isinstance(value, _PLAIN)
     }

@@ -59,6 +59,7 @@ def save_draws(draws: Draws, path: str | Path) -> None:
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
     }
     facts["sha256"] = _seal(facts, copies)
+    file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, safetensors.torch.save(copies, {"draws": json.dumps(facts)}))
 
 

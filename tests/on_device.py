@@ -255,6 +255,15 @@ def test_what_draws_share_is_sent_once_and_no_noise(kind):
     assert asked(draws, "gradient", x).bytes["to_device"] == x.nbytes + tried, "masks are drawn there, too"
 
 
+def test_draws_of_a_device_come_back_from_a_file_with_their_masks(tmp_path):
+    posterior, _, x = sampled_from("dropout")
+    draws = posterior.sample(3, seed=1, device=HERE)
+    xuq.save_draws(draws, tmp_path / "draws")
+    loaded = xuq.load_draws(tmp_path / "draws", posterior)
+    assert places(loaded) == {"cpu"}, "where the network is that was passed"
+    assert_close(loaded(x), draws(x).cpu(), **EXACT)
+
+
 @pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")  # by the pretended mse_loss
 @pytest.mark.parametrize("is_regression", [False, True])
 def test_laplace_is_fitted_where_its_network_is(is_regression, monkeypatch):

@@ -113,3 +113,7 @@ def test_what_no_posterior_made_is_not_saved(tmp_path):
     for draws in (xuq.Draws([network]), resampled):
         with pytest.raises(ValueError, match="no fixed networks of a posterior"):
             xuq.save_draws(draws, tmp_path / "draws")
+    mixed = xuq.DeepEnsemble([network, seeded(lambda: nn.Linear(5, 3))]).sample()
+    with pytest.raises(ValueError, match="several kinds"):
+        xuq.save_draws(mixed, tmp_path / "draws")
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from xuqlib.device import check_device
 from xuqlib.posteriors.base import Posterior, check_network
 from xuqlib.posteriors.draws import Draws, detached_copy, rebuilt
 from xuqlib.posteriors.fixing import FixedNetwork, Plans, Seed, SeedOn
-from xuqlib.posteriors.shared import look_of
+from xuqlib.posteriors.shared import look_alike, look_of
 from xuqlib.study.record import DamagedError, replace_file, seal
 from xuqlib.study.resuming import fingerprint
 
@@ -34,7 +34,8 @@ def save_draws(draws: Draws, path: str | Path) -> None:
         path: of the file; one that is there is replaced.
 
     Raises:
-        TypeError, ValueError: draws that no posterior made, or whose masks are resampled; path is a folder.
+        TypeError, ValueError: draws that no posterior made, of several kinds, or whose masks are resampled; path is a
+            folder.
     """
     if not isinstance(draws, Draws):
         raise TypeError(f"draws is a {type(draws).__name__}; pass posterior.sample(num_draws)")
@@ -44,6 +45,8 @@ def save_draws(draws: Draws, path: str | Path) -> None:
         raise ValueError(
             "draws are no fixed networks of a posterior; pass posterior.sample(num_draws), as it gives them"
         )
+    if not look_alike(list({id(draw.network): draw.network for draw in networks}.values())):
+        raise ValueError("draws are networks of several kinds; save those of each kind in a file of its own")
     keys: dict[int, str] = {}  # by the identity of a tensor, under what it is stored
     tensors, kept = {"noise_variance": check_noise(draws.noise_variance)}, list[dict[str, Any]]()
     for number, draw in enumerate(networks):

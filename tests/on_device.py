@@ -16,14 +16,15 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import xuqlib as xuq
-from xuqlib.explainers import EXPLAINERS
+from xuqlib.explainers import EXPLAINERS, gradients
 from xuqlib.metrics.deletion import deletion, insertion, pixel_order
 from xuqlib.posteriors import fixing
 from xuqlib.posteriors.draws import Draws
 from xuqlib.study.judging.blurring import greedy_order, uncertainty_curves
 from xuqlib.study.judging.stress import pgd
 
-HERE = torch.device("pretend", 0)
+NAME = "pretend"
+HERE = torch.device(NAME, 0)
 
 
 class Residual(nn.Module):
@@ -205,6 +206,64 @@ def test_a_posterior_on_a_device_gives_draws_there_which_are_those_of_the_cpu(ki
     assert_close(there(x.to(HERE)).cpu(), cpu(x), **EXACT)
 
 
+def sampled_from(kind: str) -> tuple[xuq.Posterior, int, Tensor]:
+    """A posterior on the CPU, the bytes of all that it draws from, and examples."""
+    posterior, x = POSTERIORS["dropout"](table_mlp), TABLE
+    tensors = []
+    if kind == "laplace":
+        posterior = xuq.Laplace(seeded(table_mlp).eval()).fit([(randn(40, 5), randn(40, 3, seed=1).argmax(1))])
+        tensors = [tensor for factor in posterior.factors.values() for tensor in factor.values()]
+    elif kind != "dropout":
+        posterior, x = POSTERIORS[kind](inplace_cnn), PICTURES
+    tensors += [*posterior.network.parameters(), *posterior.network.buffers()]
+    return posterior, sum(tensor.nbytes for tensor in tensors), x
+
+
+SAMPLED = ["dropout", "dropconnect", "flipout", "laplace"]
+
+
+@pytest.mark.parametrize("kind", SAMPLED)
+def test_a_device_draws_by_its_own_generator_and_a_seed_fixes_what(kind):
+    posterior, _, x = sampled_from(kind)
+    draws, again, few = (
+        posterior.sample(count, seed=1, device=where) for count, where in [(4, HERE), (4, NAME), (2, NAME)]
+    )
+    assert places(draws) == {NAME} and places(Draws([posterior.network])) == {"cpu"}
+    answers = draws(x)
+    assert torch.equal(again(x), answers) and torch.equal(few(x), answers[:2])
+    assert not torch.isclose(answers[0], answers[1]).all()
+    cpu = posterior.sample(4, seed=1)
+    assert not any(torch.isclose(*pair).all() for pair in zip(answers.cpu(), cpu(x), strict=True))
+    assert torch.equal(posterior.sample(4, seed=1, device="cpu")(x), cpu(x))
+    found = xuq.explain(draws, "gradient", x, 1, device=HERE).values
+    assert_close(found, torch.stack([xuq.gradient(draw, x.to(HERE), 1).cpu() for draw in draws]), **EXACT)
+    assert_close(found, xuq.explain(draws, "gradient", x, 1, device="cpu").values, **EXACT)
+
+
+@pytest.mark.parametrize("kind", SAMPLED)
+def test_what_draws_share_is_sent_once_and_no_noise(kind):
+    posterior, size, x = sampled_from(kind)
+    asked_of = []
+    for num_draws in (3, 9):
+        with pretend_device.counting() as counts:
+            draws = posterior.sample(num_draws, seed=1, device=HERE)
+        assert counts.bytes == {"to_device": size} and counts.waits == 0
+        asked_of.append(counts.launches)
+    random_tensors = {"dropout": 0, "dropconnect": 1, "flipout": 3, "laplace": 2}[kind]
+    assert (asked_of[1] - asked_of[0]) / 6 <= 8 * random_tensors
+    tried = 2 * x[0].nbytes  # the first and the last example
+    assert asked(draws, "gradient", x).bytes["to_device"] == x.nbytes + tried, "masks are drawn there, too"
+
+
+def test_draws_of_a_device_come_back_from_a_file_with_their_masks(tmp_path):
+    posterior, _, x = sampled_from("dropout")
+    draws = posterior.sample(3, seed=1, device=HERE)
+    xuq.save_draws(draws, tmp_path / "draws")
+    loaded = xuq.load_draws(tmp_path / "draws", posterior)
+    assert places(loaded) == {"cpu"}, "where the network is that was passed"
+    assert_close(loaded(x), draws(x).cpu(), **EXACT)
+
+
 @pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")  # by the pretended mse_loss
 @pytest.mark.parametrize("is_regression", [False, True])
 def test_laplace_is_fitted_where_its_network_is(is_regression, monkeypatch):
@@ -295,6 +354,20 @@ def test_weights_examples_and_masks_are_sent_once(posterior, network, explainer,
     examples = x.nbytes * (2 if network == "tokens" else 1)  # token ids, and a switch of each
     once = sum(mask.nbytes for mask in masks) // 2  # for the explanation that was not counted, too
     assert counts.bytes["to_device"] <= sizes(draws) + examples + once
+
+
+def test_noise_and_baselines_are_made_and_sent_once_however_examples_are_cut(monkeypatch):
+    draws, x, noise, whole = draws_of("dropout", "cnn"), PICTURES, [], gradients.sent
+    monkeypatch.setattr(gradients, "sent", lambda tensor, where: noise.append(tensor.shape) or whole(tensor, where))
+    xuq.explain(draws, "smoothgrad", x, device=HERE, chunk=1, num_samples=4, seed=5)
+    assert noise == [(4, 3, 8, 8)]
+    for chunk in (1, 3):
+        with_one, without = (
+            asked(draws, "integrated_gradients", x, num_steps=3, chunk=chunk, baseline=baseline)
+            for baseline in (x.flip(0), None)
+        )
+        assert with_one.bytes["to_device"] - without.bytes["to_device"] == x.nbytes
+        assert with_one.waits - without.waits == 2  # one to send it, one to ask whether it is finite
 
 
 def test_buffers_that_draws_share_are_moved_once_and_shared_still():

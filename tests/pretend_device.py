@@ -5,16 +5,18 @@
     counts.launches, counts.waits, counts.bytes["to_device"]
 
 A tensor on "pretend" is an ordinary tensor whose storage knows a storage of the CPU over the same memory, so numbers,
-views, strides and autograd are torch's own. As on CUDA, operations refuse to mix devices (but for numbers without
-axes, and indices), as do generators. The host waits for every copy between ordinary memory and the device, unless that
-is `non_blocking`, and for every question after a number or a shape. Operations are counted as launches, a lower bound
-on a GPU's kernels. Import it before the first backward pass of a process, in which autograd counts the devices.
+views, strides and autograd are torch's own. As on CUDA, operations refuse to mix devices (but for numbers without axes,
+and indices), and generators of the CPU: the device has its own. The host waits for every copy between ordinary memory
+and the device, unless that is `non_blocking`, and for every question after a number or a shape. Operations are counted
+as launches, a lower bound on a GPU's kernels. Import it before the first backward pass of a process, in which autograd
+counts the devices.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,6 +89,36 @@ def _count_wait(reason: str) -> None:
         counts.waited[reason, _caller()] += 1
 
 
+_ordinary: Any = torch.Generator
+_generators: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # the device's, by their address
+
+
+class _AnyGenerator(type(_ordinary)):  # type: ignore[misc]
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, _ordinary)
+
+
+class _Generator(_ordinary, metaclass=_AnyGenerator):
+    """Stands for `torch.Generator`: one on the device gives other numbers than one on the CPU of the same seed."""
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        if torch.device(device).type != NAME:
+            return _ordinary(device)
+        made: Any = _ordinary.__new__(cls)
+        _generators[made._cdata] = made
+        return made
+
+    def __init__(self, device: Any = "cpu") -> None:
+        super().__init__()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(NAME, 0)
+
+    def manual_seed(self, seed: int) -> Any:
+        return super().manual_seed(seed ^ 1)
+
+
 def _is_here(value: Any) -> bool:
     return isinstance(value, Tensor) and value.device.type == NAME
 
@@ -127,7 +159,7 @@ def _computed(op: Any, *args: Any, **kwargs: Any) -> Any:
             return [lowered(each) for each in value]
         if isinstance(value, torch.device):
             return torch.device("cpu")
-        if isinstance(value, torch.Generator):
+        if isinstance(value, torch.Generator) and value._cdata not in _generators:
             raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu' in {op}")
         if _is_here(value):
             pairs.append((value, _on_host(value)))
@@ -257,6 +289,7 @@ def _register() -> list[torch.library.Library]:
             return copied(self, memo)
         return memo.setdefault(self._cdata, _storage_over(self.on_host.clone()))
 
+    torch.Generator = _Generator  # type: ignore[misc, assignment]
     torch.UntypedStorage.__deepcopy__ = deepcopy  # type: ignore[method-assign]
     torch.__future__.set_swap_module_params_on_conversion(True)  # so that `.to` keeps parameters the same, as on CUDA
     return [every, aten]

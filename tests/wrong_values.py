@@ -51,6 +51,7 @@ from xuqlib import (
     mini_vgg,
     smoothgrad,
 )
+from xuqlib.scale.saved import save_draws
 from xuqlib.scale.store import StoredExplanations
 from xuqlib.scale.stream import explain_dataset
 from xuqlib.study.human_study.pairs import Pair, PairStudy, Showing
@@ -95,6 +96,7 @@ INTERNAL = {
     "posteriors.base.WeightPosterior.weights": BEHIND,
     "posteriors.base.check_draws": "the checks themselves",
     "posteriors.base.check_network": "the checks themselves",
+    "posteriors.base.seed_on": BEHIND,
     "posteriors.draws.Draws.": BEHIND,
     "posteriors.draws.copy_with": BEHIND,
     "posteriors.draws.detached_copy": BEHIND,
@@ -333,6 +335,13 @@ def stored_draws() -> Draws:
 
 
 @cache
+def saved_draws() -> Path:
+    path = scratch() / "draws"
+    save_draws(stored_draws(), path)
+    return path
+
+
+@cache
 def store() -> Path:
     """Explanations of `pictures()` on disk."""
     path = scratch() / "store"
@@ -486,6 +495,8 @@ CALLS: Calls = {
     "posteriors.draws.Draws.__init__": {"networks": lambda: [net()], "posterior": lambda: "mine"},
     "posteriors.laplace.Laplace.fit": {"loader": lambda: [(pictures(), target())]},
     "posteriors.mc_dropout.MCDropout.sample": {"masks": lambda: "fixed"},
+    "scale.saved.load_draws": {"path": saved_draws, "network": net},
+    "scale.saved.save_draws": {"draws": stored_draws, "path": saved_draws},
     "scale.store.StoredExplanations.__init__": {"path": store},
     "scale.store.open_explanations": {"path": store},
     "scale.stream.explain_dataset": {
@@ -1031,7 +1042,8 @@ KINDS: dict[str, Kind] = {
     ),
     "network": Kind(
         """
-        network: Network, network: Network | Draws, network: nn.Module, posterior: Posterior | nn.Module,
+        network: Network, network: Network | Draws, network: nn.Module, network: Posterior | nn.Module,
+        posterior: Posterior | nn.Module,
         body
         """,
         {
@@ -1140,7 +1152,7 @@ KINDS: dict[str, Kind] = {
         ("file", "folder", "NN_claims"),
     ),
     "device": Kind(
-        "device: Any, device: torch.device | str | None",
+        "device: Any, device: torch.device | str | None, device: Where",
         always(unknown="nope", number=3.5, list=["cpu"], beyond="cuda:99", meta="meta"),
     ),
     "dtype": Kind("dtype", always(none=None, text="float32", int=torch.int64)),

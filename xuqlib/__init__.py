@@ -24,7 +24,7 @@ from xuqlib.ua_replacement import ua_replacement
 from xuqlib.uncertainty import Uncertainties, UncertaintyOf, attribute_uncertainty, uncertainties
 
 if TYPE_CHECKING:
-    from xuqlib.scale import StoredExplanations, explain_dataset, open_explanations
+    from xuqlib.scale import StoredExplanations, explain_dataset, load_draws, open_explanations, save_draws
     from xuqlib.study.handed_on import *
 
 
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
     """Import what needs pandas and the like when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    of_scale = name in ("StoredExplanations", "explain_dataset", "open_explanations")
+    of_scale = name in ("StoredExplanations", "explain_dataset", "load_draws", "open_explanations", "save_draws")
     return getattr(import_module("xuqlib.scale" if of_scale else "xuqlib.study.handed_on"), name)
 
 
@@ -46,8 +46,8 @@ __all__ += ["gradient", "gradient_x_input", "guided_backprop", "integrated_gradi
 __all__ += ["completeness_gap", "from_captum", "fullgrad", "lime", "lime_fit"]
 __all__ += ["ConformalExplainer", "ExplanationDistribution", "ExplanationInterval", "deletion", "explain", "insertion"]
 __all__ += ["Uncertainties", "UncertaintyOf", "attribute_uncertainty", "ua_backprop", "ua_replacement", "uncertainties"]
-# The same for more examples than fit into memory.
-__all__ += ["StoredExplanations", "explain_dataset", "open_explanations"]
+# Draws in a file, and explanations of more examples than fit into memory.
+__all__ += ["StoredExplanations", "explain_dataset", "load_draws", "open_explanations", "save_draws"]
 # What the study hands on: data, training, the record of a notebook, and measures of its own.
 __all__ += ["DataError", "Examples", "Recipe", "fit", "lenet", "load", "mini_vgg", "mlp", "resnet18", "train_or_load"]
 __all__ += ["Notebook", "analytic_distribution", "scores", "ua_backprop_linear", "variance_split", "versions"]

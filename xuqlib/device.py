@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Where = torch.device | str | None
+
 
 def device() -> torch.device:
     """Where to compute: $XUQ_DEVICE if it is set, else the first CUDA device, else the CPU.

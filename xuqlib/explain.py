@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from xuqlib.checks import check_attribution, check_choice, check_flag, check_target
-from xuqlib.device import check_device
+from xuqlib.device import Where, check_device
 from xuqlib.device import device as default_device
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explainers import Explainer
@@ -36,7 +36,7 @@ def explain(
     keep: str = "all",
     precision: str = "float32",
     chunk: int | None = None,
-    device: torch.device | str | None = None,
+    device: Where = None,
     progress: bool | None = None,
     **options: Any,
 ) -> ExplanationDistribution:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from xuqlib import gradient_x_input
+from xuqlib import MCDropout, gradient, gradient_x_input, mlp
 from xuqlib.study.intervals import mean_of_centres, over_centres
 from xuqlib.study.judging.coverage import (
     Forecast,
@@ -191,3 +191,10 @@ def test_tests_stand_side_by_side_under_their_names():
     assert found.loc[("all", "narrow")].equals(found.loc[("all", "same")])
     by_hand = mean_of(agreement(expected, held_out, levels=(0.9,)), "score", "largest")
     assert found.loc[("largest", "narrow"), "score"] == pytest.approx(by_hand)
+
+
+def test_draws_of_another_dtype_are_copied_into_that_of_x():
+    draws, x = MCDropout(mlp(num_features=4, dropout=0.25)).sample(2), torch.eye(3, 4, dtype=torch.float64)
+    maps = scaled_maps(draws, gradient, x, None)
+    assert {weight.dtype for draw in draws for weight in draw.parameters()} == {torch.float32}
+    torch.testing.assert_close(maps, scaled_maps(draws.to(torch.float64), gradient, x, None), rtol=0, atol=0)

@@ -305,14 +305,20 @@ def test_cifar100_knows_its_hundred_names_in_each_layout(layout, folder, put, mo
         put("cifar100_subset/test_1000.parquet", parquet(x, {"label": [0, 50, 99]}, info))
     else:
         batch = {"data": x.transpose(0, 3, 1, 2).reshape(3, -1), "fine_labels": [0, 50, 99]}
-        md5 = put("cifar-100-python/test", pickle.dumps(batch))
-        monkeypatch.setattr(tv.CIFAR100, "test_list", [["test", md5]])
-        md5 = put("cifar-100-python/meta", pickle.dumps({"fine_label_names": names}))
-        monkeypatch.setattr(tv.CIFAR100, "meta", {"filename": "meta", "md5": md5})
+        parts = {"test": batch, "meta": {"fine_label_names": names}}
+        for name, part in parts.items():
+            path = f"cifar-100-python/{name}"
+            monkeypatch.setitem(readers.CIFAR100_MD5, path, put(path, pickle.dumps(part)))
     examples = load("cifar100", data=folder)
     assert examples.class_names == tuple(names)
     assert torch.equal(examples.x, torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255)
     assert examples.y.tolist() == [0, 50, 99]
+
+
+def test_files_of_cifar100_are_those_that_torchvision_checks():
+    files = [tv.CIFAR100.test_list[0], (tv.CIFAR100.meta["filename"], tv.CIFAR100.meta["md5"])]
+    assert {f"{tv.CIFAR100.base_folder}/{name}": md5 for name, md5 in files} == readers.CIFAR100_MD5
+    assert tv.CIFAR100.filename in download.SHA256
 
 
 def test_svhn_calls_its_class_10_the_digit_0(folder, put):

@@ -95,10 +95,12 @@ def guided_backprop(network: Network, x: Tensor, target: Any = None) -> Tensor:
     return _attribute(network, x, target, _guided_path)
 
 
-def _straight_path(x: Tensor, *, baseline: str | Tensor | None = None, num_steps: int = 32) -> Path:
+def _straight_path(x: Tensor, *, baseline: Tensor | None = None, num_steps: int = 32) -> Path:
+    """The path from a baseline that `make_baseline` made; zeros by default."""
     nodes, weights = _quadrature(check_count(num_steps, 1, "num_steps"), x.dtype, x.device)
-    start = make_baseline(baseline, x)
-    return Path(start, x - start, nodes.view(-1, *[1] * (x.dim() - 1)), weights, scale=x - start)
+    start = make_baseline(None, x) if baseline is None else baseline
+    whole = x - start
+    return Path(start, whole, nodes.view(-1, *[1] * (x.dim() - 1)), weights, scale=whole)
 
 
 @functools.lru_cache(64)
@@ -139,7 +141,11 @@ def integrated_gradients(
 
     Source: Sundararajan, Taly & Yan 2017, eq. 1. arXiv 1703.01365.
     """
-    return _attribute(network, x, target, _straight_path, chunk=chunk, baseline=baseline, num_steps=num_steps)
+
+    def path_of(x: Tensor) -> Path:
+        return _straight_path(x, baseline=make_baseline(baseline, x), num_steps=num_steps)
+
+    return _attribute(network, x, target, path_of, chunk=chunk)
 
 
 def completeness_gap(
@@ -163,12 +169,19 @@ def completeness_gap(
 
 def _noisy_path(x: Tensor, *, num_samples: int = 32, noise: float = 0.1, seed: int = 0) -> Path:
     check_number(noise, 0, "noise")
-    generator = torch.Generator().manual_seed(check_seed(seed))
-    shape = (check_count(num_samples, 1, "num_samples"), *x.shape[1:])
-    unit = torch.randn(shape, generator=generator, dtype=torch.float64).to(x)
+    check_seed(seed)
+    unit = _unit_noise(seed, (check_count(num_samples, 1, "num_samples"), *x.shape[1:]), x.dtype, x.device)
     extent = x.flatten(1).amax(1) - x.flatten(1).amin(1)
     spread = (noise * extent).view(-1, *[1] * (x.dim() - 1))
     return Path(x, spread, unit, x.new_full((num_samples,), 1 / num_samples))
+
+
+@functools.lru_cache(1)
+@torch.inference_mode(False)
+def _unit_noise(seed: int, shape: tuple[int, ...], dtype: torch.dtype, where: torch.device) -> Tensor:
+    """Standard normal noise, made and sent to a device once for all parts of the examples."""
+    stream = torch.Generator().manual_seed(seed)
+    return sent(torch.randn(shape, generator=stream, dtype=torch.float64).to(dtype), where)
 
 
 @explainer("smoothgrad", path=_noisy_path)

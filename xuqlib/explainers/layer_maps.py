@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from xuqlib.checks import check_logits
 from xuqlib.fast.chain import fast_layers
 from xuqlib.fast.layers import Convolution, Execution, NotAChain, Other, without_graph
 from xuqlib.path import Network, rows_per_pass
-from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.posteriors.fixing import FixedNetwork, Seed
 from xuqlib.posteriors.kinds import is_hooked, layers_of
 
 
@@ -103,7 +103,7 @@ class ChainGraph:
 
     @without_graph
     def __init__(self, network: Network, x: Tensor) -> None:
-        inner, seed = network, None
+        inner, seed = network, cast(Seed | None, None)
         if isinstance(network, FixedNetwork) and network.resampling is None and not is_hooked(network):
             inner, seed = network.network, network.seed
         layers = layers_of(inner) if isinstance(inner, nn.Sequential) else []

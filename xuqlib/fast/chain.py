@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from xuqlib.checks import check_logits, check_target
 from xuqlib.fast.layers import Convolution, Dense, Dropout, Execution, Flatten, Layer, MaxPool, NotAChain, Other, Relu
 from xuqlib.posteriors import kinds
+from xuqlib.posteriors.fixing import Seed
 from xuqlib.posteriors.shared import split
 
 NUMBERS_AT_ONCE = 2**24  # in the weights of draws that are held side by side
@@ -203,7 +204,7 @@ def _summed_over_steps(g: Tensor, num_draws: int, num_examples: int) -> Tensor:
     return total.permute(0, 3, 1, 2) if images else total
 
 
-def fast_layers(heads: Sequence[Sequence[nn.Module]], seeds: Sequence[int | None], execution: Execution) -> list[Layer]:
+def fast_layers(heads: Sequence[list[nn.Module]], seeds: Sequence[Seed | None], execution: Execution) -> list[Layer]:
     """Make layers of the fast path of those of some draws: batch norms folded into what is before them.
 
     Args:
@@ -235,7 +236,7 @@ def fast_layers(heads: Sequence[Sequence[nn.Module]], seeds: Sequence[int | None
         elif kind in kinds.DROPOUTS:
             calls += 1
             if seeds[0] is not None:
-                layers.append(Dropout(column[0], cast(Sequence[int], seeds), calls, execution))
+                layers.append(Dropout(column[0], cast(Sequence[Seed], seeds), calls, execution))
         elif kind is nn.Flatten and (column[0].start_dim, column[0].end_dim) == (1, -1):
             layers.append(Flatten())
         elif kind is not nn.Identity:

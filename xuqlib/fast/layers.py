@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from xuqlib.guided import GuidedMode
 from xuqlib.path import NO_GRADIENT
-from xuqlib.posteriors.fixing import FixedNetwork, unit_mask
+from xuqlib.posteriors.fixing import FixedNetwork, Seed, unit_mask
 from xuqlib.posteriors.kinds import have_same_tensors
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -200,7 +200,7 @@ class MaxPool(Layer):
 class Dropout(Layer):
     """Dropout with one fixed mask per draw, the same for every row."""
 
-    def __init__(self, layer: nn.Module, seeds: Sequence[int], call: int, execution: Execution) -> None:
+    def __init__(self, layer: nn.Module, seeds: Sequence[Seed], call: int, execution: Execution) -> None:
         self.rate: float = layer.p  # type: ignore[assignment]
         self.by_channel = not isinstance(layer, nn.Dropout)
         self.seeds, self.call, self.execution = seeds, call, execution

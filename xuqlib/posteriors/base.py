@@ -6,15 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import FunctionType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from xuqlib.checks import check_count, check_seed
+from xuqlib.device import Where, check_device
 from xuqlib.posteriors.draws import Draws, copy_with, detached_copy
-from xuqlib.posteriors.fixing import FixedNetwork
+from xuqlib.posteriors.fixing import FixedNetwork, Seed, SeedOn
 from xuqlib.posteriors.kinds import unwrapped
 
 
@@ -34,38 +35,55 @@ class Posterior(ABC):
     output: str | None = None
 
     @abstractmethod
-    def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
+    def sample(self, num_draws: int, *, seed: int = 0, device: Where = None) -> Draws:
         """Draw fixed networks.
 
         The same seed gives the same draws, and the first k of n draws are the k draws of that seed.
 
+        Args:
+            device: where the draws are to be, and whose own generator draws them: what they share is sent there once,
+                and no random number. The same seed gives the same draws on every device of its kind, and others on
+                another. By default they are where `network` is, and drawn on the CPU: the same on every device.
+
         Raises:
-            ValueError: fewer than one draw, or a negative seed.
+            ValueError: fewer than one draw, a negative seed, or a device that is not there.
         """
 
     @torch.inference_mode(False)  # in which these are made; else they could never be differentiated
-    def _draws(self, networks: Iterable[nn.Module]) -> Draws:
-        return Draws(list(networks), posterior=self.name, noise_variance=self.noise_variance, output=self.output)
+    def _draws(self, networks: Iterable[nn.Module], device: Where = None) -> Draws:
+        draws = Draws(list(networks), posterior=self.name, noise_variance=self.noise_variance, output=self.output)
+        return draws if device is None else draws.on(check_device(device))
 
 
 class WeightPosterior(Posterior):
     """A posterior over some of the weights of a network, which are drawn on their own."""
 
     @abstractmethod
-    def weights(self, network: nn.Module, *path: int) -> dict[str, Tensor]:
-        """Draw weights by name, for a copy of `self.network`; `path` is the seed and the number of the draw."""
+    def weights(self, network: nn.Module, seed: Seed, draw: int) -> dict[str, Tensor]:
+        """Draw weights by name, for a copy of `self.network`."""
 
-    def sample(self, num_draws: int, *, seed: int = 0) -> Draws:
+    def sample(self, num_draws: int, *, seed: int = 0, device: Where = None) -> Draws:
         check_draws(num_draws, seed)
-        return self.drawn(range(num_draws), seed)
+        return self.drawn(range(num_draws), seed, device)
 
-    def drawn(self, numbers: range, seed: int) -> Draws:
+    def drawn(self, numbers: range, seed: int, device: Where = None) -> Draws:
         """Draw only the networks of these numbers: those that `sample` with this seed has there."""
-        network = detached_copy(self.network)
+        (network,) = self._draws([detached_copy(self.network)], device)
+        source, own = (self, seed) if device is None else (self._on(check_device(device)), seed_on(seed, device))
         # Random numbers come one after another, so several draws at a time are what keeps several cores busy.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            drawn = pool.map(lambda draw: self.weights(network, seed, draw), numbers)
+            drawn = pool.map(lambda draw: source.weights(network, own, draw), numbers)
             return self._draws(FixedNetwork(copy_with(network, weights)) for weights in drawn)
+
+    def _on(self, where: torch.device) -> Self:
+        """Return this posterior; a copy, if it draws from tensors besides the network, with those on a device."""
+        return self
+
+
+def seed_on(seed: int, device: Where) -> Seed:
+    """Return the seed of what a device draws by its own generator; None stands for the CPU."""
+    where = check_device("cpu" if device is None else device)
+    return seed if where.type == "cpu" else SeedOn(seed, str(where))
 
 
 def check_draws(num_draws: int, seed: int) -> None:

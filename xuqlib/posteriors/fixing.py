@@ -40,9 +40,20 @@ def seed_of(seed: int, *path: int) -> int:
     return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def generator_of(seed: int, *path: int) -> torch.Generator:
-    """Return a generator on the CPU, so that the same seed means the same draw on every device."""
-    return torch.Generator("cpu").manual_seed(seed_of(seed, *path))
+class SeedOn(NamedTuple):
+    """A seed whose numbers a device's own generator draws: the same on every device of its kind, and on no other."""
+
+    number: int
+    device: str
+
+
+Seed = int | SeedOn
+
+
+def generator_of(seed: Seed, *path: int) -> torch.Generator:
+    """Return a generator on the CPU, so that one seed means one draw on every device; or on that of a `SeedOn`."""
+    number, where = seed if isinstance(seed, SeedOn) else (seed, "cpu")
+    return torch.Generator(where).manual_seed(seed_of(number, *path))
 
 
 class RandomNetworkError(RuntimeError):
@@ -72,7 +83,7 @@ class FixedMasks(TorchFunctionMode):
     """
 
     def __init__(
-        self, seed: int | None, num_examples: int, plan: Sequence[Call], resampling: torch.Generator | None = None
+        self, seed: Seed | None, num_examples: int, plan: Sequence[Call], resampling: torch.Generator | None = None
     ) -> None:
         super().__init__()
         self.seed, self.num_examples, self.resampling, self.plan, self.calls = seed, num_examples, resampling, plan, 0
@@ -177,7 +188,7 @@ class FixedMasks(TorchFunctionMode):
         if self.fold is not None:
             return self.fold.numbers(self.calls, call, input.device)
         if self.resampling is None:
-            return unit_mask(cast(int, self.seed), self.calls, call.units, call.rate, input.device)
+            return unit_mask(cast(Seed, self.seed), self.calls, call.units, call.rate, input.device)
         own = list(call.units)
         if call.axis is not None:
             own[call.axis] = input.shape[call.axis]
@@ -197,7 +208,7 @@ class Fold:
         attends: whether behind the first mask there is attention that for one draw by itself is one fused operation.
     """
 
-    def __init__(self, seeds: Sequence[int | None]) -> None:
+    def __init__(self, seeds: Sequence[Seed | None]) -> None:
         self.seeds, self.index = seeds, torch.tensor(0)
         self.known: dict[int, Tensor] = {}
         self.attends = False
@@ -215,7 +226,7 @@ class Fold:
     def numbers(self, number: int, call: Call, device: torch.device) -> Tensor:
         """Return what the random call of this number keeps, of one draw; all draws' together are kept."""
         if number not in self.known:
-            each = [unit_mask(cast(int, seed), number, call.units, call.rate, device) for seed in self.seeds]
+            each = [unit_mask(cast(Seed, seed), number, call.units, call.rate, device) for seed in self.seeds]
             self.known[number] = torch.stack(each)
         return self.known[number][self.index]
 
@@ -237,12 +248,13 @@ def _units(input: Tensor, axis: int | None, by_channel: bool) -> tuple[int, ...]
     return tuple(1 if i == axis or (by_channel and i > 1) else size for i, size in enumerate(input.shape))
 
 
-def unit_mask(seed: int, call: int, shape: Sequence[int], p: float | None, where: torch.device = _CPU) -> Tensor:
+def unit_mask(seed: Seed, call: int, shape: Sequence[int], p: float | None, where: torch.device = _CPU) -> Tensor:
     """Which units the `call`-th random call of a draw keeps: true or false; numbers in [0, 1) where p is None.
 
-    They are drawn on the CPU for every device. Any other keeps them, so that they are drawn and sent once.
+    They are drawn on the CPU for every device, or on that of a `SeedOn`. What is not on the CPU alone is kept, so that
+    it is drawn and sent once.
     """
-    if where.type == "cpu":
+    if where.type == "cpu" and not isinstance(seed, SeedOn):
         return _kept(shape, p, generator_of(seed, call))
     with torch._C._DisableFuncTorch():  # or the vmap that asks first would keep what others are to get
         return _on_device(seed, call, tuple(shape), p, where)
@@ -250,12 +262,12 @@ def unit_mask(seed: int, call: int, shape: Sequence[int], p: float | None, where
 
 @functools.lru_cache(1024)
 @torch.inference_mode(False)
-def _on_device(seed: int, call: int, shape: tuple[int, ...], p: float | None, where: torch.device) -> Tensor:
+def _on_device(seed: Seed, call: int, shape: tuple[int, ...], p: float | None, where: torch.device) -> Tensor:
     return sent(_kept(shape, p, generator_of(seed, call)), where)
 
 
 def _kept(shape: Sequence[int], rate: float | None, generator: torch.Generator) -> Tensor:
-    numbers = torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
+    numbers = torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device=generator.device)
     return numbers if rate is None else numbers >= rate
 
 
@@ -464,11 +476,13 @@ class FixedNetwork(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, seed: int | None = None, *, resampled: bool = False, plans: Plans | None = None
+        self, network: nn.Module, seed: Seed | None = None, *, resampled: bool = False, plans: Plans | None = None
     ) -> None:
         super().__init__()
         self.network, self.seed, self.plans = network, seed, plans or Plans()
-        self.resampling = torch.Generator().manual_seed(seed).get_state() if resampled and seed is not None else None
+        self.resampling = (
+            torch.Generator().manual_seed(seed).get_state() if resampled and isinstance(seed, int) else None
+        )
         self.training = False
         if self.plans.of_network is not network:  # else another draw has done it
             self.plans.of_network = network

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from xuqlib.checks import check_choice, check_target
+from xuqlib.device import sent
 from xuqlib.inputs import LABELS, Inputs, as_inputs
 from xuqlib.outputs import Output, are_probabilities, as_output
 from xuqlib.posteriors.base import WeightPosterior, check_network
 from xuqlib.posteriors.draws import detached_copy
-from xuqlib.posteriors.fixing import FixedNetwork, generator_of
+from xuqlib.posteriors.fixing import FixedNetwork, Seed, generator_of, mapped
 from xuqlib.posteriors.kinds import weighted_layers
 
 
@@ -130,16 +132,20 @@ class Laplace(WeightPosterior):
             factors[f"{self.last_layer}.{name}".lstrip(".")] = {"precision": product + delta.detach(), **dict(bases)}
         return factors
 
-    def weights(self, network: nn.Module, *path: int) -> dict[str, Tensor]:
+    def _on(self, where: torch.device) -> Self:
+        there = copy.copy(self)
+        there.factors = mapped(lambda tensor: sent(tensor, where), self.factors)
+        return there
+
+    def weights(self, network: nn.Module, seed: Seed, draw: int) -> dict[str, Tensor]:
         if not self.factors:
             raise ValueError("this Laplace posterior has no curvature yet; call fit(loader) first")
         weights = {}
         for number, (name, factor) in enumerate(sorted(self.factors.items())):  # a checkpoint keeps no order
             mean, precision = network.get_parameter(name), factor["precision"]
-            noise = torch.randn(
-                precision.shape, generator=generator_of(*path, number), dtype=torch.float32, device="cpu"
-            ).to(precision)
-            deviation = factor["rows"] @ (noise / precision.sqrt())
+            stream = generator_of(seed, draw, number)
+            noise = torch.randn(precision.shape, generator=stream, dtype=torch.float32, device=stream.device)
+            deviation = factor["rows"] @ (noise.to(precision) / precision.sqrt())
             if "columns" in factor:
                 deviation = deviation @ factor["columns"].T
             weights[name] = mean + deviation.to(mean)

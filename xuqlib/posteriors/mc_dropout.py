@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from xuqlib.checks import check_choice
-from xuqlib.posteriors.base import Posterior, check_draws, check_network
+from xuqlib.device import Where
+from xuqlib.posteriors.base import Posterior, check_draws, check_network, seed_on
 from xuqlib.posteriors.draws import Draws, detached_copy
 from xuqlib.posteriors.fixing import FixedNetwork, Plans, seed_of
 from xuqlib.posteriors.kinds import drops, drops_by_itself, names_in
@@ -48,18 +49,19 @@ class MCDropout(Posterior):
             )
         self.network = network
 
-    def sample(self, num_draws: int, *, seed: int = 0, masks: str = "fixed") -> Draws:
+    def sample(self, num_draws: int, *, seed: int = 0, device: Where = None, masks: str = "fixed") -> Draws:
         """Draw one set of masks per draw.
 
         Args:
+            device: as for any posterior; masks are drawn when they are first needed.
             masks: "fixed", the definition of a draw; "resampled" gives networks whose masks change with every row and
                 every call. They are not fixed functions: use them only to show what that does to an explanation.
         """
         check_draws(num_draws, seed)
         check_choice(masks, ("fixed", "resampled"), "masks")
         network, plans, resampled = detached_copy(self.network), Plans(), masks == "resampled"
-        seeds = [seed_of(seed, draw) for draw in range(num_draws)]
-        return self._draws(FixedNetwork(network, own, resampled=resampled, plans=plans) for own in seeds)
+        seeds = [seed_on(seed_of(seed, draw), None if resampled else device) for draw in range(num_draws)]
+        return self._draws((FixedNetwork(network, own, resampled=resampled, plans=plans) for own in seeds), device)
 
 
 _RANDOM = {"rand", "rand_like", "randn", "randn_like", "bernoulli", "bernoulli_", "normal", "normal_", "uniform_"}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from xuqlib.checks import check_number
 from xuqlib.posteriors.base import WeightPosterior, check_network
 from xuqlib.posteriors.draws import rebuilt, trainable_copy
-from xuqlib.posteriors.fixing import generator_of
+from xuqlib.posteriors.fixing import Seed, generator_of
 from xuqlib.posteriors.kinds import Placement, RandomLayer, Weighted, weighted_layers
 
 
@@ -38,7 +38,7 @@ class DropConnectLayer(RandomLayer):
 
     def sample(self, generator: torch.Generator) -> Tensor:
         weight = self.layer.weight.detach()
-        noise = torch.rand(weight.shape, generator=generator, dtype=torch.float32, device="cpu")
+        noise = torch.rand(weight.shape, generator=generator, dtype=torch.float32, device=generator.device)
         return noise.ge_(self.p).to(weight).mul_(weight).div_(1 - self.p)  # in the memory of the noise, where it may be
 
 
@@ -91,7 +91,7 @@ class FlipoutLayer(RandomLayer):
 
     def sample(self, generator: torch.Generator) -> Tensor:
         mean = self.layer.weight.detach()
-        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32, device="cpu")
+        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32, device=generator.device)
         return noise.to(mean).mul_(self.std.detach()).add_(mean)
 
 
@@ -106,10 +106,10 @@ class _RandomLayers(WeightPosterior):
         layers = [cast(Weighted, network.get_submodule(name)) for name in self.layers]
         self.network = rebuilt(network, {layer: self._layer_type(layer, **options) for layer in layers})
 
-    def weights(self, network: nn.Module, *path: int) -> dict[str, Tensor]:
+    def weights(self, network: nn.Module, seed: Seed, draw: int) -> dict[str, Tensor]:
         layers = {name: cast(RandomLayer, network.get_submodule(name)) for name in self.layers}
         return {
-            f"{name}.layer.weight".lstrip("."): layer.sample(generator_of(*path, number))
+            f"{name}.layer.weight".lstrip("."): layer.sample(generator_of(seed, draw, number))
             for number, (name, layer) in enumerate(layers.items())
         }
 

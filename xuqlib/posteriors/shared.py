@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from xuqlib.posteriors.fixing import FixedNetwork, Plans
+from xuqlib.posteriors.fixing import FixedNetwork, Plans, Seed
 from xuqlib.posteriors.kinds import have_same_tensors, hooks_of, is_hooked, is_sure, layers_of
 
 
@@ -20,7 +20,7 @@ class Split(NamedTuple):
 
     trunk: list[nn.Module]
     heads: list[list[nn.Module]]
-    seeds: list[int | None]
+    seeds: list[Seed | None]
     plans: Plans
 
     def fixed_heads(self) -> list[nn.Module]:
@@ -59,10 +59,11 @@ def look_alike(networks: Sequence[nn.Module]) -> bool:
     if any(len(modules) != len(first) for modules in others):
         return False
     pairs = (pair for modules in others for pair in zip(first, modules, strict=True))
-    return all(one is other or _looks(one) == _looks(other) for one, other in pairs)
+    return all(one is other or look_of(one) == look_of(other) for one, other in pairs)
 
 
-def _looks(module: nn.Module) -> tuple[Any, ...]:
+def look_of(module: nn.Module) -> tuple[Any, ...]:
+    """Return a layer's type, settings, shapes and hooks: all but its numbers and the layers inside."""
     settings = {
         key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE and isinstance(value, _PLAIN)
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +64,13 @@ def scaled_maps(
     """Explain, sum over channels, and scale: (draw, example, pixel or feature), float64, in units of the mean |map|.
 
     Args:
-        draws, explainer, x, **options: as for `explain`; draws take the dtype of x.
+        draws, explainer, x, **options: as for `explain`; draws of another dtype than x are copied into it.
         target: one class per example, the same for every network that is compared; None for a regression.
         block: examples explained at a time, which bounds the memory.
     """
     parts = []
-    draws = draws.to(x.dtype) if isinstance(draws, Draws) else draws
+    if isinstance(draws, Draws) and any(w.dtype != x.dtype for network in draws for w in network.parameters()):
+        draws = deepcopy(draws).to(x.dtype)
     for start in range(0, len(x), block):
         rows = slice(start, start + block)
         own = None if target is None else target[rows]

@@ -73,6 +73,7 @@ COMMANDS = "files and processes of run_all.py, which has tests of its own for da
 TORCH = "called by torch with what another layer answered"
 INTERNAL = {
     "checks": "the checks themselves",
+    "conformal.ExplanationInterval.__init__": RECORD,
     "device": "takes no argument",
     "fast": BEHIND,
     "guided": BEHIND,
@@ -471,6 +472,15 @@ VALID: dict[str, Callable[[], Any]] = {
 
 Calls = dict[str, dict[str, Callable[[], Any]]]
 CALLS: Calls = {
+    "conformal.ConformalExplainer.__init__": {"explainer": lambda: "gradient", "posterior": lambda: MCDropConnect},
+    "conformal.ConformalExplainer.fit": {
+        "networks": lambda: [net(), net(), net()],
+        "x": lambda: torch.cat([pictures(), pictures().flip(0), pictures().flip(3)]),
+        "target": lambda: target().repeat(3),
+        "weights": lambda: torch.ones(12),
+        "guaranteed": lambda: False,
+    },
+    "conformal.ConformalExplainer.interval": {"explained": net, "x": pictures, "band": lambda: "feature"},
     "distribution.ExplanationDistribution.__init__": {
         "values": lambda: explanation().values,
         "explainer": lambda: "gradient",
@@ -730,6 +740,12 @@ CALLS: Calls = {
 }
 
 
+@cache
+def conformal() -> xuqlib.ConformalExplainer:
+    twelve = torch.cat([pictures(), pictures().flip(0), pictures().flip(3)])
+    return xuqlib.ConformalExplainer("gradient", scale="map").fit([net(), net(), net()], twelve)
+
+
 def picture_examples() -> Any:
     return xuqlib.Examples("mine", "train", pictures(), target(), torch.arange(4), class_names=("a", "b", "c"))
 
@@ -737,10 +753,12 @@ def picture_examples() -> Any:
 # What a method is called on.
 INSTANCES: dict[str, Callable[[], Any]] = {
     "AnalyticDistribution": lambda: AnalyticDistribution(pictures(), pictures(), randn(2, 4, 3, 8, 8)),
+    "ConformalExplainer": lambda: conformal(),
     "DeepEnsemble": lambda: DeepEnsemble([net(), net()]),
     "Estimate": lambda: Estimate(1.0, 0.5, 1.5),
     "Examples": picture_examples,
     "ExplanationDistribution": explanation,
+    "ExplanationInterval": lambda: conformal().interval(net(), pictures()),
     "Flipout": lambda: Flipout(net()),
     "Laplace": lambda: Laplace(net()),
     "MCDropout": lambda: MCDropout(net()),
@@ -1043,7 +1061,7 @@ KINDS: dict[str, Kind] = {
     "network": Kind(
         """
         network: Network, network: Network | Draws, network: nn.Module, network: Posterior | nn.Module,
-        posterior: Posterior | nn.Module,
+        posterior: Posterior | nn.Module, explained: nn.Module | ExplanationDistribution,
         body
         """,
         {
@@ -1075,9 +1093,21 @@ KINDS: dict[str, Kind] = {
     "function": Kind(
         """
         draw, statistic: Callable[..., Any], statistic: Callable[[pd.DataFrame, np.ndarray], np.ndarray],
-        metric: Callable[..., Any], parts, function, attend
+        metric: Callable[..., Any], parts, function, attend,
+        posterior: Callable[[nn.Module], Posterior] | None
         """,
         {**always(none=None, text="mean", number=3), "gives none": lambda v: lambda *_, **__: None},
+    ),
+    "weights": Kind(
+        "weights: Tensor | None",
+        {
+            **always(text="even", number=3),
+            "a list": lambda v: v.tolist(),
+            "too few": lambda v: v[:-1],
+            "negative": lambda v: -v,
+            "zero": lambda v: 0 * v,
+            "nan": lambda v: changed(v, 0, math.nan),
+        },
     ),
     "functions by name": Kind(
         "candidates: Candidates", always(none=None, empty={}, text="ab", list=[int], numbers={"a": 3})
@@ -1095,7 +1125,7 @@ KINDS: dict[str, Kind] = {
     "flag": Kind(
         """
         absolute, overwrite, partial, decides, keep_roots, log: bool, matched, paired, progress, rescale,
-        retrain, scaled, soft, within, holds
+        retrain, scaled, soft, within, holds, guaranteed
         """,
         always(text="no", number=2, nan=math.nan, list=[]),
     ),
@@ -1234,6 +1264,11 @@ def kind_of(place: str, parameter: inspect.Parameter) -> str:
 # What is accepted, and why that does no harm: `callable(parameter) label`, `callable(parameter)`, `(parameter) label`
 # or `kind: label`.
 HARMLESS: dict[str, str] = {
+    "conformal.ConformalExplainer.__init__(explainer)": "explain says so, when fit calls it",
+    "conformal.ConformalExplainer.__init__(posterior) gives none": "fit says so",
+    "conformal.ConformalExplainer.__init__(options) unknown": "the explainer says so, when fit calls it",
+    "conformal.ExplanationInterval.holds(attribution) nan": "what is no number lies in no interval",
+    "conformal.ExplanationInterval.holds(attribution) inf": "an infinite attribution lies in no interval",
     "maps: int": "whole numbers are numbers",
     "maps: bool": "True and False are 1 and 0",
     "target: array": "an array of whole numbers is one class per example",

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from xuqlib.conformal import ConformalExplainer, ExplanationInterval
+from xuqlib.conformal import ConformalExplainer
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explain import explain
 from xuqlib.explainers.adapters import from_captum
@@ -44,7 +44,7 @@ def __dir__() -> list[str]:
 __all__ = ["DeepEnsemble", "Draws", "Flipout", "Laplace", "MCDropConnect", "MCDropout", "Posterior"]
 __all__ += ["gradient", "gradient_x_input", "guided_backprop", "integrated_gradients", "smoothgrad"]
 __all__ += ["completeness_gap", "from_captum", "fullgrad", "lime", "lime_fit"]
-__all__ += ["ConformalExplainer", "ExplanationDistribution", "ExplanationInterval", "deletion", "explain", "insertion"]
+__all__ += ["ConformalExplainer", "ExplanationDistribution", "deletion", "explain", "insertion"]
 __all__ += ["Uncertainties", "UncertaintyOf", "attribute_uncertainty", "ua_backprop", "ua_replacement", "uncertainties"]
 # Draws in a file, and explanations of more examples than fit into memory.
 __all__ += ["StoredExplanations", "explain_dataset", "load_draws", "open_explanations", "save_draws"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xuqlib.checks import check_choice, check_count, check_examples, check_flag, check_number
+from xuqlib.checks import check_choice, check_count, check_examples, check_flag, check_number, check_seed, check_tensor
 from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explain import explain, predicted
 from xuqlib.explainers import EXPLAINERS, Explainer
@@ -52,7 +52,8 @@ class ExplanationInterval:
 
     def holds(self, attribution: Tensor) -> Tensor:
         """Where the attribution of another network, shaped like x, lies inside; bool, shaped like `low`."""
-        other = _Centre.of(attribution[None]).map
+        check_tensor(attribution, "attribution", axes=2)
+        other = _Centre.of(attribution.cpu()[None]).map
         if other.shape != self.low.shape:
             raise ValueError(f"attribution gives maps {tuple(other.shape)}; the intervals are {tuple(self.low.shape)}")
         return (self.low <= other) & (other <= self.high)
@@ -117,6 +118,8 @@ class ConformalExplainer:
         if isinstance(explainer, str):
             check_choice(explainer, tuple(EXPLAINERS), "explainer")
             explainer = EXPLAINERS[explainer]
+        if not callable(explainer) or not (posterior is None or callable(posterior)):
+            raise TypeError(f"explainer {explainer!r}, posterior {posterior!r}; pass functions, such as MCDropConnect")
         self.explainer, self.posterior, self.options = explainer, posterior, options
         self.level = check_number(level, 0, "level", above=True)
         if self.level >= 1:
@@ -125,7 +128,7 @@ class ConformalExplainer:
         check_choice(self.scale, SCALES, "scale")
         if self.scale == "spread" and posterior is None:
             raise ValueError('scale "spread" is that of the draws of a posterior; pass posterior=, or another scale')
-        self.num_draws, self.seed = check_count(num_draws, 2, "num_draws"), seed
+        self.num_draws, self.seed = check_count(num_draws, 2, "num_draws"), check_seed(seed)
         self._quantiles: dict[str, dict[int, float]] = {}
         self._trees: Any = None
 
@@ -153,7 +156,8 @@ class ConformalExplainer:
         Raises:
             ValueError: too few networks or examples; weights that are negative, or all 0.
         """
-        members, others = list(networks), len(networks) - 1
+        members = list(networks if isinstance(networks, Draws) else Draws(networks))
+        others = len(members) - 1
         check_examples(x)
         check_flag(guaranteed, "guaranteed")
         needed = math.ceil(self.level / (1 - self.level) - 1e-9)
@@ -162,8 +166,9 @@ class ConformalExplainer:
             raise ValueError(f"there are {len(members)} networks; pass {least} trainings of one recipe")
         if len(x) < 10:
             raise ValueError(f"there are {len(x)} examples; pass ten or more that no network was trained on")
-        share = torch.ones(len(x), dtype=torch.float64) if weights is None else weights.double()
-        if share.shape != (len(x),) or (share < 0).any() or not share.sum() > 0:
+        check_tensor(weights := torch.ones(len(x)) if weights is None else weights, "weights")
+        share = weights.double()
+        if share.shape != (len(x),) or (share < 0).any() or not 0 < share.sum() < math.inf:
             raise ValueError(f"weights are {tuple(share.shape)}; pass one per example, none negative and not all 0")
         if target is None:
             target = predicted(Draws(members), x, x.device)
@@ -187,13 +192,12 @@ class ConformalExplainer:
             self._quantiles[band] = _quantiles(scores, groups, share[judged], level)
         everywhere = {own: torch.zeros_like(part, dtype=torch.long) for own, part in enumerate(half)}
         coverage = []
-        for left_out in range(len(members)):
-            known = {pair: each for pair, each in scores.items() if left_out not in pair}
+        for out in range(len(members)):
+            known = {pair: each for pair, each in scores.items() if out not in pair}
             reach = _quantiles(known, everywhere, share[judged], level)[0]
-            coverage.append(
-                torch.stack([(each <= reach).double().mean() for (_, o), each in scores.items() if o == left_out])
-            )
-        self.held_out = torch.stack([each.mean() for each in coverage])
+            about = [(each <= reach).double().mean() for (_, other), each in scores.items() if other == out]
+            coverage.append(torch.stack(about).mean())
+        self.held_out = torch.stack(coverage)
         self.num_networks = len(members)
         return self
 
@@ -228,8 +232,7 @@ class ConformalExplainer:
         else:
             if target is None:
                 target = predicted(Draws([explained]), x, x.device)
-            own = self._centre if self.posterior is not None else lambda n, x, t: self._explained([n], x, t)
-            centre = own(explained, x, target)
+            centre = self._centre(explained, x, target)
         classes = None if target is None else torch.as_tensor(target).expand(len(x))
         groups, known = _groups(band, centre.map, classes), self._quantiles[band]
         strange = sorted(set(groups.unique().tolist()) - set(known))
@@ -249,7 +252,8 @@ class ConformalExplainer:
         return _Centre.of(values)
 
     def _centre(self, network: nn.Module, x: Tensor, target: Any) -> _Centre:
-        assert self.posterior is not None
+        if self.posterior is None:
+            return self._explained([network], x, target)
         return self._explained(self.posterior(network).sample(self.num_draws, seed=self.seed), x, target)
 
     def _of_distribution(self, e: ExplanationDistribution, x: Tensor) -> _Centre:
@@ -267,11 +271,11 @@ class ConformalExplainer:
     def _half(self, x: Tensor, centre: _Centre) -> Tensor:
         """The scale of each feature, shaped like the map."""
         if self.scale == "learned":
-            log = torch.from_numpy(self._trees.predict(self._features(x, centre)))
+            log = torch.from_numpy(self._trees.predict(self._features(x, centre).numpy()))
             return log.view(centre.map.shape).exp()
         return _FLOOR + (centre.spread if self.scale == "spread" else centre.map.abs())
 
-    def _features(self, x: Tensor, centre: _Centre) -> Any:
+    def _features(self, x: Tensor, centre: _Centre) -> Tensor:
         """What a scale is learned from: a row for each feature of each example."""
         columns = [centre.map.abs(), centre.spread]
         if centre.map.ndim == 3 and x.ndim == 4:
@@ -280,19 +284,15 @@ class ConformalExplainer:
         else:
             numbers = torch.arange(centre.map[0].numel(), dtype=torch.float64).view_as(centre.map[0])
             columns += [x.double().expand_as(centre.map), numbers.expand_as(centre.map)]
-        return torch.stack([each.flatten() for each in columns], 1).numpy()
+        return torch.stack([each.flatten() for each in columns], 1)
 
-    def _learn(self, features: Sequence[Any], far: Sequence[Tensor]) -> None:
+    def _learn(self, features: Sequence[Tensor], far: Sequence[Tensor]) -> None:
         from sklearn.ensemble import HistGradientBoostingRegressor
 
-        table, log = torch.from_numpy(_stacked(features)), (torch.cat([f.flatten() for f in far]) + _FLOOR).log()
+        table, log = torch.cat(list(features)), (torch.cat([each.flatten() for each in far]) + _FLOOR).log()
         rows = torch.randperm(len(log), generator=torch.Generator().manual_seed(self.seed))[:_MOST_ROWS]
         trees = HistGradientBoostingRegressor(random_state=self.seed, max_iter=100)
         self._trees = trees.fit(table[rows].numpy(), log[rows].numpy())
-
-
-def _stacked(tables: Iterable[Any]) -> Any:
-    return torch.cat([torch.from_numpy(table) for table in tables]).numpy()
 
 
 def _at(centre: _Centre, rows: Tensor) -> _Centre:

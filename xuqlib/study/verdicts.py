@@ -51,6 +51,8 @@ SECOND_CLAIMS: Mapping[str, str] = {
 OWN_CLAIMS: Mapping[str, str] = {
     "coverage": "a posterior's 90 % intervals hold what another training run would explain, within 5 points",
     "mended": "one factor per explainer, fitted on a few networks, makes them do so",
+    "conformal": "intervals calibrated on a few trainings hold 88 to 92 % of another's map and 85 % of its largest "
+    "features, around one network, at no more than 1.3 times the width of an ensemble's",
     "signed": "a signed, complete map of the uncertainty beats signed gradient x input, and keeps the answer as often",
 }
 STATEMENTS: Mapping[str, str] = {**PAPER_CLAIMS, **SECOND_CLAIMS, **OWN_CLAIMS}

@@ -27,7 +27,9 @@ OWN = ["images", "text", "signals", "tables", "segmentation"]  # networks of the
 STREAM, DASK = SNIPPETS[2:4]
 
 
-@pytest.mark.parametrize("snippet", [*SNIPPETS[:3], *SNIPPETS[4:]], ids=["tour", "uncertainty", "stream", *OWN])
+@pytest.mark.parametrize(
+    "snippet", [*SNIPPETS[:3], *SNIPPETS[4:]], ids=["tour", "uncertainty", "stream", "report", *OWN]
+)
 def test_the_snippet_runs_after_the_tour_and_shows_something(snippet, capsys, monkeypatch, tmp_path):
     names: dict[str, object] = {}
     monkeypatch.chdir(tmp_path)
@@ -38,7 +40,7 @@ def test_the_snippet_runs_after_the_tour_and_shows_something(snippet, capsys, mo
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS[4:], ids=OWN)
+@pytest.mark.parametrize("snippet", SNIPPETS[5:], ids=OWN)
 def test_a_network_of_ones_own_is_explained_in_four_lines_after_the_imports(snippet):
     lines = [line for line in snippet.splitlines() if line.strip() and not line.startswith(("import ", "from "))]
     assert len(lines) == 4

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -27,14 +28,15 @@ from xuqlib.outputs import Output, as_output
 from xuqlib.posteriors.base import Posterior, check_network
 from xuqlib.posteriors.draws import Draws, detached_copy, fixed_draws
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.study.intervals import Estimate
+from xuqlib.study.checked import Counts, Names, Numbers
+from xuqlib.study.intervals import Estimate, wilson
 from xuqlib.study.judging.predictions import reliability
 from xuqlib.study.record import replace_file, versions
 from xuqlib.study.report import measuring
 from xuqlib.study.report.lights import CHECKS, NOT_TESTED, judge
 from xuqlib.study.report.measuring import OUTPUTS, Networks, choose
 from xuqlib.study.report.page import page_of
-from xuqlib.study.report.reading import Given, Normalised, Reading, ReportError, read
+from xuqlib.study.report.reading import Given, Reading, ReportError, read
 from xuqlib.study.resuming import fingerprint, kept
 from xuqlib.study.runs import in_words
 from xuqlib.uncertainty import logits_of
@@ -53,12 +55,12 @@ def report(
     out: str | Path = "report.html",
     labels: Any = None,
     train: Any = None,
-    classes: Sequence[str] | None = None,
+    classes: Names | None = None,
     image_size: int | None = None,
     channels: int = 3,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    shape: Sequence[int] | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    shape: Counts | None = None,
     tokens: bool = False,
     output: Any = None,
     posterior: str | Posterior | Draws | None = None,
@@ -110,16 +112,12 @@ def report(
         target_file = _page_file(out)
         network = detached_copy(check_network(network))
         title = type(network).__name__
-        if (mean is None) != (std is None):
-            raise ValueError(f"mean is {mean} and std is {std}; pass both, or neither")
-        if mean is not None and std is not None:
-            network = Normalised(network, mean, std).eval()
-        how = Reading(classes, image_size, channels, shape, tokens)
+        how = Reading(classes, image_size, channels, mean, std, shape, tokens)
+        network = how.before(network)
         given, read_as = _settled(network, read(data, how, labels=labels, most=num_examples, seed=seed), output)
         batches = None
         if train is not None:
-            learned, _ = _settled(network, read(train, how, most=10**6, seed=seed), output)
-            batches = _batches(learned)
+            batches = _batches(network, train, how, output)
         networks = choose(
             network, given.inputs, posterior, train=batches, read_as=read_as, num_draws=num_draws, seed=seed
         )
@@ -129,7 +127,7 @@ def report(
     about = {
         "network": title,
         "weights": sum(each.numel() for each in network.parameters()),
-        "data": Path(data).name if isinstance(data, str | Path) else str(getattr(data, "name", type(data).__name__)),
+        "data": _name_of(data),
         "examples": len(given.ids),
         "of": given.total,
         "kind": "tokens" if given.inputs.are_tokens else KINDS[given.inputs.x.ndim],
@@ -153,6 +151,11 @@ def report(
     replace_file(target_file, page_of(numbers, given, maps).encode())
     shutil.rmtree(parts, ignore_errors=True)
     return numbers
+
+
+def _name_of(data: Any) -> str:
+    name = Path(data).name if isinstance(data, str | Path) else getattr(data, "name", None)
+    return name if isinstance(name, str) and name else f"a {type(data).__name__}"
 
 
 def _page_file(out: str | Path) -> Path:
@@ -204,14 +207,16 @@ def _settled(network: nn.Module, given: Given, output: Any) -> tuple[Given, Outp
     return settled, Output(kind, read_as.key)
 
 
-def _batches(given: Given) -> list[tuple[Any, Tensor]]:
+def _batches(network: nn.Module, train: Any, how: Reading, output: Any) -> list[tuple[Any, Tensor]]:
     """Training examples as `Laplace.fit` takes them."""
+    try:
+        given, _ = _settled(network, read(train, how, most=10**6, seed=0), output)
+    except (TypeError, ValueError, OSError) as error:
+        raise ValueError(f"train cannot be used: {error}") from error
     if given.labels is None:
         raise ValueError("train has no labels; Laplace needs them")
     if not given.inputs.is_one_tensor:
-        raise ValueError(
-            "train is no single tensor of numbers; pass a posterior that was fitted, posterior=Laplace(...)"
-        )
+        raise ValueError("train is no single tensor of numbers; pass a fitted posterior, posterior=Laplace(...)")
     labels = given.labels.to(given.inputs.x.dtype)[:, None] if given.class_names is None else given.labels
     return list(zip(given.inputs.x.split(64), labels.split(64), strict=True))
 
@@ -306,8 +311,8 @@ def _numbers(
     own, drawn, table, checks = (found[name] for name in ("logits", "drawn", "table", "checks"))
     measured: dict[str, Estimate | str] = {
         "agree": measuring.agreement(networks, own[0], drawn),
-        "layers": measuring.range_of(checks["layers"], "the draws"),
-        "fullgrad": measuring.range_of(checks["fullgrad"], "the examples"),
+        "layers": measuring.exactly(checks["layers"], torch.mean, "mean over the draws"),
+        "fullgrad": measuring.exactly(checks["fullgrad"], torch.max, "largest of the examples"),
     }
     measured |= {name: measuring.mean_of(checks[name]) for name in ("halves", "weights", "class", "image")}
     scores: dict[str, dict[str, Estimate]] = {}
@@ -334,8 +339,12 @@ def _numbers(
         plain = measuring.answers(own, labels, 0.0, is_regression=False)
         plain["answer"] = np.where(plain["right"], "right", "wrong")
         bins = reliability(plain, num_bins=10, fewest=5)
-    outcomes = judge(measured, bounds)
+        ends = [(each.low, each.high) for each in map(wilson, bins["accuracy"], bins["num_answers"])]
+        bins[["low", "high"]] = pd.DataFrame(ends, columns=["low", "high"])
     names = given.class_names
+    outcomes = judge(measured, bounds)
+    if labels is not None and "chance" in bounds and outcomes[0].light == "failed":
+        outcomes[0] = outcomes[0]._replace(advice=outcomes[0].advice + _other_order(own, labels, names or ()))
     rows = table.assign(example=given.ids)
     if labels is not None:
         rows.insert(1, "label", labels.tolist())
@@ -364,6 +373,18 @@ def _numbers(
             "not_tested": list(NOT_TESTED),
         }
     )
+
+
+def _other_order(logits: Tensor, labels: Tensor, names: Sequence[str]) -> str:
+    """The order of the classes in which the most answers would be right, and their share; nothing if that is theirs."""
+    counts = torch.zeros(len(names), len(names))  # (output, label)
+    counts.index_put_((logits[0].argmax(1), labels), torch.ones(len(labels)), accumulate=True)
+    outputs, matched = linear_sum_assignment(counts.numpy(), maximize=True)
+    if counts[outputs, matched].sum() <= counts.trace():
+        return ""
+    order = ", ".join(names[place] for place in matched)
+    share = float(counts[outputs, matched].sum()) / len(labels)
+    return f" With the classes in the order {order}, {100 * share:.0f} % of the answers would be right."
 
 
 def _plain(value: Any) -> Any:

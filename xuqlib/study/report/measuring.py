@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -122,6 +123,10 @@ def choose(
         return made(posterior.sample(num_draws, seed=seed), posterior.name, "it was given")
     drops = any(can_drop(module) for module in network.modules())
     chosen = posterior or ("mc_dropout" if drops else "mc_dropconnect" if train is None else "laplace")
+    if not isinstance(chosen, str):
+        raise TypeError(
+            f"posterior is a {type(chosen).__name__}; pass one of {', '.join(POSTERIORS)}, a posterior or draws"
+        )
     check_choice(chosen, POSTERIORS, "posterior")
     if chosen == "mc_dropout":
         reason = "the network has dropout, which is kept on: a draw is one set of masks"
@@ -279,7 +284,9 @@ def measure_shown(networks: Networks, explainer: str | Explainer, inputs: Inputs
     """
     e = networks.explained(networks.draws, explainer, inputs, classes)
     kind = "epistemic" if networks.is_regression else "total"
-    source = ua_backprop(networks.draws, inputs, kind, output=networks.read_as, setting="recommended").double()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FullGrad's terms miss")  # which is a check of its own
+        source = ua_backprop(networks.draws, inputs, kind, output=networks.read_as, setting="recommended").double()
     source = source.sum(1) if source.ndim > e.mean().ndim else source
     ends = {"low": e.quantile(TAILS[0]), "high": e.quantile(TAILS[1])}
     return {"mean": e.mean(), "spread": e.std(), **ends, "certainty": e.sign_agreement(), "source": source}
@@ -381,8 +388,9 @@ def mean_of(found: Found) -> Estimate | str:
     return mean_of_examples(known.numpy()) if len(known) > 1 else "the maps are constant"
 
 
-def range_of(found: Found, of: str) -> Estimate | str:
-    """Largest number of what a check gave, from the smallest to the largest."""
+def exactly(found: Found, statistic: Callable[[Tensor], Tensor], of: str) -> Estimate | str:
+    """One number of what a check gave, which no interval is asked of."""
     if isinstance(found, str) or not found.isfinite().all():
-        return found if isinstance(found, str) else "nothing reaches it"
-    return Estimate(float(found.max()), float(found.min()), float(found.max()), f"smallest to largest of {of}")
+        return found if isinstance(found, str) else "nothing reaches the last layer in two draws"
+    value = float(statistic(found))
+    return Estimate(value, value, value, of, n=len(found))

@@ -45,7 +45,7 @@ def page_of(numbers: Mapping[str, Any], given: Given, maps: Mapping[str, Tensor]
         maps: of `measure_shown`, and "rows", the examples that they are of.
     """
     about, checks = numbers["about"], numbers["checks"]
-    parts = [f"<h1>How far can {_text(about['network'])} be trusted?</h1>", _summary(about, checks)]
+    parts = [f"<h1>How far can {_text(about['network'])} be trusted?</h1>", _summary(numbers)]
     parts += ["<h2>How well does it predict, and can its confidence be believed?</h2>", _scores(numbers)]
     parts += ["<h2>Sanity checks</h2>", _checks(checks)]
     parts += ["<h2>The examples that it is least sure of</h2>", _how_to_read(about)]
@@ -85,11 +85,23 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 def _light(light: str) -> str:
     return f'<span class="light {light.split()[-1]}">{SIGNS[light]} {light}</span>'
 
 
-def _summary(about: Mapping[str, Any], checks: Sequence[Mapping[str, Any]]) -> str:
+def _summary(numbers: Mapping[str, Any]) -> str:
+    about, checks, own = numbers["about"], numbers["checks"], numbers["scores"].get("network", {})
+    first = "No labels were given, so nothing is known of how often it is right."
+    if "accuracy" in own:
+        share, low, high = (_percent(own["accuracy"][end]) for end in ("value", "low", "high"))
+        first = f"It is right on {share} of the examples ({low} to {high}), and {_percent(own['confidence']['value'])} "
+        first += "sure on average."
+    elif own:
+        first = f"It explains {_percent(own['r2']['value'])} of the variance of the truth ({_interval(own['r2'])} R2)."
     counts = [(light, sum(each["light"] == light for each in checks)) for light in SIGNS]
     lights = " ".join(f"{_light(light)} {count}" for light, count in counts if count)
     classes = about["classes"]
@@ -103,7 +115,7 @@ def _summary(about: Mapping[str, Any], checks: Sequence[Mapping[str, Any]]) -> s
     }
     cells = "".join(f"<tr><th>{name}</th><td>{_text(text)}</td></tr>" for name, text in rows.items())
     failed = [f"{each['question']} {each['meaning']}" for each in checks if each["light"] == "failed"]
-    return f"<p>Checks: {lights}</p>{_list(failed) if failed else ''}<table>{cells}</table>"
+    return f"<p>{first}</p><p>Checks: {lights}</p>{_list(failed) if failed else ''}<table>{cells}</table>"
 
 
 def _scores(numbers: Mapping[str, Any]) -> str:
@@ -118,7 +130,7 @@ def _scores(numbers: Mapping[str, Any]) -> str:
             cells = "".join(f"<td>{_interval(each)}</td>" for each in found)
             rows.append(f"<tr><th>{words}</th>{cells}<td>{_text(next(filter(None, found))['of'])}</td></tr>")
     text = f"<table>{''.join(rows)}</table>"
-    if numbers["reliability"]:
+    if len(numbers["reliability"]) > 1:
         frame = pd.DataFrame(numbers["reliability"])
         figure = curve(
             frame,
@@ -126,12 +138,12 @@ def _scores(numbers: Mapping[str, Any]) -> str:
             y="accuracy",
             low="low",
             high="high",
-            interval="±2 standard errors over examples",
+            interval="95 % Wilson",
             labels=("mean confidence of the answers of a bin", "accuracy"),
             title="Is it as often right as it says?",
         )
-        ends = [float(frame["confidence"].min()), 1.0]
-        figure.axes[0].plot(ends, ends, color="#555555", linestyle=":", linewidth=1.5)
+        figure.axes[0].plot([0, 1], [0, 1], color="#555555", linestyle=":", linewidth=1.5)
+        figure.axes[0].set(xlim=(0, 1.02), ylim=(0, 1.02))
         points = ", ".join(f"{row.accuracy:.2f} at {row.confidence:.2f}" for row in frame.itertuples())
         text += _image(figure, f"Accuracy at each confidence: {points}")
         text += "<p>On the dotted line, answers are as often right as the network says; below it, it is too sure.</p>"
@@ -141,7 +153,8 @@ def _scores(numbers: Mapping[str, Any]) -> str:
 def _interval(estimate: Mapping[str, Any] | None) -> str:
     if estimate is None:
         return "-"
-    ends = "" if estimate["low"] is None else f" ({_number(estimate['low'])} to {_number(estimate['high'])})"
+    is_exact = estimate["low"] in (None, estimate["high"])
+    ends = "" if is_exact else f" ({_number(estimate['low'])} to {_number(estimate['high'])})"
     return f"<b>{_number(estimate['value'])}</b>{ends}"
 
 
@@ -175,9 +188,9 @@ def _how_to_read(about: Mapping[str, Any]) -> str:
 def _title(numbers: Mapping[str, Any], row: int) -> str:
     example = numbers["examples"][row]
     answer = example["answer"] if isinstance(example["answer"], str) else _number(example["answer"])
-    sure = "" if "confidence" not in example else f", {example['confidence']:.0%} sure"
-    label = "" if "label" not in example else f"; truth: {plain(example['label'])}"
-    return _text(f"{plain(example['example'])}: {plain(answer)}{sure}{label}")
+    sure = "" if "confidence" not in example else f" ({_percent(example['confidence'])} sure)"
+    label = "" if "label" not in example else f", truth {plain(example['label'])}"
+    return _text(f"{plain(example['example'])}: answer {plain(answer)}{sure}{label}")
 
 
 def _example(numbers: Mapping[str, Any], given: Given, maps: Mapping[str, Tensor], place: int, row: int) -> str:

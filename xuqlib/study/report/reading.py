@@ -16,25 +16,41 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop, resize, rgb_to_grayscale
 
-from xuqlib.checks import check_choice, check_count
+from xuqlib.checks import check_count, check_tensor
 from xuqlib.inputs import Inputs
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.scale.sources import Batch, Folder, Source, Table, as_source
+from xuqlib.scale.sources import TARGET_COLUMNS, Batch, Folder, Source, Table, as_source
+from xuqlib.study.checked import Count, Counts, Names, Numbers, checked
 
 
 class ReportError(ValueError):
     """What was given does not fit together. The message says what was given and what to do."""
 
 
+@checked
 @dataclass(frozen=True)
 class Reading:
-    """How files are read; see `report`."""
+    """How files are read, and what the network expects of them; see `report`."""
 
-    classes: Sequence[str] | None = None
-    image_size: int | None = None
+    classes: Names | None = None
+    image_size: Count | None = None
     channels: int = 3
-    shape: Sequence[int] | None = None
+    mean: Numbers | None = None
+    std: Numbers | None = None
+    shape: Counts | None = None
     tokens: bool = False
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}; pass 3 for colour, 1 for grey")
+        if self.image_size is not None:
+            check_count(self.image_size, 1, "image_size", 10**4)
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"mean is {self.mean} and std is {self.std}; pass both, or neither")
+
+    def before(self, network: nn.Module) -> nn.Module:
+        """The network behind the normalisation of its training."""
+        return network if self.mean is None or self.std is None else Normalised(network, self.mean, self.std).eval()
 
 
 @dataclass(frozen=True)
@@ -71,13 +87,14 @@ class Normalised(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, network: nn.Module, mean: Numbers, std: Numbers) -> None:
         super().__init__()
         if len(mean) != len(std) or not all(value > 0 for value in std):
             raise ValueError(f"mean is {mean} and std is {std}; pass as many numbers, one per channel, std above 0")
         self.network, like = network, next(network.parameters(), torch.zeros(1))
         for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None])
+            column = torch.as_tensor(values).to(like)[:, None, None]
+            self.register_buffer(name, column)
 
     def forward(self, x: Tensor) -> Tensor:
         answer: Tensor = self.network((x - self.mean) / self.std)
@@ -186,15 +203,17 @@ class LabelledTable(Table):
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         try:
-            super().__init__(path)
+            names = [str(name) for name in self.frame.columns]
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise ValueError(f"{path.name} cannot be read as a table: {error}") from None
-        if self.target_column is None:
+        if not {name.lower() for name in names} & set(TARGET_COLUMNS):
             raise ValueError(
-                f"{path.name} has no column target, label or y, so nothing says what is right; its columns are "
-                f"{', '.join(map(str, list(self.frame.columns)[:8]))}: call that of the truth 'target'"
+                f"{path.name} has no column {', '.join(TARGET_COLUMNS)}, so nothing says what is right; it has "
+                f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}: call that of the truth 'target'"
             )
+        super().__init__(path)
         self.words, self.target_column = self.frame[self.target_column].to_numpy(), None
 
 
@@ -211,15 +230,15 @@ def read(data: Any, how: Reading, *, labels: Any = None, most: int, seed: int) -
     Raises:
         TypeError, ValueError, OSError: data that cannot be read, or whose labels are not known.
     """
-    check_choice(str(how.channels), ("1", "3"), "channels")
-    if how.image_size is not None:
-        check_count(how.image_size, 1, "image_size", 10**4)
     source = _source(data, how)
     total = len(source)
     if total < 2:
         raise ValueError(f"data holds {total} example; a report needs two or more")
     rows = torch.randperm(total, generator=generator_of(seed))[:most].sort().values.tolist()
     batch = source.read(rows)
+    if isinstance(labels, Tensor):
+        check_tensor(labels, "labels")
+        labels = labels.detach().cpu()
     labels = getattr(source, "words", None) if labels is None else np.asarray(labels)
     if labels is not None and labels.shape[:1] != (total,):
         raise ValueError(f"labels have shape {labels.shape} but there are {total} examples; pass one for each")
@@ -232,9 +251,10 @@ def read(data: Any, how: Reading, *, labels: Any = None, most: int, seed: int) -
         names = list(how.classes)
     numbers, names = _as_classes(labels, names)
     inputs = batch.inputs
-    if isinstance(source, Table) and (how.tokens or how.shape is not None):
-        x = inputs.x.long() if how.tokens else _shaped(inputs.x, how.shape)
-        inputs = Inputs(x)
+    if how.tokens or how.shape is not None:
+        if not isinstance(source, Table):
+            raise ValueError("shape and tokens say how the rows of a table are read, and data is none; leave them out")
+        inputs = Inputs(inputs.x.long() if how.tokens else _shaped(inputs.x, how.shape))
     return Given(
         inputs,
         numbers,

@@ -134,6 +134,9 @@ def test_the_maps_that_are_shown_are_those_of_a_plain_loop(made):
     for name, wanted in {"mean": maps.mean(0), "spread": maps.std(0), "low": low, "high": high}.items():
         np.testing.assert_allclose(made.maps[name], wanted, rtol=1e-6, atol=1e-9, err_msg=name)
     np.testing.assert_allclose(made.maps["certainty"], agree, **CLOSE)
+    source = made.maps["source"].flatten(1).numpy()
+    alike = [spearmanr(source[place], source[(place + 1) % len(rows)]).statistic for place in range(len(rows))]
+    assert made.checks["source"]["value"] == pytest.approx(np.mean(alike))
     np.testing.assert_allclose(made.maps["source"].sum((1, 2)), made.frame["total"][rows], rtol=1e-6)
 
 
@@ -217,7 +220,7 @@ def test_what_is_wrong_is_found(tmp_path):
     numbers = report(network, images(), **given, **QUIET)
     lights = {each["name"]: each["light"] for each in numbers["checks"]}
     failed = {"chance", "gap", "class", "weights", "fullgrad"}
-    assert {name for name, light in lights.items() if light == "failed"} - {"agree"} == failed
+    assert {name for name, light in lights.items() if light == "failed"} - {"agree", "source"} == failed
     assert lights["image"] == "passed" and lights["halves"] == "passed"
     advice = next(each["advice"] for each in numbers["checks"] if each["name"] == "chance")
     assert "in the order 1, 2, 0, 100 % of the answers would be right" in advice

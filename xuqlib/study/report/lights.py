@@ -117,6 +117,15 @@ CHECKS = {
         "The maps are much alike, whatever the example: a linear network, or one that looks at places.",
         "Compare maps of several examples before a single one is believed.",
     ),
+    "source": Check(
+        "Does the uncertainty of each example come from a place of its own?",
+        "rank correlation of the maps of where the uncertainty comes from with that of another example, of those shown",
+        "below",
+        (0.5,),
+        "The maps of where the uncertainty comes from are about the example.",
+        "The maps of where the uncertainty comes from are much alike, whatever the example.",
+        "Do not read a place into the maps of where the uncertainty comes from; ua_replacement gives others.",
+    ),
     "fullgrad": Check(
         "Does FullGrad add up?",
         "largest miss of its terms, relative to the largest answer",

@@ -30,6 +30,7 @@ from xuqlib.posteriors.draws import Draws, detached_copy, fixed_draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.study.checked import Counts, Names, Numbers
 from xuqlib.study.intervals import Estimate, wilson
+from xuqlib.study.judging.controls import other_image
 from xuqlib.study.judging.predictions import reliability
 from xuqlib.study.record import replace_file, versions
 from xuqlib.study.report import measuring
@@ -271,6 +272,7 @@ def _measured(
     if progress:
         sys.stderr.write(f"measured in {in_words(time.monotonic() - start)}\n")
     joined = {name: torch.cat([each[name] for each in maps]) for name in maps[0]}
+    checks["source"] = measuring.alike(joined["source"], other_image(joined["source"]))
     return {
         "logits": own,
         "drawn": drawn,
@@ -284,6 +286,7 @@ def _measured(
 def _estimate(networks: Networks, explainer: str | Explainer, inputs: Inputs) -> str:
     """How long a report will take, by the time that a few examples take."""
     few = inputs.at(slice(TIMED))
+    measuring.measure_batch(networks, explainer, inputs.at(slice(1)))  # what is only done once
     start = time.monotonic()
     measuring.measure_batch(networks, explainer, few)
     middle = time.monotonic()
@@ -314,7 +317,7 @@ def _numbers(
         "layers": measuring.exactly(checks["layers"], torch.mean, "mean over the draws"),
         "fullgrad": measuring.exactly(checks["fullgrad"], torch.max, "largest of the examples"),
     }
-    measured |= {name: measuring.mean_of(checks[name]) for name in ("halves", "weights", "class", "image")}
+    measured |= {name: measuring.mean_of(checks[name]) for name in ("halves", "weights", "class", "image", "source")}
     scores: dict[str, dict[str, Estimate]] = {}
     bounds, bins = {}, pd.DataFrame()
     labels = given.labels

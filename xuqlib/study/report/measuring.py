@@ -325,17 +325,18 @@ def check_maps(
     mean, values, half = e.mean(), cast(Tensor, e.values).double(), e.num_draws // 2
     found: dict[str, Found] = {"class": "there is one output, and so no other class"}
     if networks.has_targets:
-        found["class"] = _alike(mean, networks.explained(networks.draws, explainer, inputs, others).mean())
+        found["class"] = alike(mean, networks.explained(networks.draws, explainer, inputs, others).mean())
     found["weights"] = "no layer of the network can be started anew (reset_parameters)"
     if any(hasattr(module, "reset_parameters") for module in networks.network.modules()):
         fresh = with_new_weights(networks)
-        found["weights"] = _alike(mean, networks.explained(fresh, explainer, inputs, classes).mean())
-    found["image"] = _alike(mean, other_image(mean))
-    found["halves"] = _alike(values[:half].mean(0), values[half:].mean(0))
+        found["weights"] = alike(mean, networks.explained(fresh, explainer, inputs, classes).mean())
+    found["image"] = alike(mean, other_image(mean))
+    found["halves"] = alike(values[:half].mean(0), values[half:].mean(0))
     return found
 
 
-def _alike(a: Tensor, b: Tensor) -> Tensor:
+def alike(a: Tensor, b: Tensor) -> Tensor:
+    """Rank correlation of two maps of each example, (n,); NaN where one is constant."""
     return torch.from_numpy(spearman(a.flatten(1), b.flatten(1)).to_numpy(copy=True))
 
 

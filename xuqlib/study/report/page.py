@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ SCORES = {
     "rmse": "root mean squared error",
     "coverage": "truths inside the 90 % interval",
 }
-MOST_BARS = 24  # features that bars are drawn of; more are a line
+MOST_ROWS = 16  # features of an example that are shown; of more, those with the largest mean
 
 
 def page_of(numbers: Mapping[str, Any], given: Given, maps: Mapping[str, Tensor]) -> str:
@@ -82,7 +83,7 @@ def _list(sentences: Sequence[str]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
 def _percent(share: float) -> str:
@@ -204,15 +205,18 @@ def _example(numbers: Mapping[str, Any], given: Given, maps: Mapping[str, Tensor
     x = given.inputs.x[row].detach().cpu()
     if about["kind"] == "images":
         return text + _map_row(x, own)
-    names = _feature_names(given, row, own["mean"])
-    if len(names) > MOST_BARS:
+    if about["kind"] == "signals":
         return text + _image(_lines(x, own), f"Course of the explanation of {plain(example['example'])}")
-    value = given.inputs.values[given.inputs.explained][row]
+    names, value = _feature_names(given, row, own["mean"]), given.inputs.values[given.inputs.explained][row]
     frame = pd.DataFrame({name: each.flatten().numpy() for name, each in own.items()})
     frame.insert(0, "value", value.flatten().cpu().numpy())
+    frame.index = pd.Index(names)
+    if len(frame) > MOST_ROWS:
+        text += f"<p>The {MOST_ROWS} of {len(frame)} features with the largest mean:</p>"
+        frame = frame.iloc[frame["mean"].abs().argsort(kind="stable")[::-1][:MOST_ROWS]]
     cells = [
         f"<tr><th>{_text(name)}</th>{''.join(f'<td>{_number(each)}</td>' for each in line)}</tr>"
-        for name, line in zip(names, frame.itertuples(index=False), strict=True)
+        for name, line in zip(frame.index, frame.itertuples(index=False), strict=True)
     ]
     heads = ("", "value", "mean", "spread", "5 %", "95 %", "sign certainty", "uncertainty from here")
     head = "".join(f"<th>{each}</th>" for each in heads)

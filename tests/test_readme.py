@@ -28,7 +28,9 @@ SAVED, STREAM, DASK = SNIPPETS[3:6]
 
 
 @pytest.mark.parametrize(
-    "snippet", [*SNIPPETS[:5], *SNIPPETS[6:]], ids=["tour", "uncertainty", "conformal", "saved", "stream", *OWN]
+    "snippet",
+    [*SNIPPETS[:5], *SNIPPETS[6:]],
+    ids=["tour", "uncertainty", "conformal", "saved", "stream", "report", *OWN],
 )
 def test_the_snippet_runs_after_the_tour_and_shows_something(snippet, capsys, monkeypatch, tmp_path):
     names: dict[str, object] = {}
@@ -40,7 +42,7 @@ def test_the_snippet_runs_after_the_tour_and_shows_something(snippet, capsys, mo
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS[6:], ids=OWN)
+@pytest.mark.parametrize("snippet", SNIPPETS[7:], ids=OWN)
 def test_a_network_of_ones_own_is_explained_in_four_lines_after_the_imports(snippet):
     lines = [line for line in snippet.splitlines() if line.strip() and not line.startswith(("import ", "from "))]
     assert len(lines) == 4

@@ -26,7 +26,16 @@ METHOD = sorted(
 HELPERS = sorted((ROOT / "notebooks" / "helpers").glob("*.py"))
 MODULES = [path for path in (*METHOD, *STUDY, *HELPERS) if path.stem != "__init__"]
 HANDED_ON = {"DataError", "Examples", "Notebook", "Recipe", "analytic_distribution", "fit", "lenet", "load", "mini_vgg"}
-HANDED_ON |= {"mlp", "resnet18", "scores", "train_or_load", "ua_backprop_linear", "variance_split", "versions"}
+HANDED_ON |= {
+    "mlp",
+    "report",
+    "resnet18",
+    "scores",
+    "train_or_load",
+    "ua_backprop_linear",
+    "variance_split",
+    "versions",
+}
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".ipynb", ".cfg", ".json", ".cff", ".csv", ""}
 
 

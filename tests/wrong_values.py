@@ -138,6 +138,7 @@ INTERNAL = {
     "study.data.words": BEHIND,
     "study.figures.charts.Picture": "matplotlib's own",
     "study.figures.charts.styled": "decorates the charts",
+    "study.figures.maps.picture_png": BEHIND,
     "study.human_study.pairs.chance": "takes whatever has a text",
     "study.judging.analytic.AnalyticDistribution.__init__": RECORD,
     "study.judging.clue.Autoencoder": "says what a user's own has to have",
@@ -158,6 +159,10 @@ INTERNAL = {
     "study.record.sync_folder": COMMANDS,
     "study.record.update_index": COMMANDS,
     "study.record.whole_recipes": COMMANDS,
+    "study.report.lights": BEHIND,
+    "study.report.measuring": BEHIND,
+    "study.report.page": BEHIND,
+    "study.report.reading": BEHIND,
     "study.resuming": COMMANDS,
     "study.runs": COMMANDS,
     "study.site": COMMANDS,
@@ -559,6 +564,7 @@ CALLS: Calls = {
     "study.figures.maps.example_maps": {"maps": lambda: {"gradient": pictures() - 0.5}},
     "study.figures.maps.flat_map": {"kind": lambda: "signed", "values": lambda: pictures()[0]},
     "study.figures.maps.map_grid": {"kinds": lambda: ("picture", "signed")},
+    "study.figures.maps.map_pngs": {"kind": lambda: "signed", "maps": lambda: {"gradient": maps()[0]}},
     "study.figures.maps.pixel_frame": {"maps": lambda: {"gradient": maps()[0]}},
     "study.figures.panels.panels": {
         "by": lambda: "posterior",
@@ -700,6 +706,12 @@ CALLS: Calls = {
         "folder": scratch,
         "device": lambda: "cpu",
     },
+    "study.report.making.report": {
+        "data": pictures,
+        "labels": target,
+        "num_draws": lambda: 4,
+        "out": lambda: scratch() / "report.html",
+    },
     "study.training.fitting.augmented": {"augment": lambda: "shift"},
     "study.training.fitting.fit": {"posterior": table_net},
     "study.training.loading.train_or_load": {
@@ -829,7 +841,7 @@ KINDS: dict[str, Kind] = {
     "target": Kind(
         """
         target: Any, target: Tensor | int | str | None, target: Tensor, target: Tensor | int | None,
-        target: Tensor | None, y: Tensor
+        target: Tensor | None, y: Tensor, study.report.making.report(labels)
         """,
         {
             **TENSOR,
@@ -841,7 +853,7 @@ KINDS: dict[str, Kind] = {
             "one more": lambda v: torch.cat([v, v[:1]]),
             "two axes": lambda v: v[:, None],
         },
-        ("target", "class"),
+        ("target", "class", "labels"),
     ),
     "seed": Kind(
         "seed: int, seed: int | None", {**NO_NUMBER, **always(negative=-1, float=1.5, bool=True, huge=10**30)}
@@ -849,7 +861,7 @@ KINDS: dict[str, Kind] = {
     "count": Kind(
         """
         pool, batch_size, block, candidates: int, chunk, columns: int, depth, epochs, every, example: int,
-        expansion, fewest, group, heads, hidden: int, image_size, in_channels, latent, length, most, narrow,
+        expansion, fewest, group, heads, hidden: int, image_size, in_channels, channels, latent, length, most, narrow,
         num_bins, num_classes, num_copies, num_draws: int, num_draws: int | None, num_examples: int,
         num_examples: int | None, num_features, num_folds, num_jobs, num_members, num_networks, num_outputs,
         num_pixels, num_raters, num_repeats, num_resamples, num_rounds, num_samples, num_segments, num_starts,
@@ -973,7 +985,7 @@ KINDS: dict[str, Kind] = {
     "numbers": Kind(
         """
         a: Numbers, b: Numbers, against: Numbers | None, given: Numbers | None, values: Numbers,
-        values: np.ndarray, truth
+        values: np.ndarray, truth, mean: Numbers | None, std: Numbers | None
         """,
         always(
             none=None,
@@ -1071,7 +1083,7 @@ KINDS: dict[str, Kind] = {
         ("network", "of Identity", "fit got", "Identity has", "got a", "wanted logits", "the body"),
     ),
     "posterior": Kind(
-        "posterior: Posterior, posterior: MCDropout",
+        "posterior: Posterior, posterior: MCDropout, posterior: str | Posterior | Draws | None",
         {**always(none=None, text="laplace", number=3), "network": lambda v: net(), "draws": lambda v: draws()},
         ("Laplace, Flipout", "posterior"),
     ),
@@ -1125,7 +1137,7 @@ KINDS: dict[str, Kind] = {
     "flag": Kind(
         """
         absolute, overwrite, partial, decides, keep_roots, log: bool, matched, paired, progress, rescale,
-        retrain, scaled, soft, within, holds, guaranteed
+        retrain, scaled, soft, tokens, within, holds, guaranteed
         """,
         always(text="no", number=2, nan=math.nan, list=[]),
     ),
@@ -1150,7 +1162,7 @@ KINDS: dict[str, Kind] = {
     "texts": Kind(
         """
         captions, column_titles, labels: tuple[str, str], labels: tuple[str, str] | None, row_titles, calls,
-        class_names, feature_names, vocabulary, words
+        class_names, classes, feature_names, vocabulary, words
         """,
         always(text="ab", number=3, numbers=[3, 4, 5, 6], short=["a"]),
     ),
@@ -1174,7 +1186,7 @@ KINDS: dict[str, Kind] = {
     "scheduler": Kind("scheduler", always(number=3, list=[])),
     "data folder": Kind("data", always(number=3, unknown="/nope/nope", empty="", list=["a"]), ("folder", "XUQ_DATA")),
     "path": Kind(
-        "to, folder, path: Path, path: str | Path, state",
+        "to, folder, out, path: Path, path: str | Path, state",
         {
             **always(none=None, number=3, tensor=torch.ones(1)),
             "under a file": lambda v: Path(__file__) / "nope" / "nope",
@@ -1274,6 +1286,12 @@ HARMLESS: dict[str, str] = {
     "target: array": "an array of whole numbers is one class per example",
     "target: scalar": "one class for all examples",
     "target: number": "one class for all examples",
+    **{
+        f"study.report.making.report(labels) {kind}": "whole numbers are classes, whatever their dtype, in a column too"
+        for kind in ("floats", "bools", "two axes")
+    },
+    "study.report.making.report(network) training": "a copy in eval mode is looked at",
+    "study.report.making.report(posterior) draws": "draws that were given",
     "(chunk) huge": "at most so many at a time: all of them at once",
     "(init_options) unknown": "the method says so when it is made",
     "explainers.lime.lime(scale)": "of tables alone",

@@ -50,4 +50,4 @@ __all__ += ["Uncertainties", "UncertaintyOf", "attribute_uncertainty", "ua_backp
 __all__ += ["StoredExplanations", "explain_dataset", "load_draws", "open_explanations", "save_draws"]
 # What the study hands on: data, training, the record of a notebook, and measures of its own.
 __all__ += ["DataError", "Examples", "Recipe", "fit", "lenet", "load", "mini_vgg", "mlp", "resnet18", "train_or_load"]
-__all__ += ["Notebook", "analytic_distribution", "scores", "ua_backprop_linear", "variance_split", "versions"]
+__all__ += ["Notebook", "analytic_distribution", "report", "scores", "ua_backprop_linear", "variance_split", "versions"]

@@ -1,21 +1,76 @@
-"""`python -m xuqlib check`: what is here, what is missing, what is damaged, and what to do about it."""
+"""`xuq`, or `python -m xuqlib`: see what is here, or write a report about a network of your own."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from xuqlib.study.check import check
+from xuqlib.study.report.making import report
+from xuqlib.study.report.measuring import OUTPUTS, POSTERIORS
+from xuqlib.study.report.reading import ReportError, load_weights, network_of
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run `check` from the command line. Returns the exit code: the number of damaged things, 100 at most."""
-    parser = argparse.ArgumentParser(prog="python -m xuqlib", description=(__doc__ or "").strip())
-    parser.add_argument("command", choices=["check"], help="check: versions, device, data, checkpoints, last runs")
-    parser.parse_args(argv)
-    text, damaged = check()
-    sys.stdout.write(text)
-    return min(damaged, 100)
+def _numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
+def _counts(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command line may say; the options of `report` are those of the function."""
+    whole = argparse.ArgumentParser(prog="xuq", description=(__doc__ or "").strip())
+    commands = whole.add_subparsers(dest="command", required=True)
+    commands.add_parser("check", help="versions, device, data, checkpoints, last runs")
+    one = commands.add_parser("report", help="a page about a network of your own, and its numbers")
+    one.add_argument("--network", required=True, metavar="MODULE:FACTORY", help="a function without arguments")
+    one.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="for the network; nothing is unpickled")
+    one.add_argument("--data", required=True, metavar="FOLDER|FILE.csv", help="that it was not trained on")
+    one.add_argument("--train", metavar="FOLDER|FILE.csv", help="that it was trained on: Laplace is fitted on it")
+    one.add_argument("--out", default="report.html", metavar="REPORT.html")
+    one.add_argument("--classes", type=_words, metavar="A,B", help="in the order of the outputs; alphabetical")
+    one.add_argument("--image-size", type=int, metavar="SIDE", help="images are cut to squares")
+    one.add_argument("--channels", type=int, default=3, choices=[1, 3], help="of images")
+    one.add_argument("--mean", type=_numbers, metavar="R,G,B", help="of the transforms.Normalize of its training")
+    one.add_argument("--std", type=_numbers, metavar="R,G,B")
+    one.add_argument("--shape", type=_counts, metavar="CHANNELS,TIME", help="of signals in the rows of a table")
+    one.add_argument("--tokens", action="store_true", help="the rows of the table are token ids")
+    one.add_argument("--output", choices=OUTPUTS, help="what the network answers")
+    one.add_argument("--posterior", choices=POSTERIORS, help="where draws come from; chosen, and said why")
+    one.add_argument("--explainer", default="gradient_x_input")
+    one.add_argument("--num-examples", type=int, default=200)
+    one.add_argument("--num-draws", type=int, default=20)
+    one.add_argument("--seed", type=int, default=0)
+    return whole
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: of check the number of damaged things, 100 at most; of report 0 or 2."""
+    options = vars(parser().parse_args(argv))
+    if options.pop("command") == "check":
+        text, damaged = check()
+        sys.stdout.write(text)
+        return min(damaged, 100)
+    sys.path.insert(0, os.getcwd())
+    try:
+        network, weights = network_of(options.pop("network")), options.pop("weights")
+        if weights is not None:
+            load_weights(network, weights)
+        report(network, options.pop("data"), **options)
+    except ReportError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(f"open {options['out']} in a browser\n")
+    return 0
 
 
 if __name__ == "__main__":

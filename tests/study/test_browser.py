@@ -21,9 +21,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from hostile import hostile_site
 from test_site import check_links
+from torch import nn
 
+from xuqlib import report
 from xuqlib.study.figures import choosers as widgets
 from xuqlib.study.site import pages
 
@@ -162,6 +165,29 @@ def test_the_site_works_from_a_folder_in_light_and_dark(browser, site, scheme):
     first = page.locator("figure img").first
     page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=first.element_handle())
     visit.shoot(f"gallery_{scheme}")
+    assert (visit.outside, visit.errors) == ([], [])
+    visit.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_report_fits_a_laptop_and_fetches_nothing(browser, scheme, tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(144, 3))
+    images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    out = tmp_path / "report.html"
+    report(network, images, labels=torch.arange(12) % 3, out=out, num_draws=4, progress=False)
+    visit = Visit(browser, scheme)
+    page = visit.page
+    page.set_viewport_size({"width": 1366, "height": 768})
+    page.goto(out.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1366
+    assert page.locator("h2").first.bounding_box()["y"] < 768
+    assert page.locator(".light").count() > 9
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    row = page.locator(".maps").first
+    tops = row.locator("img").evaluate_all("images => images.map(image => image.getBoundingClientRect().top)")
+    assert len(tops) == 7 and len(set(tops)) == 1  # side by side
+    row.scroll_into_view_if_needed()
+    visit.shoot(f"report_{scheme}")
     assert (visit.outside, visit.errors) == ([], [])
     visit.context.close()
 

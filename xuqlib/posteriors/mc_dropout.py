@@ -37,7 +37,7 @@ class MCDropout(Posterior):
 
     def __init__(self, network: nn.Module) -> None:
         check_network(network)
-        if not any(_can_drop(module) for module in network.modules()):
+        if not any(can_drop(module) for module in network.modules()):
             raise ValueError(
                 f"{type(network).__name__} has no dropout with 0 < p < 1, so this posterior is without randomness; "
                 "add nn.Dropout layers (build with dropout=0.25), or choose another posterior"
@@ -67,7 +67,8 @@ class MCDropout(Posterior):
 _RANDOM = {"rand", "rand_like", "randn", "randn_like", "bernoulli", "bernoulli_", "normal", "normal_", "uniform_"}
 
 
-def _can_drop(module: nn.Module) -> bool:
+def can_drop(module: nn.Module) -> bool:
+    """Whether a module drops something by chance while it trains, at a rate between 0 and 1."""
     if drops(module):
         is_one = isinstance(module, nn.RNNBase) and module.num_layers == 1  # and drops between layers
         return 0 < getattr(module, "p", getattr(module, "dropout", 0)) < 1 and not is_one

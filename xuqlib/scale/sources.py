@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,7 @@ class Source(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read(self, rows: range) -> Batch:
+    def read(self, rows: Sequence[int]) -> Batch:
         """Read some examples."""
 
     @property
@@ -63,11 +63,10 @@ class InMemory(Source):
     def __len__(self) -> int:
         return self.inputs.num_examples
 
-    def read(self, rows: range) -> Batch:
-        some = slice(rows.start, rows.stop)
-        return Batch(
-            self.inputs.at(some), None if self.labels is None else self.labels[some], list(map(str, self.ids[some]))
-        )
+    def read(self, rows: Sequence[int]) -> Batch:
+        some: Any = slice(rows.start, rows.stop) if isinstance(rows, range) else list(rows)
+        labels = None if self.labels is None else self.labels[some]
+        return Batch(self.inputs.at(some), labels, [str(self.ids[row]) for row in rows])
 
     @property
     def contents(self) -> Any:
@@ -96,7 +95,7 @@ class Indexed(Source):
     def __len__(self) -> int:
         return len(self.data)
 
-    def read(self, rows: range) -> Batch:
+    def read(self, rows: Sequence[int]) -> Batch:
         batch, labels = self.collate([self.data[row] for row in rows]), None
         if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[1], Tensor):
             batch, labels = batch
@@ -138,8 +137,8 @@ class Table(Source):
     def __len__(self) -> int:
         return len(self.frame)
 
-    def read(self, rows: range) -> Batch:
-        some = self.frame.iloc[rows.start : rows.stop]
+    def read(self, rows: Sequence[int]) -> Batch:
+        some = self.frame.iloc[list(rows)]
         x = torch.from_numpy(some[list(self.feature_names or ())].to_numpy(np.float32, copy=True))
         labels = None if self.target_column is None else torch.from_numpy(some[self.target_column].to_numpy(copy=True))
         ids = list(map(str, rows)) if self.id_column is None else some[self.id_column].astype(str).tolist()
@@ -164,7 +163,7 @@ class Folder(Source):
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, rows: range) -> Batch:
+    def read(self, rows: Sequence[int]) -> Batch:
         images = [self._image(self.names[row]) for row in rows]
         sizes = sorted({tuple(image.shape[1:]) for image in images})
         if len(sizes) > 1:

@@ -6,6 +6,7 @@ from xuqlib.study.judging.rivals import ua_backprop_linear
 from xuqlib.study.judging.scores import scores
 from xuqlib.study.judging.variance import variance_split
 from xuqlib.study.record import Notebook, versions
+from xuqlib.study.report.making import report
 from xuqlib.study.training.fitting import fit
 from xuqlib.study.training.loading import train_or_load
 from xuqlib.study.training.networks import lenet, mini_vgg, mlp, resnet18
@@ -22,6 +23,7 @@ __all__ = [
     "load",
     "mini_vgg",
     "mlp",
+    "report",
     "resnet18",
     "scores",
     "train_or_load",

@@ -9,10 +9,13 @@ sum over channels before taking the standard deviation.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import PIL.Image
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
@@ -61,11 +64,14 @@ def _show_picture(axes: Axes, x: torch.Tensor, dataset: str) -> None:
         axes.imshow([[0.5]], cmap="gray", vmin=0, vmax=1, aspect="equal")
         axes.text(0, 0, "not shown", ha="center", va="center", color="white")
         return
-    picture = np.asarray(x.detach().cpu().float())
-    if picture.ndim == 3:
-        picture = picture.transpose(1, 2, 0).squeeze()
-    low, high = min(float(picture.min()), 0.0), max(float(picture.max()), 1.0)  # standardised inputs leave [0, 1]
-    axes.imshow((picture - low) / (high - low), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(_in_range(x).squeeze(), cmap="gray", vmin=0, vmax=1)
+
+
+def _in_range(x: Tensor) -> np.ndarray:
+    """A picture (C, H, W) or (H, W) as (H, W, C), in [0, 1]; standardised inputs leave it."""
+    picture = np.atleast_3d(np.asarray(x.detach().cpu().float().movedim(0, -1) if x.ndim == 3 else x.cpu().float()))
+    low, high = min(float(picture.min()), 0.0), max(float(picture.max()), 1.0)
+    return (picture - low) / (high - low)
 
 
 def _show_map(axes: Axes, values: np.ndarray, kind: str, limit: float) -> None:
@@ -97,6 +103,41 @@ def _draw_row(line: np.ndarray, row: Sequence[torch.Tensor | None], kinds: Seque
             _show_picture(axes, value, dataset)
         elif value is not None:
             _show_map(axes, flat_map(value, kind), kind, limits[kind])
+
+
+def picture_png(pixels: np.ndarray) -> bytes:
+    """Colours (height, width, 3) of any size as a picture about 256 pixels wide, without smoothing."""
+    picture, buffer = PIL.Image.fromarray(pixels), io.BytesIO()
+    factor = max(1, 256 // max(picture.size))
+    picture.resize((picture.width * factor, picture.height * factor), PIL.Image.Resampling.NEAREST).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@checked
+def map_pngs(maps: Mapping[str, Tensor], *, kind: str) -> dict[str, tuple[bytes, float]]:
+    """Maps of one kind as pictures without axes, on one colour scale.
+
+    Args:
+        maps: name of each and its values, (channel, height, width) or (height, width).
+        kind: "picture", "signed", "spread" or "ratio", as for `map_grid`.
+
+    Returns:
+        By the same names, a PNG and the limit of its colours, which begin at 0, or at minus the limit; 1 for pictures.
+    """
+    check_choice(kind, COLOURS, "kind")
+    if kind == "picture":
+        shown = {name: (255 * _in_range(values)).round().astype(np.uint8) for name, values in maps.items()}
+        return {
+            name: (picture_png(np.ascontiguousarray(np.broadcast_to(each, (*each.shape[:2], 3)))), 1.0)
+            for name, each in shown.items()
+        }
+    flat = {name: flat_map(values, kind) for name, values in maps.items()}
+    limit, found = _limit(list(flat.values())), {}
+    colours = mpl.colormaps.get_cmap(COLOURS[kind]).with_extremes(bad="#d0d0d0")
+    for name, values in flat.items():
+        share = values / limit / 2 + 0.5 if kind == "signed" else values / limit
+        found[name] = picture_png(colours(np.ma.masked_invalid(share), bytes=True)[..., :3]), limit
+    return found
 
 
 @styled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -11,35 +10,16 @@ from itertools import combinations
 from typing import Any
 
 import ipywidgets
-import matplotlib as mpl
 import numpy as np
-import PIL.Image
 from torch import Tensor
 
 from xuqlib.study.checked import Amount, Facts, Seed, checked
 from xuqlib.study.data.loading import Examples
-from xuqlib.study.figures.maps import COLOURS, HIDDEN, flat_map
+from xuqlib.study.figures.maps import HIDDEN, map_pngs, picture_png
 from xuqlib.study.human_study.pairs import CHOICES, Pair, PairStudy, Showing, chance
 
 QUESTION = "Which map explains this answer better?"
 SHORTEST = 0.3  # seconds; nobody compares two maps faster, so an answer that comes sooner is a second click
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """Colours (height, width, 3) of any size as a picture about 256 pixels wide, without smoothing."""
-    picture, buffer = PIL.Image.fromarray(pixels), io.BytesIO()
-    factor = max(1, 256 // max(picture.size))
-    picture.resize((picture.width * factor, picture.height * factor), PIL.Image.Resampling.NEAREST).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _map_png(values: Tensor, kind: str) -> bytes:
-    flat = flat_map(values, kind)
-    size = np.abs(flat[np.isfinite(flat)])
-    limit = (float(np.quantile(size, 0.995)) or float(size.max()) or 1.0) if size.size else 1.0
-    share = flat / limit / 2 + 0.5 if kind == "signed" else flat / limit
-    colours = mpl.colormaps.get_cmap(COLOURS[kind]).with_extremes(bad="#d0d0d0")
-    return _png(colours(np.ma.masked_invalid(share), bytes=True)[..., :3])
 
 
 @checked
@@ -76,8 +56,11 @@ def pairs_of(
     pairs = []
     for i, (row, x) in enumerate(zip(examples.index.tolist(), examples.x, strict=True)):
         pixels = (x.clamp(0, 1) * 255).byte().permute(1, 2, 0).expand(-1, -1, 3).numpy()
-        picture = None if examples.name in HIDDEN else _png(np.ascontiguousarray(pixels))
-        drawn = {name: _map_png(values[i], (kinds or {}).get(name, "signed")) for name, values in maps.items()}
+        picture = None if examples.name in HIDDEN else picture_png(np.ascontiguousarray(pixels))
+        drawn = {
+            name: map_pngs({name: values[i]}, kind=(kinds or {}).get(name, "signed"))[name][0]
+            for name, values in maps.items()
+        }
         for two in combinations(sorted(maps), 2):
             name = f"{examples.name} {row}: {two[0]} or {two[1]}"
             a, b = two if chance(seed, name)[0] % 2 else two[::-1]

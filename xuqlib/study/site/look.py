@@ -63,6 +63,17 @@ summary { cursor: pointer; }
 .chooser legend { float: left; min-width: 7rem; padding: 0; opacity: .75; }
 .chooser input[type="range"] { width: 20rem; max-width: 60%; }
 .chooser img { display: block; width: 640px; }
+.passed { background: var(--holds); }
+.failed { background: var(--fails); }
+.unclear { background: var(--mixed); }
+.asked { background: var(--undecided); }
+.light { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; white-space: nowrap; font-weight: 600; }
+.numbers td { text-align: right; }
+.report h3 { margin: 2rem 0 .3rem; overflow-wrap: anywhere; }
+.maps { display: grid; grid-template-columns: repeat(7, minmax(0, 1fr)); gap: .5rem; margin: .5rem 0 1rem; }
+.maps figure { margin: 0; }
+.maps img { width: 100%; padding: 0; border-radius: 2px; image-rendering: pixelated; }
+@media (max-width: 50rem) { .maps { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
 """
 
 # Radio buttons of one group share a name, which must be this chooser's own. A slider's value is a place in its stops.

@@ -273,26 +273,32 @@ def _text(name: object) -> str:
     return html.escape(plain(name, 500))
 
 
-def _policy() -> str:
-    """What a page may do: look as `STYLE` says, run `SCRIPT`, show pictures of the site; nothing else."""
-    style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (STYLE, SCRIPT))
+def _policy(script: str) -> str:
+    """What a page may do: look as `STYLE` says, run this script, show pictures of the site; nothing else."""
+    style, digest = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (STYLE, script))
     return (
-        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src 'self' data:; "
+        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{digest}'; img-src 'self' data:; "
         "base-uri 'none'; form-action 'none'"
     )
 
 
-def page(title: str, body: str) -> str:
-    """A whole page: its look and its script are inside it, so that it can be sent alone. No other script runs in it."""
+def page(title: str, body: str, *, alone: bool = False) -> str:
+    """A whole page: its look and its script are inside it, so that it can be sent alone. No other script runs in it.
+
+    Args:
+        title: as text.
+        body: as HTML.
+        alone: for a page that is no part of the site: without a script, and without links to other pages.
+    """
     links = "".join(f'<a href="{address}">{text}</a>' for address, text in NAVIGATION)
+    top, script = ("", "") if alone else (f'<nav class="top"><b>xuq</b>{links}</nav>', SCRIPT)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy()}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
         '<meta name="color-scheme" content="light dark">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{_text(title)}</title><style>{STYLE}"
-        f'</style></head><body><nav class="top"><b>xuq</b>{links}</nav><main>{body}</main><script>{SCRIPT}</script>'
-        "</body></html>\n"
+        f"</style></head><body>{top}<main>{body}</main>{script and f'<script>{script}</script>'}</body></html>\n"
     )
 
 

@@ -7,6 +7,7 @@ import math
 import random
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,27 @@ from xuqlib.checks import check_seed
 from xuqlib.explainers.fullgrad import NOT_COMPLETE, FullGradTerms, LogitGraph, fullgrad, fullgrad_terms, saliency
 from xuqlib.explainers.lime import lime_fit
 from xuqlib.inputs import Inputs
+from xuqlib.metrics.deletion import deletion, insertion
 from xuqlib.moments import Moments
 from xuqlib.outputs import Output
+from xuqlib.path import rows_per_pass
+from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.fixing import RandomNetworkError
 from xuqlib.posteriors.kinds import _may_move_examples, drops_by_itself
 from xuqlib.posteriors.random_weights import FlipoutLayer
 from xuqlib.study.judging.blurring import default_shares, greedy_order
 from xuqlib.study.judging.coverage import scaled_maps
 from xuqlib.study.judging.scores import standard_errors
-from xuqlib.superpixels import superpixels
-from xuqlib.ua_backprop import SETTINGS, logit_coefficients
-from xuqlib.uncertainty import UncertaintyOf, attribute_uncertainty, decompose, uncertainties, uncertainty_shares
+from xuqlib.superpixels import superpixels, windows
+from xuqlib.ua_backprop import SETTINGS, logit_coefficients, spread_shares
+from xuqlib.uncertainty import (
+    UncertaintyOf,
+    attribute_uncertainty,
+    decompose,
+    logits_of,
+    uncertainties,
+    uncertainty_shares,
+)
 
 
 def of(values: list) -> ExplanationDistribution:
@@ -818,3 +829,115 @@ def test_completeness_is_measured_of_fixed_networks_alone_or_a_gap_would_be_of_a
     x = randn(2, 3)
     with pytest.raises(ValueError, match="changes with the others of its batch"):
         completeness_gap(Centred().eval(), x, x, 0)
+
+
+# Kinds of slips, each met wherever it can be made
+
+
+DEFAULTS: list[tuple[Any, dict[str, Any]]] = [
+    (integrated_gradients, {"baseline": None, "num_steps": 32, "chunk": None}),
+    (smoothgrad, {"num_samples": 32, "noise": 0.1, "seed": 0, "chunk": None}),
+    (lime_fit, {"num_samples": 1000, "seed": 0, "alpha": 1.0, "scale": 1.0, "num_segments": 40, "fill": "mean"}),
+    (superpixels, {"num_segments": 40}),
+    (windows, {"num_segments": 20}),
+    (deletion, {"fill": "black", "num_steps": None, "batch_size": 128}),
+    (insertion, {"fill": "blurred", "num_steps": None, "batch_size": 128}),
+    (ExplanationDistribution.std, {"correction": 0}),
+    (ExplanationDistribution.cv, {"kind": "paper", "floor": 0.05, "rescale": True}),
+    (MCDropConnect, {"placement": "last", "p": 0.1}),
+    (Flipout, {"placement": "last", "initial_std": 0.05, "prior_std": 1.0, "kl_weight": 1.0}),
+    (FlipoutLayer, {"initial_std": 0.05, "prior_std": 1.0}),
+    (MCDropout.sample, {"seed": 0, "masks": "fixed"}),
+    (MCDropConnect.sample, {"seed": 0}),
+    (DeepEnsemble.sample, {"num_draws": None, "seed": 0}),
+    (Posterior.sample, {"seed": 0}),
+    (logit_coefficients, {"coefficients": "softmax", "tau1": 1e-5}),
+    (spread_shares, {"normalise": "softmax", "tau2": 1.0}),
+    (logits_of, {"batch_size": 256}),
+    (decompose, {"noise_variance": 0.0}),
+    (uncertainty_shares, {"kind": "epistemic", "noise_variance": 0.0}),
+    (attribute_uncertainty, {"explainer": "gradient_x_input", "absolute": False}),
+    (Draws, {"noise_variance": 0.0}),
+    (explain, {"keep": "all", "precision": "float32", "chunk": None, "device": None, "progress": None}),
+]
+
+
+@pytest.mark.parametrize(("function", "wanted"), DEFAULTS, ids=[each.__qualname__ for each, _ in DEFAULTS])
+def test_defaults_are_those_that_papers_and_published_numbers_rest_on(function, wanted):
+    parameters = inspect.signature(function).parameters
+    assert {name: parameters[name].default for name in wanted} == wanted
+    numbers = {name for name, each in parameters.items() if isinstance(each.default, int | float)}
+    assert numbers <= wanted.keys()
+
+
+def test_a_pass_on_a_cpu_holds_the_numbers_of_64_small_colour_images_in_8_to_4096_rows_and_64_times_that_elsewhere():
+    sizes = {(1, 3, 32, 32): 64, (5, 3, 64, 64): 16, (1, 3, 200, 200): 8, (1, 40): 4096}
+    assert {shape: rows_per_pass(torch.zeros(shape), None) for shape in sizes} == sizes
+    elsewhere = {(1, 3, 64, 64): 1024, (1, 3, 1024, 1024): 8}
+    assert {shape: rows_per_pass(torch.zeros(shape, device="meta"), None) for shape in elsewhere} == elsewhere
+
+
+STATISTICS: dict[str, Callable[[ExplanationDistribution], Tensor]] = {
+    "mean": lambda e: e.mean(),
+    "std": lambda e: e.std(),
+    "paper": lambda e: e.cv(),
+    "unscaled": lambda e: e.cv(rescale=False),
+    "signed": lambda e: e.cv("signed"),
+    "ratio": lambda e: e.cv("ratio"),
+    "undefined": lambda e: e.undefined_share(),
+    "undefined ratio": lambda e: e.undefined_share("ratio"),
+    "snr": lambda e: e.snr(),
+    "error of the mean": lambda e: e.standard_error("mean"),
+    "error of the std": lambda e: e.standard_error("std"),
+}
+OF_VALUES: dict[str, Callable[[ExplanationDistribution], Tensor]] = {
+    "quantile": lambda e: e.quantile(0.3),
+    "median": lambda e: e.median(),
+    "mad": lambda e: e.mad(),
+    "sign_agreement": lambda e: e.sign_agreement(),
+    "error of the cv": lambda e: e.standard_error("cv"),
+}
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 7), (5, 2, 3, 4, 4)])
+def test_statistics_of_float32_maps_are_those_of_the_same_numbers_in_float64(shape):
+    values = randn(*shape, dtype=torch.float32) + 3
+    one, other = ExplanationDistribution(values), ExplanationDistribution(values.double())
+    kept = [ExplanationDistribution(None, Moments()) for _ in range(2)]
+    for value in values:
+        kept[0].running.append(value)
+    kept[1].running.extend(values)
+    for name, statistic in (STATISTICS | OF_VALUES).items():
+        found = statistic(one)
+        assert found.dtype == torch.float64, name
+        assert_close(found, statistic(other), **EXACT)
+        if name in STATISTICS and name != "error of the std":
+            for each in kept:
+                assert_close(statistic(each), found, **EXACT)
+
+
+@pytest.mark.parametrize("output", ["logits", "probabilities", "binary", "multilabel", "regression", "mean_variance"])
+def test_uncertainties_of_float32_numbers_are_those_of_the_same_numbers_in_float64(output):
+    numbers = randn(4, 3, 1 if output == "binary" else 2, dtype=torch.float32)
+    if output == "mean_variance":
+        numbers = numbers.exp()
+    if output == "probabilities":  # that sum to 1 in both
+        yes = torch.arange(1.0, 13.0).view(4, 3) / 16
+        numbers = torch.stack([yes, 1 - yes], 2)
+    one, other = (vars(decompose(each, 0.0, output)) for each in (numbers, numbers.double()))
+    for name, value in one.items():
+        assert value.dtype == torch.float64
+        assert_close(value, other[name], **EXACT)
+    shares = [uncertainty_shares(each, "epistemic", 0.0, output) for each in (numbers, numbers.double())]
+    assert shares[0].dtype == torch.float64
+    assert_close(*shares, **EXACT)
+
+
+def test_shares_of_float32_logits_and_maps_are_those_of_the_same_numbers_in_float64():
+    logits, maps = randn(5, 4, dtype=torch.float32), randn(5, 4, 6, dtype=torch.float32).abs()
+    for coefficients in ("softmax", "row-normalised", "ratio"):
+        found = logit_coefficients(logits, coefficients, tau1=0.3)
+        assert_close(found, logit_coefficients(logits.double(), coefficients, tau1=0.3), **EXACT)
+    for normalise in ("softmax", "sum"):
+        found = spread_shares(logits, maps, normalise=normalise, tau2=0.3)
+        assert_close(found, spread_shares(logits.double(), maps.double(), normalise=normalise, tau2=0.3), **EXACT)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import io
 import math
 import random
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,25 +38,46 @@ from xuqlib import (
     integrated_gradients,
     smoothgrad,
     ua_backprop,
+    ua_replacement,
 )
-from xuqlib.checks import check_seed
+from xuqlib.checks import (
+    check_choice,
+    check_count,
+    check_examples,
+    check_flag,
+    check_logits,
+    check_noise,
+    check_number,
+    check_seed,
+    check_target,
+    check_tensor,
+    is_finite,
+)
+from xuqlib.device import sent
+from xuqlib.explainers.declaring import Declared
 from xuqlib.explainers.fullgrad import NOT_COMPLETE, FullGradTerms, LogitGraph, fullgrad, fullgrad_terms, saliency
+from xuqlib.explainers.layer_maps import ChainGraph
 from xuqlib.explainers.lime import lime_fit
+from xuqlib.fast.chain import DRAWS_KEPT, Chain
+from xuqlib.fast.engine import Engine
+from xuqlib.fast.layers import Execution
 from xuqlib.inputs import Inputs
 from xuqlib.metrics.deletion import deletion, insertion
 from xuqlib.moments import Moments
 from xuqlib.outputs import Output
-from xuqlib.path import rows_per_pass
+from xuqlib.path import Path, rows_per_pass
 from xuqlib.posteriors.base import Posterior
-from xuqlib.posteriors.fixing import RandomNetworkError
-from xuqlib.posteriors.kinds import _may_move_examples, drops_by_itself
+from xuqlib.posteriors.fixing import RandomNetworkError, seed_of
+from xuqlib.posteriors.kinds import RandomLayer, _may_move_examples, drops, drops_by_itself
 from xuqlib.posteriors.random_weights import FlipoutLayer
+from xuqlib.posteriors.unrolled import dropout_inside
 from xuqlib.study.judging.blurring import default_shares, greedy_order
 from xuqlib.study.judging.coverage import scaled_maps
 from xuqlib.study.judging.scores import standard_errors
 from xuqlib.superpixels import superpixels, windows
-from xuqlib.ua_backprop import SETTINGS, logit_coefficients, spread_shares
+from xuqlib.ua_backprop import SETTINGS, class_maps, logit_coefficients, spread_shares
 from xuqlib.uncertainty import (
+    Uncertainties,
     UncertaintyOf,
     attribute_uncertainty,
     decompose,
@@ -614,7 +638,8 @@ def test_every_posterior_draws_by_seed_0_unless_another_is_given():
 
 def test_the_terms_of_fullgrad_have_no_graph_or_memory_would_grow_with_every_question():
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Hardtanh(), nn.Flatten(), nn.Linear(8, 2)).eval()
-    terms = fullgrad_terms(network, torch.randn(2, 1, 4, 4), 0)
+    terms = fullgrad_terms(network, 10 * randn(2, 1, 4, 4, dtype=torch.float32), 0)
+    assert len(terms.maps) == 2, "the convolution's, and that of what is cut off"
     assert not any(term.requires_grad for term in (terms.input, *terms.maps, *terms.dense))
 
 
@@ -941,3 +966,379 @@ def test_shares_of_float32_logits_and_maps_are_those_of_the_same_numbers_in_floa
     for normalise in ("softmax", "sum"):
         found = spread_shares(logits, maps, normalise=normalise, tau2=0.3)
         assert_close(found, spread_shares(logits.double(), maps.double(), normalise=normalise, tau2=0.3), **EXACT)
+
+
+def said(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What a call returns, tensors as lists; or the kind of its error and what that says."""
+    try:
+        found = function(*args, **options)
+    except (TypeError, ValueError) as error:
+        return type(error), str(error)
+    return found.tolist() if isinstance(found, Tensor) else found
+
+
+OUT_OF_RANGE = "of example {} is out of range; "
+CHECKED: list[tuple[Callable[..., Any], tuple[Any, ...], Any]] = [
+    (check_count, (1, 1, "n"), 1),
+    (check_count, (np.int64(3), 1, "n"), 3),
+    (check_count, (0, 1, "n"), (ValueError, "n is 0; pass at least 1")),
+    (check_count, (10**9, 1, "n"), 10**9),
+    (check_count, (10**9 + 1, 1, "n"), (ValueError, "n is 1000000001; pass at most 1,000,000,000")),
+    (check_count, (5, 1, "n", 5), 5),
+    (check_count, (6, 1, "n", 5), (ValueError, "n is 6; pass at most 5")),
+    (check_count, (True, 0, "n"), (TypeError, "n is True; pass a whole number of at least 0")),
+    (check_count, (2.0, 0, "n"), (TypeError, "n is 2.0; pass a whole number of at least 0")),
+    (check_number, (0, 0, "q"), 0.0),
+    (check_number, (-1e-9, 0, "q"), (ValueError, "q is -1e-09; pass a finite number of at least 0")),
+    (check_number, (math.inf, 0, "q"), (ValueError, "q is inf; pass a finite number of at least 0")),
+    (check_number, (math.nan, 0, "q"), (ValueError, "q is nan; pass a finite number of at least 0")),
+    (check_number, (True, 0, "q"), (TypeError, "q is True; pass a number")),
+    (check_number, ("1", 0, "q"), (TypeError, "q is '1'; pass a number")),
+    (check_noise, (0,), 0.0),
+    (check_noise, (tensor([[0.0, 2.0]]),), [[0.0, 2.0]]),
+    (check_noise, (-1,), (ValueError, "noise_variance is -1.0; pass a finite number of at least 0")),
+    (check_flag, (True, "it"), None),
+    (check_flag, ("no", "it"), (TypeError, "it is 'no'; pass True or False")),
+    (check_choice, ("a", ("a", "b"), "word"), None),
+    (check_choice, (1, ("a", "b"), "word"), (ValueError, "unknown word 1; known: a, b")),
+    (check_target, (None, 3, 1), [0, 0, 0]),
+    (check_target, (2, 3, None), [2, 2, 2]),
+    (check_target, ([0, 1, 2], 3, 3), [0, 1, 2]),
+    (check_target, (tensor([100], dtype=torch.int8), 1, 300), [100]),
+    (
+        check_target,
+        ([0, 1, 3], 3, 3),
+        (ValueError, f"target 3 {OUT_OF_RANGE.format(2)}network has 3 outputs, so classes are 0 to 2"),
+    ),
+    (
+        check_target,
+        ([0, 1], 2, 1),
+        (ValueError, f"target 1 {OUT_OF_RANGE.format(1)}network has one output, so leave target out"),
+    ),
+    (check_target, ([0, -1], 2, None), (ValueError, f"target -1 {OUT_OF_RANGE.format(1)}they are counted from 0")),
+    (
+        check_target,
+        ([0, 1], 3, 2),
+        (ValueError, "target has 2 entries but x has 3 examples; pass one class per example"),
+    ),
+    (check_target, ([[0], [1]], 2, 2), (ValueError, "target has shape (2, 1); pass one class per example, (2,)")),
+    (is_finite, (tensor([3e38, 3e38]),), True),
+    (is_finite, (tensor([math.inf, -math.inf]),), False),
+    (
+        check_examples,
+        (tensor([[1.0, 1.0], [math.nan, 1.0], [math.inf, -math.inf]]),),
+        (
+            ValueError,
+            "x holds 1 NaN and 2 infinite values, the first in example 1; drop or fill them before explaining",
+        ),
+    ),
+    (check_tensor, (torch.zeros(2), "it", 1), None),
+    (check_tensor, (torch.zeros(()), "it"), None),
+    (check_tensor, (torch.zeros(2), "it", 2), (ValueError, "it has shape (2,); pass a tensor of 2 axes or more")),
+    (check_logits, (tensor([1.0, 2.0]), 2), [[1.0], [2.0]]),
+    (check_logits, (tensor([[1.0, 2.0]]), 1), [[1.0, 2.0]]),
+]
+
+
+@pytest.mark.parametrize(("check", "given", "wanted"), CHECKED, ids=[f"{c.__name__}{g}"[:60] for c, g, _ in CHECKED])
+def test_a_check_lets_through_what_is_just_right_and_tells_what_is_just_wrong(check, given, wanted):
+    assert said(check, *given) == wanted
+
+
+def test_a_number_may_have_to_be_above_its_minimum():
+    assert said(check_number, 0, 0, "q", above=True) == (ValueError, "q is 0.0; pass a finite number above 0")
+    assert said(check_number, 1e-9, 0, "q", above=True) == 1e-9
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1), (3, 4), (3,), (2, 0), ()])
+def test_logits_of_another_shape_are_told_with_it(shape):
+    error, words = said(check_logits, torch.zeros(shape), 2)
+    assert error is ValueError and words.startswith(f"network returned shape {shape} for 2 examples; wanted logits")
+
+
+HELD = {"explain._NUMBERS_SENT": 2**28, "moments._WAITING": 2**24, "fast.chain.NUMBERS_AT_ONCE": 2**24}
+
+
+@pytest.mark.parametrize(("name", "wanted"), [*HELD.items(), ("ua_backprop._AT_ONCE", 2**23)])
+def test_what_is_held_at_once_is_tens_of_megabytes_to_a_gigabyte_or_work_would_go_number_by_number(name, wanted):
+    module, _, constant = f"xuqlib.{name}".rpartition(".")
+    assert wanted / 4 < getattr(sys.modules[module], constant) < wanted * 4
+
+
+# What a sample of another seed got past
+
+
+def test_a_place_of_even_odds_is_not_of_the_class_or_an_empty_logit_would_be_explained_everywhere():
+    network = nn.Conv2d(1, 1, 1, bias=False, dtype=torch.float64).eval()
+    network.weight.data.fill_(1.0)
+    x = tensor([[[[0.0, 2.0]]]], dtype=torch.float64)
+    assert explain([network], gradient, x, 0, output="segmentation").values.flatten().tolist() == [0.0, 1.0]
+
+
+def test_a_variance_may_be_0_or_networks_that_are_sure_of_a_number_would_be_refused():
+    found = decompose(tensor([[[1.0, 0.0]], [[3.0, 0.0]]]), 0.0, "mean_variance")
+    assert (found.total.item(), found.aleatoric.item(), found.epistemic.item()) == (1.0, 0.0, 1.0)
+
+
+def test_the_class_that_fills_most_of_an_image_of_one_row_is_explained():
+    network = nn.Conv2d(1, 3, 1, bias=False, dtype=torch.float64).eval()
+    network.weight.data[:, 0, 0, 0] = tensor([5.0, 2.0, -3.0])  # class 0 wins where x is positive, class 2 elsewhere
+    for x, wanted in (([[1.0, 2.0, -1.0]], 0), ([[1.0, -2.0, -1.0]], 2)):
+        e = explain([network], gradient, tensor(x, dtype=torch.float64)[None, None], output="segmentation")
+        assert e.target.tolist() == [wanted]
+
+
+@pytest.mark.parametrize("p", [0.25, 0.5])
+def test_a_weight_that_dropconnect_keeps_is_divided_by_the_share_that_is_kept(p):
+    network = nn.Linear(40, 3)
+    for draw in MCDropConnect(network, p=p).sample(2):
+        (weight,) = (value for name, value in draw.state_dict().items() if name.endswith("weight"))
+        kept = weight != 0
+        assert 0 < kept.sum() < kept.numel()
+        assert_close(weight[kept], network.weight.detach()[kept] / (1 - p))
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        Output("logits"),
+        Path(torch.ones(1)),
+        Execution(torch.float32, torch.device("cpu")),
+        Declared(),
+        Uncertainties(*torch.ones(3, 1)),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_is_handed_around_cannot_be_changed_by_one_who_holds_it(one):
+    with pytest.raises(FrozenInstanceError):
+        setattr(one, next(iter(vars(one))), None)
+
+
+@pytest.mark.parametrize(("num_draws", "wanted"), [(3, 3), (70, DRAWS_KEPT)])
+def test_masks_of_some_draws_are_kept_for_the_next_examples_and_not_of_all_or_memory_would_grow(num_draws, wanted):
+    network = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.ReLU(), nn.Linear(4, 2))
+    draws = MCDropout(network).sample(num_draws)
+    chain = Chain(draws.networks, Execution(torch.float32, torch.device("cpu")), torch.rand(1, 5))
+    passed = chain.forward(torch.rand(2, 5))
+    for number in range(num_draws):
+        chain.logits(passed, range(number, number + 1))
+    assert sum(map(len, chain._heads)) == wanted
+
+
+def test_labels_are_each_by_themselves_and_the_one_logit_of_a_place_is_a_place():
+    numbers = randn(4, 3, 2)
+    found = decompose(numbers, 0.0, "multilabel")
+    each = [decompose(numbers[:, :, [label]], 0.0, "binary").epistemic for label in range(2)]
+    assert_close(found.epistemic, torch.stack(each, 1), **EXACT)
+    places = randn(4, 3, 1, 2, 5)
+    found = decompose(places, 0.0, "segmentation")
+    assert_close(found.total.flatten(), decompose(places.flatten(1)[..., None], 0.0, "binary").total, **EXACT)
+    assert found.total.shape == (3, 2, 5)
+
+
+def test_layers_drop_where_they_have_a_rate_or_what_is_before_them_would_be_run_for_every_draw():
+    sure = [nn.LSTM(2, 2, 2), nn.MultiheadAttention(4, 1), nn.Linear(2, 2)]
+    assert [drops(layer) for layer in sure] == [False] * 3
+    random = [nn.LSTM(2, 2, 2, dropout=0.1), nn.MultiheadAttention(4, 1, dropout=0.1), nn.AlphaDropout(0.1)]
+    assert [drops(layer) for layer in random] == [True] * 3
+
+
+def test_what_is_sent_to_a_device_that_is_no_cuda_device_is_not_pinned_which_would_need_one():
+    assert sent(torch.ones(2), torch.device("meta")).is_meta
+    assert sent(torch.ones(2), torch.device("cpu")).device.type == "cpu"
+
+
+OF_EXAMPLES: dict[str, Callable[[Tensor], Any]] = {
+    "gradient": lambda x: gradient(linear([[1.0, 2.0]]), x, 0),
+    "integrated_gradients": lambda x: integrated_gradients(linear([[1.0, 2.0]]), x, 0),
+    "completeness_gap": lambda x: completeness_gap(linear([[1.0, 2.0]]), x, torch.zeros_like(x), 0),
+    "fullgrad": lambda x: fullgrad(linear([[1.0, 2.0]]), x, 0),
+    "fullgrad_terms": lambda x: fullgrad_terms(linear([[1.0, 2.0]]), x, 0),
+    "lime_fit": lambda x: lime_fit(linear([[1.0, 2.0]]), x, 0),
+    "from_captum": lambda x: from_captum("Saliency")(linear([[1.0, 2.0]]), x, 0),
+    "class_maps": lambda x: class_maps(linear([[1.0, 2.0]]), x),
+    "draws": lambda x: Draws([linear([[1.0, 2.0]])])(x),
+    "explain": lambda x: explain([linear([[1.0, 2.0]])], gradient, x, 0),
+    "uncertainties": lambda x: uncertainties([linear([[1.0, 2.0]])] * 2, x),
+    "ua_backprop": lambda x: ua_backprop([linear([[1.0, 2.0]])] * 2, x),
+    "superpixels": lambda x: superpixels(x[:, :, None, None]),
+}
+
+
+@pytest.mark.parametrize("name", OF_EXAMPLES)
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        (tensor([[1.0, 2.0], [math.nan, 1.0]]).double(), ValueError, "x holds 1 NaN and 0 infinite values, the first"),
+        (torch.zeros(0, 2).double(), ValueError, "holds no numbers"),
+        (tensor([[1, 2, 3]], dtype=torch.uint8)[:, :2], TypeError, "uint8"),
+    ],
+    ids=["nan", "empty", "uint8"],
+)
+def test_examples_that_are_none_are_refused_in_the_same_words_everywhere(name, x, error, words):
+    with pytest.raises(error, match=words):
+        OF_EXAMPLES[name](x)
+
+
+def test_few_draws_are_attributed_in_one_pass_over_the_examples_or_it_would_take_one_pass_for_each():
+    sizes: list[int] = []
+
+    class Noting(nn.Module):
+        def __init__(self, sign: float) -> None:
+            super().__init__()
+            self.sign = sign
+
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return self.sign * x
+
+    attribute_uncertainty([Noting(1.0).eval(), Noting(-1.0).eval()], randn(100, 3), explainer="gradient")
+    assert sizes.count(100) >= 2 and set(sizes) <= {1, 2, 100}
+
+
+@pytest.mark.parametrize("function", [torch.dropout, torch.feature_dropout, torch.alpha_dropout])
+def test_a_dropout_that_is_not_in_place_leaves_what_it_is_given_to_whoever_reads_it_again(function):
+    class Goes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = 2 * x
+            function(h, 0.5, True)
+            return self.drop(h)
+
+    (draw,) = MCDropout(Goes()).sample(1)
+    assert set(draw(torch.ones(2, 64)).unique().tolist()) == {0.0, 4.0}
+
+
+def test_the_scale_of_all_columns_may_be_a_tensor_of_one_number():
+    network, x = seeded(table_mlp).eval(), randn(2, 5)
+    wanted = lime_fit(network, x, 1, scale=2.0, num_samples=50).attribution
+    assert torch.equal(lime_fit(network, x, 1, scale=tensor([2.0]), num_samples=50).attribution, wanted)
+
+
+def test_one_draw_of_one_logit_has_classes_too():
+    draws, x = Draws([linear([[1.0, 2.0]])]), randn(2, 2)
+    found = ua_backprop(draws, x, "aleatoric", output="binary")
+    assert_close(found.sum(1), uncertainties(draws, x, output="binary").aleatoric, **EXACT)
+
+
+def test_layers_that_may_move_the_examples_are_known():
+    moving = [nn.Unflatten(0, (2, 2)), nn.Flatten(0), nn.GRU(2, 2)]
+    assert [_may_move_examples(layer) for layer in moving] == [True] * 3
+    assert not any(map(_may_move_examples, (nn.Unflatten(1, (2, 2)), nn.Flatten(), nn.Linear(2, 2))))
+
+
+def test_the_two_graphs_of_fullgrad_say_which_is_fast():
+    network, x = linear([[1.0, 2.0]]), randn(1, 2)
+    assert [LogitGraph(network, x).is_fast, ChainGraph(network, x).is_fast] == [False, True]
+
+
+def test_examples_that_hold_x_are_one_tensor():
+    assert Inputs(SimpleNamespace(x=randn(3, 2), y=tensor([0, 1, 0]))).is_one_tensor
+
+
+def test_a_network_in_training_mode_is_refused_among_draws_that_look_alike():
+    networks = [nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval() for _ in range(3)]
+    networks[2].train()
+    for function in (uncertainties, lambda draws, x: explain(draws, gradient, x, 0)):
+        with pytest.raises(ValueError, match="network is in training mode, so its layer 1 .BatchNorm1d."):
+            function(networks, torch.rand(4, 2))
+
+
+class InPlace(nn.Module):
+    """Writes into what it is given, and is no draw that copies it first."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(self.factor)
+
+
+def test_networks_that_write_into_their_input_leave_it_to_the_next_one():
+    draws, x = Draws([InPlace(2.0).eval(), InPlace(3.0).eval()]), randn(4, 3)
+    assert_close(Engine(draws, x).logits(x), torch.stack([2 * x, 3 * x]), **EXACT)
+
+
+def test_the_rate_of_an_attention_is_found_wherever_it_is_given_and_is_0_where_it_is_not():
+    q, attend = torch.ones(1, 2, 3), F.scaled_dot_product_attention
+    assert dropout_inside(attend, (q, q, q), {}) == (0.0, True)
+    assert dropout_inside(attend, (q, q, q, None), {}) == (0.0, True)
+    assert dropout_inside(attend, (q, q, q, None, 0.3), {}) == (0.3, True)
+    assert dropout_inside(attend, (q, q, q), {"dropout_p": 0.3}) == (0.3, True)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
+def test_a_missing_term_is_measured_by_the_size_of_the_logit(factor):
+    x = randn(2, 3, dtype=torch.float32)
+    for last, is_complete in ((nn.Softplus(), False), (nn.ReLU(), True)):
+        network = nn.Sequential(nn.Linear(3, 4), last, nn.Linear(4, 2)).eval()
+        with torch.no_grad():
+            network[2].weight *= factor
+            network[2].bias *= factor
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fullgrad(network, x, 0)
+        assert [str(warning.message) for warning in caught] == ([] if is_complete else [NOT_COMPLETE])
+
+
+def test_a_probability_of_0_adds_nothing_to_an_entropy():
+    found = decompose(tensor([[[0.0, 1.0]], [[0.5, 0.5]]]), output="probabilities")
+    half, quarter = math.log(2) / 2, -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert found.aleatoric.item() == pytest.approx(half) and found.total.item() == pytest.approx(quarter)
+
+
+def test_means_and_variances_side_by_side_are_as_many():
+    for columns in (2, 4, 6):
+        assert Output("mean_variance").read(torch.ones(3, columns), 3).shape == (3, columns)
+    for columns in (1, 3):
+        with pytest.raises(ValueError, match="a pair .mean, variance."):
+            Output("mean_variance").read(torch.ones(3, columns), 3)
+
+
+@pytest.mark.parametrize("posterior", [Flipout, MCDropConnect])
+def test_a_weight_that_is_drawn_has_no_graph_or_every_draw_would_hold_the_posterior(posterior):
+    (layer,) = (module for module in posterior(nn.Linear(3, 2)).network.modules() if isinstance(module, RandomLayer))
+    assert not layer.sample(torch.Generator()).requires_grad
+
+
+def test_questions_to_a_chain_are_left_as_they_were():
+    network, x = (
+        seeded(lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2), nn.ReLU())).eval(),
+        randn(2, 3),
+    )
+    weights = randn(2, 2, 2)
+    kept = weights.clone()
+    ChainGraph(network, x).saliencies(weights, "raw")
+    assert torch.equal(weights, kept)
+
+
+@pytest.mark.parametrize("keep", ["all", "moments", "mean"])
+@pytest.mark.parametrize("explainer", [gradient, lambda network, x, target: x])
+def test_a_bar_ends_where_the_work_does(monkeypatch, keep, explainer):
+    module, bars = sys.modules["xuqlib.explain"], []
+
+    class Bar(module.tqdm):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options | {"disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(module, "tqdm", Bar)
+    explain(MCDropout(seeded(table_mlp)).sample(3), explainer, randn(4, 5), 0, keep=keep, chunk=2)
+    assert [(bar.n, bar.total) for bar in bars] == [(6, 6)]
+
+
+def test_seeds_are_63_bits_of_numpys_mixing_or_all_published_draws_would_be_others():
+    mixed = [int(np.random.SeedSequence([seed, 5, 2]).generate_state(1, np.uint64)[0]) for seed in range(8)]
+    assert [seed_of(seed, 5, 2) for seed in range(8)] == [number // 2 for number in mixed]
+
+
+def test_what_first_order_falls_leave_over_is_spread_in_float64():
+    draws, x = Draws([linear(randn(3, 4, seed=seed).tolist()).float() for seed in (1, 2)]), randn(50, 4).float()
+    reference = torch.zeros(4)
+    fall = attribute_uncertainty(draws, x).double()  # gradient x input, since the reference is 0
+    left = uncertainties(draws, x).epistemic - fall.sum(1)
+    assert torch.equal(ua_replacement(draws, x, reference=reference), (fall + left[:, None] / 4).float())

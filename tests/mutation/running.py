@@ -19,7 +19,6 @@ import importlib
 import json
 import os
 import resource
-import select
 import signal
 import subprocess
 import sys
@@ -46,8 +45,11 @@ FOLDERS = ("explainers", "fast", "metrics", "posteriors")
 NOT_OF_THE_METHOD = {"test_guards", "test_packaging", "test_readme", "test_style"}
 PLAIN = ["-q", "--tb=no", "-o", "addopts=", "-m", "not nightly", *("-p", "no:cacheprovider"), *("-p", "no:xdist")]
 PLAIN += ["-W", "ignore::pytest.PytestAssertRewriteWarning", f"--basetemp={BUILD / 'files'}"]
-MOST_SECONDS = 20  # of tests for one mutant, as long as they took without it
+MOST_SECONDS = 20  # of a processor, in the tests for one mutant, as long as they took without it
+# What the method imports when it is first needed, once for all mutants.
+LATE = ("laplace", "captum.attr", "skimage.segmentation", "pandas", "xarray", "torch.distributions", "sklearn.metrics")
 SLOW = 10  # seconds; a test that takes longer is left out
+MOST_WAITING = 1800  # seconds for all tests of one mutant, of which it may sleep some
 MOST_MEMORY = 24 * 2**30  # bytes of addresses, most of which torch asks for and never uses
 
 
@@ -65,6 +67,7 @@ class Noting:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.passed: set[str] = set()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -72,14 +75,20 @@ class Noting:
 
         measuring = coverage.Coverage.current()
         assert measuring is not None
+        modules = [vars(module) for name, module in sys.modules.items() if name.startswith("xuqlib.")]
+        for each in (each for module in modules for each in module.values() if hasattr(each, "cache_clear")):
+            each.cache_clear()  # or what is kept from an earlier test would hide lines from this one
         measuring.switch_context(item.nodeid)
+        start = sum(os.times()[:4])  # of a processor: whatever else the machine does
         result = yield
         measuring.switch_context("")
+        if item.nodeid in self.passed:
+            self.seconds[item.nodeid] = sum(os.times()[:4]) - start
         return result
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.passed:
-            self.seconds[report.nodeid] = report.duration
+            self.passed.add(report.nodeid)
 
 
 def note(noted: Path, files: Sequence[str]) -> None:
@@ -221,18 +230,24 @@ def forget_the_project() -> None:
 
 
 class Telling:
-    """A plugin of pytest that writes into a pipe which test begins, and which failed."""
+    """A plugin of pytest that writes into a file which test begins, and which failed; it ends one that takes too long.
 
-    def __init__(self, pipe: int) -> None:
-        self.pipe, self.failed = pipe, False
+    That is ten times as long as without a mutant, and more, of a processor, so that other work on the machine is no
+    matter.
+    """
+
+    def __init__(self, told: Path, seconds: dict[str, float]) -> None:
+        self.told, self.seconds, self.failed = told, seconds, False
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        os.write(self.pipe, f"{nodeid}\n".encode())
+        self.told.write_text(nodeid)
+        most = int(time.process_time() + 10 + 10 * self.seconds.get(nodeid, 1))
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         if report.failed and not self.failed:
             self.failed = True
-            os.write(self.pipe, f"FAILED {report.nodeid}\n".encode())
+            self.told.write_text(report.nodeid)
 
     pytest_collectreport = pytest_runtest_logreport
 
@@ -245,7 +260,7 @@ class Meeting:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.items = {item.nodeid: item for item in session.items}
-        for name in ("torch._dynamo", "torch.func", "sympy", "captum.attr", "skimage.segmentation", "xarray"):
+        for name in ("torch._dynamo", "torch.func", "sympy", *LATE):
             importlib.import_module(name)
         functions = [each for each in gc.get_objects() if type(each) is FunctionType]
         self.functions = [each for each in functions if str(each.__module__).startswith("xuqlib.")]
@@ -258,50 +273,36 @@ class Meeting:
         Returns:
             "killed", "survived", or "hung" where a test took ten times as long and more; and the test that failed.
         """
-        log, (reading, writing) = BUILD / "last.log", os.pipe()
+        log, told = BUILD / "last.log", BUILD / "last.txt"
+        told.write_text("")
         child = os.fork()
         if not child:
             code = _BROKEN
             try:
                 os.setsid()  # so that all that it starts can be ended with it
-                os.close(reading)
                 resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
                 with log.open("w") as file:
                     os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
-                code = self._run_here(mutant, tree, tests, Telling(writing))
+                code = self._run_here(mutant, tree, tests, Telling(told, seconds))
             except BaseException:
                 traceback.print_exc()
             finally:
                 sys.stdout.flush(), sys.stderr.flush()
                 os._exit(code)
-        os.close(writing)
-        told, status, now, end = b"", None, "", time.monotonic() + 60
+        status, end = None, time.monotonic() + MOST_WAITING
         while status is None and time.monotonic() < end:
-            if select.select([reading], [], [], 0.02)[0]:
-                more = os.read(reading, 2**16)
-                told += more
-                now = told.decode(errors="replace").rpartition("\n")[0].rpartition("\n")[2]
-                end = time.monotonic() + 10 + 10 * seconds.get(now, 1)
-                if not more:
-                    time.sleep(0.005)
+            time.sleep(0.01)
             ended, found = os.waitpid(child, os.WNOHANG)
-            status = found if ended else None
+            status = os.waitstatus_to_exitcode(found) if ended else None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         if status is None:
             os.waitpid(child, 0)
-        else:
-            while select.select([reading], [], [], 0)[0] and (more := os.read(reading, 2**16)):
-                told += more
-        os.close(reading)
-        if status is None:
-            return "hung", now
+        if status == _BROKEN:
+            raise RuntimeError(f"no test was run: {log.read_text(errors='replace')}")
         if status == 0:
             return "survived", ""
-        failed = [line for line in told.decode(errors="replace").splitlines() if line.startswith("FAILED ")]
-        if os.waitstatus_to_exitcode(status) == _BROKEN and not failed:
-            raise RuntimeError(f"no test was run: {log.read_text(errors='replace')}")
-        return "killed", failed[0].removeprefix("FAILED ") if failed else f"status {status}"
+        return "hung" if status in (None, -signal.SIGXCPU) else "killed", told.read_text()
 
     def _run_here(self, mutant: Mutant, tree: Module, tests: list[str], telling: Telling) -> int:
         changed = functions_changed((ROOT / mutant.path).read_text(encoding="utf-8"), tree, mutant.path, self.functions)
@@ -358,14 +359,24 @@ def go_on(count: int, seed: int, only: str = "") -> dict[str, str]:
         if meeting.run(first, parse(text), reach.tests(first), reach.seconds)[0] != "survived":
             raise RuntimeError(f"the tests of {first.path} fail without a mutant: {(BUILD / 'last.log').read_text()}")
         killers: dict[str, Counter[str]] = {}
+        sound: set[str] = set()  # tests that pass without a mutant, in a process of that kind
         for number, mutant in enumerate(sample, 1):
             if mutant.name in known:
                 continue
             kills = killers.setdefault(mutant.path + mutant.place.partition(" ")[0], Counter())
             start, tests = time.monotonic(), sorted(reach.tests(mutant), key=lambda test: -kills[test])
             result, by = "survived", "no test reaches it"
-            if tests:
+            while tests:
                 result, by = meeting.run(mutant, made[mutant](), tests, reach.seconds)
+                if result == "survived" or by not in tests or by in sound:
+                    break
+                whole = parse((ROOT / mutant.path).read_text(encoding="utf-8"))
+                if meeting.run(mutant, whole, [by], reach.seconds)[0] == "survived":
+                    sound.add(by)
+                    break
+                print(f"{by} fails without a mutant, and is left out", flush=True)
+                tests.remove(by)
+                result, by = "survived", "no other test reaches it"
             kills[by] += 1
             known[mutant.name] = result
             row = {"mutant": mutant.name, "result": result, "by": by, "seconds": round(time.monotonic() - start, 1)}

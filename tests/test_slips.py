@@ -1148,24 +1148,29 @@ def test_what_is_sent_to_a_device_that_is_no_cuda_device_is_not_pinned_which_wou
     assert sent(torch.ones(2), torch.device("cpu")).device.type == "cpu"
 
 
-OF_EXAMPLES: dict[str, Callable[[Tensor], Any]] = {
-    "gradient": lambda x: gradient(linear([[1.0, 2.0]]), x, 0),
-    "integrated_gradients": lambda x: integrated_gradients(linear([[1.0, 2.0]]), x, 0),
-    "completeness_gap": lambda x: completeness_gap(linear([[1.0, 2.0]]), x, torch.zeros_like(x), 0),
-    "fullgrad": lambda x: fullgrad(linear([[1.0, 2.0]]), x, 0),
-    "fullgrad_terms": lambda x: fullgrad_terms(linear([[1.0, 2.0]]), x, 0),
-    "lime_fit": lambda x: lime_fit(linear([[1.0, 2.0]]), x, 0),
-    "from_captum": lambda x: from_captum("Saliency")(linear([[1.0, 2.0]]), x, 0),
-    "class_maps": lambda x: class_maps(linear([[1.0, 2.0]]), x),
-    "draws": lambda x: Draws([linear([[1.0, 2.0]])])(x),
-    "explain": lambda x: explain([linear([[1.0, 2.0]])], gradient, x, 0),
-    "uncertainties": lambda x: uncertainties([linear([[1.0, 2.0]])] * 2, x),
-    "ua_backprop": lambda x: ua_backprop([linear([[1.0, 2.0]])] * 2, x),
-    "superpixels": lambda x: superpixels(x[:, :, None, None]),
+OF_NETWORK: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "gradient": lambda network, x: gradient(network, x, 0),
+    "gradient_x_input": lambda network, x: gradient_x_input(network, x, 0),
+    "integrated_gradients": lambda network, x: integrated_gradients(network, x, 0, baseline="mean", num_steps=3),
+    "smoothgrad": lambda network, x: smoothgrad(network, x, 0, num_samples=3),
+    "completeness_gap": lambda network, x: completeness_gap(network, x, x + 1, 0, baseline="mean"),
+    "fullgrad": lambda network, x: fullgrad(network, x, 0),
+    "fullgrad_terms": lambda network, x: fullgrad_terms(network, x, 0).total(),
+    "lime_fit": lambda network, x: lime_fit(network, x, 0, num_samples=20).attribution,
+    "from_captum": lambda network, x: from_captum("Saliency")(network, x, 0),
+    "class_maps": lambda network, x: class_maps(network, x),
+    "class_maps by lime": lambda network, x: class_maps(network, x, explainer="lime", num_samples=20),
+    "draws": lambda network, x: Draws([network])(x),
+    "explain": lambda network, x: explain([network] * 2, gradient, x, 0).values,
+    "explain by lime": lambda network, x: explain([network] * 2, "lime", x, num_samples=20).values,
+    "uncertainties": lambda network, x: uncertainties([network] * 2, x).total,
+    "ua_backprop": lambda network, x: ua_backprop([network] * 2, x, "total"),
+    "ua_replacement": lambda network, x: ua_replacement([network] * 2, x, "total", reference="mean"),
+    "attribute_uncertainty": lambda network, x: attribute_uncertainty([network] * 2, x, "total"),
 }
 
 
-@pytest.mark.parametrize("name", OF_EXAMPLES)
+@pytest.mark.parametrize("name", OF_NETWORK)
 @pytest.mark.parametrize(
     ("x", "error", "words"),
     [
@@ -1177,7 +1182,53 @@ OF_EXAMPLES: dict[str, Callable[[Tensor], Any]] = {
 )
 def test_examples_that_are_none_are_refused_in_the_same_words_everywhere(name, x, error, words):
     with pytest.raises(error, match=words):
-        OF_EXAMPLES[name](x)
+        OF_NETWORK[name](linear([[1.0, 2.0], [2.0, 0.0]]), x)
+
+
+class Scaled(nn.Module):
+    """Two logits of what is scaled, in place or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place, self.line = in_place, linear([[1.0, 2.0], [-2.0, 1.0]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.line((x.mul_(2) if self.in_place else 2 * x).tanh())
+
+
+@pytest.mark.parametrize("name", sorted(set(OF_NETWORK) - {"from_captum"}))  # Captum gives it a leaf of the graph
+@pytest.mark.filterwarnings("ignore:FullGrad's terms miss")
+def test_a_network_that_writes_into_its_input_is_explained_as_one_that_does_not_and_leaves_x(name):
+    x = randn(3, 2)
+    kept = x.clone()
+    wanted = OF_NETWORK[name](Scaled(in_place=False).eval(), x)
+    assert_close(OF_NETWORK[name](Scaled(in_place=True).eval(), x), wanted, **EXACT)
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("name", sorted(set(OF_NETWORK) - {"draws"}))
+@pytest.mark.filterwarnings("ignore:FullGrad's terms miss")
+def test_whoever_explains_examples_that_want_a_gradient_builds_no_graph(name):
+    x = randn(3, 2)
+    wanting, network = x.clone().requires_grad_(), Scaled(in_place=False).eval()
+    found = OF_NETWORK[name](network, wanting)
+    assert not found.requires_grad and wanting.grad is None
+    assert_close(found, OF_NETWORK[name](network, x), **EXACT)
+
+
+class Random(nn.Module):
+    """Answers by chance, in a way that no module shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand(2)
+
+
+@pytest.mark.parametrize("name", sorted(set(OF_NETWORK) - {"draws"}))
+def test_a_network_that_answers_by_chance_is_refused_wherever_it_is_explained(name):
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="network draws random numbers in its forward pass"):
+        OF_NETWORK[name](Random().eval(), randn(3, 2))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_few_draws_are_attributed_in_one_pass_over_the_examples_or_it_would_take_one_pass_for_each():

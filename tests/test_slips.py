@@ -55,6 +55,7 @@ from xuqlib.checks import (
 )
 from xuqlib.device import sent
 from xuqlib.explainers.declaring import Declared
+from xuqlib.explainers.declaring import explainer as declared
 from xuqlib.explainers.fullgrad import NOT_COMPLETE, FullGradTerms, LogitGraph, fullgrad, fullgrad_terms, saliency
 from xuqlib.explainers.layer_maps import ChainGraph
 from xuqlib.explainers.lime import lime_fit
@@ -1367,19 +1368,34 @@ def test_questions_to_a_chain_are_left_as_they_were():
     assert torch.equal(weights, kept)
 
 
-@pytest.mark.parametrize("keep", ["all", "moments", "mean"])
-@pytest.mark.parametrize("explainer", [gradient, lambda network, x, target: x])
-def test_a_bar_ends_where_the_work_does(monkeypatch, keep, explainer):
-    module, bars = sys.modules["xuqlib.explain"], []
+@pytest.fixture
+def bars(monkeypatch) -> list[Any]:
+    """The bars that `explain` shows, or would."""
+    module, found = sys.modules["xuqlib.explain"], []
 
     class Bar(module.tqdm):
         def __init__(self, **options: Any) -> None:
             super().__init__(**options | {"disable": False, "file": io.StringIO()})
-            bars.append(self)
+            found.append(self)
 
     monkeypatch.setattr(module, "tqdm", Bar)
+    return found
+
+
+@pytest.mark.parametrize("keep", ["all", "moments", "mean"])
+@pytest.mark.parametrize("explainer", [gradient, lambda network, x, target: x])
+def test_a_bar_ends_where_the_work_does(bars, keep, explainer):
     explain(MCDropout(seeded(table_mlp)).sample(3), explainer, randn(4, 5), 0, keep=keep, chunk=2)
     assert [(bar.n, bar.total) for bar in bars] == [(6, 6)]
+
+
+@pytest.mark.parametrize(("num_steps", "parts"), [(32, 3), (64, 5)])
+def test_as_many_examples_are_explained_at_a_time_as_have_4096_steps_together(bars, num_steps, parts):
+    draws = MCDropout(seeded(table_mlp)).sample(2)
+    explain(draws, lambda network, x, target: x, randn(300, 5), 0)
+    along = declared(path=lambda x: Path(x, x, torch.ones(num_steps, 1), torch.ones(num_steps)))
+    explain(draws, along(lambda network, x, target: None), randn(300, 5), 0, keep="mean")
+    assert [bar.total for bar in bars] == [2, 2 * parts]
 
 
 def test_seeds_are_63_bits_of_numpys_mixing_or_all_published_draws_would_be_others():

@@ -57,7 +57,8 @@ from xuqlib.device import sent
 from xuqlib.explainers.declaring import Declared
 from xuqlib.explainers.declaring import explainer as declared
 from xuqlib.explainers.fullgrad import NOT_COMPLETE, FullGradTerms, LogitGraph, fullgrad, fullgrad_terms, saliency
-from xuqlib.explainers.layer_maps import ChainGraph
+from xuqlib.explainers.gradients import _quadrature
+from xuqlib.explainers.layer_maps import ChainGraph, _stretching
 from xuqlib.explainers.lime import lime_fit
 from xuqlib.fast.chain import DRAWS_KEPT, Chain
 from xuqlib.fast.engine import Engine
@@ -68,7 +69,8 @@ from xuqlib.moments import Moments
 from xuqlib.outputs import Output
 from xuqlib.path import Path, rows_per_pass
 from xuqlib.posteriors.base import Posterior
-from xuqlib.posteriors.fixing import RandomNetworkError, seed_of
+from xuqlib.posteriors.draws import trainable_copy
+from xuqlib.posteriors.fixing import RandomNetworkError, _on_device, seed_of
 from xuqlib.posteriors.kinds import RandomLayer, _may_move_examples, drops, drops_by_itself
 from xuqlib.posteriors.random_weights import FlipoutLayer
 from xuqlib.posteriors.unrolled import dropout_inside
@@ -1409,3 +1411,38 @@ def test_what_first_order_falls_leave_over_is_spread_in_float64():
     fall = attribute_uncertainty(draws, x).double()  # gradient x input, since the reference is 0
     left = uncertainties(draws, x).epistemic - fall.sum(1)
     assert torch.equal(ua_replacement(draws, x, reference=reference), (fall + left[:, None] / 4).float())
+
+
+def test_what_is_kept_for_later_calls_is_made_of_ordinary_tensors_or_nobody_could_differentiate_through_it():
+    def kept() -> list[Tensor]:
+        _quadrature.cache_clear(), _stretching.cache_clear(), _on_device.cache_clear()
+        where = torch.device("cpu")
+        return [*_quadrature(3, torch.float64, where), _stretching(2, 3, True), _on_device(1, 1, (2,), 0.5, where)]
+
+    with torch.inference_mode():
+        inside = kept()
+    assert not any(tensor.is_inference() for tensor in (*inside, *kept()))
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        lambda: MCDropout(seeded(table_mlp)).sample(2),
+        lambda: DeepEnsemble([seeded(table_mlp)]).sample(),
+        lambda: Flipout(seeded(table_mlp)).sample(2),
+        lambda: Draws([trainable_copy(seeded(table_mlp)).eval()]),
+    ],
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_draws_can_be_differentiated_wherever_they_were_made(sample, inside):
+    with torch.inference_mode(inside):
+        draws = sample()
+    x = randn(2, 5).requires_grad_()
+    draws(x).sum().backward()
+    assert x.grad.shape == x.shape and not any(p.is_inference() for draw in draws for p in draw.parameters())
+
+
+def test_draws_of_which_some_have_masks_are_told_to_be_of_several_kinds():
+    network = seeded(FunctionalDropout)
+    draws = Draws([*MCDropout(network).sample(2, seed=1), *DeepEnsemble([network]).sample()])
+    assert explain(draws, gradient, randn(3, 5), 1).how == "loop: one draw, or draws of several kinds"

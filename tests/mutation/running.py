@@ -364,7 +364,8 @@ def go_on(count: int, seed: int, only: str = "") -> dict[str, str]:
             if mutant.name in known:
                 continue
             kills = killers.setdefault(mutant.path + mutant.place.partition(" ")[0], Counter())
-            start, tests = time.monotonic(), sorted(reach.tests(mutant), key=lambda test: -kills[test])
+            start, tests = time.monotonic(), [test for test in reach.tests(mutant) if test in meeting.items]
+            tests.sort(key=lambda test: -kills[test])
             result, by = "survived", "no test reaches it"
             while tests:
                 result, by = meeting.run(mutant, made[mutant](), tests, reach.seconds)

@@ -53,7 +53,9 @@ from xuqlib.checks import (
     check_tensor,
     is_finite,
 )
-from xuqlib.device import sent
+from xuqlib.device import check_device, sent
+from xuqlib.device import device as default_device
+from xuqlib.explainers.baselines import make_baseline
 from xuqlib.explainers.declaring import Declared
 from xuqlib.explainers.declaring import explainer as declared
 from xuqlib.explainers.fullgrad import NOT_COMPLETE, FullGradTerms, LogitGraph, fullgrad, fullgrad_terms, saliency
@@ -63,8 +65,9 @@ from xuqlib.explainers.lime import lime_fit
 from xuqlib.fast.chain import DRAWS_KEPT, Chain
 from xuqlib.fast.engine import Engine
 from xuqlib.fast.layers import Execution
+from xuqlib.fast.vmapped import OneByOne
 from xuqlib.inputs import Inputs
-from xuqlib.metrics.deletion import deletion, insertion
+from xuqlib.metrics.deletion import deletion, insertion, perturbed, pixel_order
 from xuqlib.moments import Moments
 from xuqlib.outputs import Output
 from xuqlib.path import Path, rows_per_pass
@@ -77,7 +80,7 @@ from xuqlib.posteriors.unrolled import dropout_inside
 from xuqlib.study.judging.blurring import default_shares, greedy_order
 from xuqlib.study.judging.coverage import scaled_maps
 from xuqlib.study.judging.scores import standard_errors
-from xuqlib.superpixels import superpixels, windows
+from xuqlib.superpixels import check_segments, superpixels, windows
 from xuqlib.ua_backprop import SETTINGS, class_maps, logit_coefficients, spread_shares
 from xuqlib.uncertainty import (
     Uncertainties,
@@ -1446,3 +1449,253 @@ def test_draws_of_which_some_have_masks_are_told_to_be_of_several_kinds():
     network = seeded(FunctionalDropout)
     draws = Draws([*MCDropout(network).sample(2, seed=1), *DeepEnsemble([network]).sample()])
     assert explain(draws, gradient, randn(3, 5), 1).how == "loop: one draw, or draws of several kinds"
+
+
+# Boundaries of what is allowed, by hand
+
+
+LIME_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"num_samples": 2, "alpha": 0.5}, ""),
+    ({"num_samples": 1}, "num_samples is 1; pass at least 2"),
+    ({"alpha": 0}, ""),
+    ({"alpha": -0.1}, "alpha is -0.1; pass a finite number of at least 0"),
+    ({"kernel_width": 0.4}, ""),
+    ({"kernel_width": 0}, "kernel_width is 0.0; pass a finite number above 0"),
+    ({"scale": 0.4}, ""),
+    ({"scale": 0}, "scale is 0; pass a positive number, or one for each of the 2 features"),
+    ({"scale": tensor([1.0, math.inf])}, "pass a positive number"),
+    ({"scale": tensor([1.0, 1.0, 1.0])}, "pass a positive number"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), LIME_OPTIONS)
+def test_an_option_of_lime_is_right_up_to_its_boundary(options, words):
+    network, x = linear([[1.0, 2.0]]), randn(2, 2)
+    if not words:
+        assert lime_fit(network, x, **{"num_samples": 50} | options).attribution.isfinite().all()
+    else:
+        with pytest.raises(ValueError, match=words):
+            lime_fit(network, x, **options)
+
+
+def test_lime_takes_a_change_of_a_negative_logit_for_one_by_its_size():
+    x = torch.zeros(1, 2)
+    few, many = (lime_fit(lambda x, height=height: -stepped(height)(x), x, num_samples=200) for height in (1e-3, 2e-2))
+    assert few.r2.isnan().all() and many.r2.item() > 0.5
+
+
+def test_a_map_of_lime_can_be_written_into_at_one_channel():
+    found = lime_fit(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval(), torch.rand(1, 3, 4, 4), 0, num_segments=2)
+    found.attribution[0, 0] = 7.0
+    assert (found.attribution[0, 0] == 7).all() and not (found.attribution[0, 1:] == 7).any()
+
+
+def test_windows_cut_an_axis_into_as_many_as_are_asked_for_by_hand():
+    x = torch.zeros(2, 3, 7)
+    assert windows(x, 3, axis=2).tolist() == [[[0, 0, 0, 1, 1, 2, 2]]]
+    assert windows(x, 3, axis=1).tolist() == [[[0], [1], [2]]]
+    assert windows(x, 1, axis=2).tolist() == [[[0] * 7]]
+    assert windows(x[0], 3, axis=1).tolist() == [[0, 0, 0, 1, 1, 2, 2]]
+    for axis in (0, 3, -1, 1.0):
+        with pytest.raises(ValueError, match="has the axes 1 to 2 after the examples"):
+            windows(x, 2, axis=axis)
+    with pytest.raises(ValueError, match="num_segments is 8 but there are 7 places along axis 2"):
+        windows(x, 8, axis=2)
+
+
+def test_superpixels_are_of_images_and_volumes_alone():
+    assert not superpixels(randn(2, 1, 4, 4), 1).any()
+    for shape in ((2, 3, 4), (1, 1, 2, 2, 2, 2)):
+        with pytest.raises(ValueError, match="superpixels need images"):
+            superpixels(torch.zeros(shape))
+
+
+def test_given_regions_are_numbered_from_0_for_each_example_and_broadcast_by_hand():
+    x = torch.zeros(2, 3, 2, 2)
+    labels = tensor([[[5, 9], [9, 5]], [[2, 2], [2, 7]]])
+    wanted = [[[[0, 1], [1, 0]]], [[[0, 0], [0, 1]]]]
+    assert check_segments(labels, x).tolist() == check_segments(labels[:, None], x).tolist() == wanted
+    assert check_segments(labels[:1], x).tolist() == [[[[0, 1], [1, 0]]]] * 2  # three axes, as an example has
+    assert check_segments(tensor([4, 8]), torch.zeros(3, 2)).tolist() == [[0, 1]] * 3
+    for wrong in (labels[0], labels[:, None].expand(2, 2, 2, 2), torch.zeros(3, 1, 2, 2, dtype=torch.long)):
+        with pytest.raises(ValueError, match="pass one label per place of x"):
+            check_segments(wrong, x)
+    with pytest.raises(ValueError, match="segments are torch.float32; pass a whole-number tensor"):
+        check_segments(labels.float(), x)
+
+
+def test_a_blur_is_a_gaussian_of_an_eighth_of_the_longest_side_cut_off_at_three_sigma():
+    x = torch.zeros(1, 1, 64, dtype=torch.float64)
+    x[..., 32] = 1.0  # sigma is 8, so the blur reaches 24 places
+    weights = torch.exp(-0.5 * (torch.arange(-24.0, 25.0).double() / 8) ** 2)
+    assert_close(make_baseline("blurred", x)[0, 0, 8:57], weights / weights.sum(), **EXACT)
+    assert not make_baseline("blurred", x)[..., :8].any() and not make_baseline("blurred", x)[..., 57:].any()
+    image = randn(1, 2, 8, 16)
+    line = make_baseline("blurred", image.transpose(2, 3)).transpose(2, 3)
+    assert_close(make_baseline("blurred", image), line, **EXACT)
+
+
+def test_a_share_of_pixels_is_from_none_to_all():
+    x, order = torch.ones(1, 1, 2, 2), tensor([[2, 0, 1, 3]])
+    for share, wanted in ((0, [1, 1, 1, 1]), (0.25, [1, 1, 0, 1]), (0.5, [0, 1, 0, 1]), (1, [0, 0, 0, 0])):
+        assert perturbed(x, order, share).flatten().tolist() == wanted
+        kept = perturbed(x, order, share, kind="insertion", fill="black").flatten()
+        assert kept.tolist() == [1 - number for number in wanted]
+    with pytest.raises(ValueError, match="share is 1.01; a share of the pixels lies in"):
+        perturbed(x, order, 1.01)
+
+
+@pytest.mark.parametrize(("shape", "num_steps"), [((1, 65), 13), ((1, 64), 64), ((1, 1, 3, 5), 3), ((1, 66), 33)])
+def test_a_curve_has_by_default_a_step_for_each_row_or_the_most_below_65_that_divide_the_places(shape, num_steps):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 2)).eval()
+    order = pixel_order(torch.rand(shape).flatten(1))
+    assert deletion([network], torch.rand(shape), order, tensor([0])).shape == (1, num_steps + 1)
+    assert deletion([network], torch.rand(shape), order, tensor([0]), num_steps=1, batch_size=1).shape == (1, 2)
+
+
+def test_an_option_of_which_nobody_knows_is_not_cut_for_two_examples_either():
+    def explainer(network: Any, x: Tensor, target: Any, *, words: list[str]) -> Tensor:
+        return x * len(words)
+
+    draws, x = [linear([[1.0, 2.0]])], torch.ones(2, 2, dtype=torch.float64)
+    assert (explain(draws, explainer, x, words=["a", "b"], chunk=2).values == 2).all()
+    with pytest.raises(ValueError, match="option words has as many entries as there are examples"):
+        explain(draws, explainer, x, words=["a", "b"], chunk=1)
+    assert (explain(draws, explainer, x, words=["a", "b", "c"], chunk=1).values == 3).all()
+
+
+def test_a_device_that_is_none_is_told_with_what_to_do(monkeypatch):
+    with pytest.raises(ValueError, match="device is 'gpu'; pass cpu, cuda"):
+        check_device("gpu")
+    with pytest.raises(ValueError, match="device is 'meta', which holds no numbers"):
+        check_device("meta")
+    monkeypatch.setenv("XUQ_DEVICE", "gpu")
+    with pytest.raises(ValueError, match="XUQ_DEVICE is 'gpu'; set it to cpu, cuda"):
+        default_device()
+    monkeypatch.setenv("XUQ_DEVICE", "cpu")
+    assert default_device() == check_device("cpu") == torch.device("cpu")
+
+
+def dense(*between: nn.Module) -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Linear(5, 4), *between, nn.Linear(4, 2)))
+
+
+CHAINS: dict[str, tuple[Callable[[], Draws], tuple[bool, bool, bool, int]]] = {
+    "dropout last": (lambda: MCDropout(dense(nn.ReLU(), nn.Dropout(0.5))).sample(3), (True, True, True, 0)),
+    "dropout twice": (
+        lambda: MCDropout(dense(nn.ReLU(), nn.Dropout(0.5), nn.Dropout(0.5))).sample(3),
+        (True, False, True, 0),
+    ),
+    "dropout before": (lambda: MCDropout(dense(nn.Dropout(0.5), nn.ReLU())).sample(3), (True, False, False, 0)),
+    "last weights": (lambda: MCDropConnect(dense(nn.ReLU())).sample(3), (True, False, True, 10)),
+    "all weights": (lambda: MCDropConnect(dense(nn.ReLU()), placement="all").sample(3), (True, False, False, 34)),
+    "ensemble": (lambda: DeepEnsemble([dense(nn.ReLU()) for _ in range(3)]).sample(), (True, False, False, 34)),
+    "linear ensemble": (lambda: DeepEnsemble([dense() for _ in range(3)]).sample(), (True, False, True, 34)),
+    "ends otherwise": (
+        lambda: MCDropout(nn.Sequential(dense(nn.Dropout(0.5)), nn.ReLU())).sample(3),
+        (True, False, False, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_what_of_a_chain_can_be_done_for_all_draws_at_once_is_seen_by_its_layers(name):
+    draws, wanted = CHAINS[name][0](), CHAINS[name][1]
+    chain = Chain(draws.networks, Execution(torch.float64, torch.device("cpu")), randn(1, 5))
+    found = chain.is_foldable, chain.is_masked_dense, chain.is_linear_behind_trunk, chain.own_numbers
+    assert found == wanted
+
+
+def test_draws_of_kernels_of_their_own_are_not_folded():
+    members = [seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(2, 2))) for _ in range(2)]
+    chain = Chain(
+        DeepEnsemble(members).sample().networks, Execution(torch.float64, torch.device("cpu")), randn(1, 1, 2, 2)
+    )
+    assert not chain.is_foldable and chain.own_numbers == 10 + 6
+
+
+class Some(OneByOne):
+    """Draws of which nothing but their number and size is known."""
+
+    def __init__(self, count: int, is_foldable: bool = True, own_numbers: int = 0) -> None:
+        self.networks, self.is_foldable, self.own_numbers = [nn.Identity()] * count, is_foldable, own_numbers
+
+
+@pytest.mark.parametrize(
+    ("draws", "given", "wanted"),
+    [
+        (Some(7), (10, 3), [range(3), range(3, 6), range(6, 7)]),
+        (Some(7), (9, 3, 2), [range(2, 5), range(5, 7)]),
+        (Some(3), (100, 1), [range(3)]),
+        (Some(3), (2, 5), [range(1), range(1, 2), range(2, 3)]),
+        (Some(3, is_foldable=False), (100, 1), [range(1), range(1, 2), range(2, 3)]),
+        (Some(3, own_numbers=2**23), (100, 1), [range(2), range(2, 3)]),
+        (Some(2, own_numbers=2**26), (100, 1), [range(1), range(1, 2)]),
+    ],
+)
+def test_a_fold_has_as_many_draws_as_fit_into_its_rows_and_numbers(draws, given, wanted):
+    assert draws.folds(*given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("where", "dtype", "axes", "is_last"),
+    [
+        *[("cpu", torch.float32, 4, True), ("cpu", torch.float64, 4, False), ("cpu", torch.float32, 3, False)],
+        *[("meta", torch.float32, 4, True), ("meta", torch.float64, 4, True), ("meta", torch.float32, 2, False)],
+    ],
+)
+def test_images_lie_channels_last_where_convolutions_are_fast_so(where, dtype, axes, is_last):
+    execution = Execution(dtype, torch.device(where))
+    assert execution.layout(axes) == (torch.channels_last if is_last else torch.contiguous_format)
+    shape = torch.Size((3, 4, 5)[: axes - 1])
+    made = execution.empty(2, shape)
+    assert (made.shape, made.dtype, made.device.type) == ((2, *shape), dtype, where)
+    if axes == 4:
+        assert made.is_contiguous(memory_format=torch.channels_last) == is_last
+        arranged = execution.arrange(torch.empty(2, 3, 4, 5, dtype=dtype, device=where))
+        assert arranged.is_contiguous(memory_format=torch.channels_last) == is_last
+
+
+def test_the_floor_of_a_cv_is_a_share_of_the_largest_mean_whatever_that_is():
+    for size in (0.01, 1.0, 100.0):
+        e = of([[[size, 0.04 * size, 0.06 * size]], [[3 * size, 0.12 * size, 0.18 * size]]])
+        assert e.cv("signed").isnan().tolist() == [[False, True, False]]
+
+
+def test_what_a_network_keeps_is_sent_without_its_past():
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept, self.line = torch.ones(2, requires_grad=True), nn.Linear(2, 2)
+
+    draw = Draws([Keeps().eval()]).on(torch.device("meta"))[0]
+    assert draw.kept.is_meta and draw.kept.is_leaf and draw.kept.requires_grad
+
+
+def test_a_probability_of_0_has_a_logit_that_is_finite():
+    tiny = torch.finfo(torch.float64).tiny
+    found = Output("probabilities").of_classes(tensor([[0.0, 1.0]], dtype=torch.float64))
+    assert found.tolist() == [[math.log(tiny), 0.0]]
+
+
+@pytest.mark.parametrize(
+    "relu",
+    [
+        torch.relu,
+        lambda h: torch.ops.aten.hardtanh(h, 0.0, 6.0),
+        lambda h: torch.ops.aten.relu6(h),
+        lambda h: torch.ops.aten.threshold(h, 0.0, 0.0),
+        lambda h: torch.ops.aten.leaky_relu(h, 0.0),
+        lambda h: torch.maximum(h, torch.zeros(())),
+        lambda h: h.clip(min=0),
+    ],
+)
+def test_a_relu_that_is_not_in_place_leaves_what_it_is_given_to_a_skip_around_it(relu):
+    class Skips(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            h = 2 * x
+            return -relu(h) + relu(h) + relu(h) + h
+
+    x = tensor([[1.0, -1.0]])
+    found = torch.cat([guided_backprop(Skips().eval(), x, label) for label in range(2)])
+    assert found.tolist() == [[6.0, 0.0], [0.0, 2.0]]  # the slope of what is taken away stops at its ReLU

@@ -27,6 +27,7 @@ from xuqlib import (
     Draws,
     ExplanationDistribution,
     Flipout,
+    Laplace,
     MCDropConnect,
     MCDropout,
     completeness_gap,
@@ -69,13 +70,26 @@ from xuqlib.fast.vmapped import OneByOne
 from xuqlib.inputs import Inputs
 from xuqlib.metrics.deletion import deletion, insertion, perturbed, pixel_order
 from xuqlib.moments import Moments
-from xuqlib.outputs import Output
+from xuqlib.outputs import Output, are_probabilities, as_output
 from xuqlib.path import Path, rows_per_pass
 from xuqlib.posteriors.base import Posterior
-from xuqlib.posteriors.draws import trainable_copy
-from xuqlib.posteriors.fixing import RandomNetworkError, _on_device, seed_of
-from xuqlib.posteriors.kinds import RandomLayer, _may_move_examples, drops, drops_by_itself
+from xuqlib.posteriors.draws import stacked, trainable_copy
+from xuqlib.posteriors.fixing import RandomNetworkError, _is_random, _on_device, count_examples, seed_of, tensors_in
+from xuqlib.posteriors.kinds import (
+    RandomLayer,
+    _may_move_examples,
+    drops,
+    drops_by_itself,
+    have_same_tensors,
+    is_fixed_norm,
+    is_known,
+    is_sure,
+    is_zero_padded,
+    kind_of,
+    layers_of,
+)
 from xuqlib.posteriors.random_weights import FlipoutLayer
+from xuqlib.posteriors.trial import _agree
 from xuqlib.posteriors.unrolled import dropout_inside
 from xuqlib.study.judging.blurring import default_shares, greedy_order
 from xuqlib.study.judging.coverage import scaled_maps
@@ -415,12 +429,14 @@ def test_layers_that_keep_the_examples_first_stand_in_a_chain_or_draws_would_sha
 
 @pytest.mark.parametrize(("channels", "compactness"), [(3, 10.0), (1, 0.1), (4, 0.1)])
 def test_superpixels_weigh_colour_as_published_or_regions_would_be_a_grid_or_dust(channels, compactness):
-    x = randn(1, channels, 16, 16).sigmoid()
+    x = F.interpolate(randn(1, channels, 5, 5).sigmoid(), (24, 24), mode="bilinear")  # of noise all would be alike
     image = x[0].movedim(0, -1).numpy()
-    labels = slic(image, n_segments=9, compactness=compactness, channel_axis=-1, start_label=0)
-    assert torch.equal(
-        superpixels(x, 9)[0], torch.from_numpy(np.unique(labels, return_inverse=True)[1].reshape(16, 16))
+    labels, others = (
+        slic(image, n_segments=9, compactness=weight, channel_axis=-1, start_label=0)
+        for weight in (compactness, 2 * compactness)
     )
+    wanted = np.unique(labels, return_inverse=True)[1].reshape(24, 24)
+    assert torch.equal(superpixels(x, 9)[0], torch.from_numpy(wanted)) and (labels != others).any()
 
 
 def test_what_is_explained_by_default_has_a_place_to_attribute_to_and_is_no_number_per_example():
@@ -1699,3 +1715,237 @@ def test_a_relu_that_is_not_in_place_leaves_what_it_is_given_to_a_skip_around_it
     x = tensor([[1.0, -1.0]])
     found = torch.cat([guided_backprop(Skips().eval(), x, label) for label in range(2)])
     assert found.tolist() == [[6.0, 0.0], [0.0, 2.0]]  # the slope of what is taken away stops at its ReLU
+
+
+def test_masks_that_vmap_holds_are_of_some_draws_alone_or_memory_would_grow():
+    draws, x = MCDropout(seeded(FunctionalDropout)).sample(DRAWS_KEPT + 10), randn(3, 5)
+    engine = Engine(draws, x)
+    assert engine.how == "vmap"
+    wanted = torch.stack([draw(x) for draw in draws])
+    passed = engine.together.forward(x)
+    for start in range(0, len(draws), 6):
+        fold = range(start, min(start + 6, len(draws)))
+        assert_close(engine.together.logits(passed, fold), wanted[fold.start : fold.stop], **EXACT)
+        assert len(fold) <= sum(map(len, engine.together._folds)) <= DRAWS_KEPT
+
+
+def test_a_weight_of_laplace_moves_by_its_noise_over_the_root_of_its_precision():
+    posterior = Laplace(nn.Linear(3, 2).double())
+    moved = []
+    for precision in (1.0, 16.0):
+        bases = {"rows": torch.eye(2).double(), "columns": torch.eye(3).double()}
+        weight = {"precision": torch.full((2, 3), precision).double(), **bases}
+        bias = {"precision": torch.full((2,), precision).double(), "rows": bases["rows"]}
+        posterior.factors = {"weight": weight, "bias": bias}
+        states = [draw.network.state_dict() for draw in posterior.sample(60)]
+        moved.append({key: torch.stack([state[key] for state in states]) for key in ("weight", "bias")})
+    for key, mean in posterior.network.state_dict().items():
+        assert_close(moved[0][key] - mean, 4 * (moved[1][key] - mean))
+        assert 0.7 < (moved[0][key] - mean).std() < 1.3  # of 120 numbers or more: four standard errors
+
+
+def test_a_quantile_reaches_from_the_smallest_to_the_largest_draw():
+    e = of([[[3.0]], [[1.0]], [[2.0]]])
+    assert [e.quantile(q).item() for q in (0, 0.5, 1)] == [1.0, 2.0, 3.0]
+    with pytest.raises(ValueError, match="q is 1.01; a quantile lies in"):
+        e.quantile(1.01)
+
+
+def test_a_standard_error_needs_two_draws_and_values_need_three_axes():
+    assert of([[[1.0]], [[3.0]]]).standard_error().item() == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="needs at least two draws"):
+        of([[[1.0]]]).standard_error()
+    with pytest.raises(ValueError, match="values have shape .2, 1.; wanted"):
+        of([[1.0], [2.0]])
+
+
+def test_a_distribution_says_what_it_is_of():
+    values = torch.zeros(3, 2, 5)
+    e = ExplanationDistribution(values, explainer="gradient", posterior="flipout", how="chain")
+    assert repr(e) == "ExplanationDistribution(flipout gradient: 3 draws x 2 examples x (5,))"
+    e = ExplanationDistribution(values, explainer="gradient", how="loop: hooks")
+    assert repr(e) == "ExplanationDistribution(gradient: 3 draws x 2 examples x (5,), loop: hooks)"
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ((5,), ["feature"]),
+        ((3, 4), ["axis_1", "axis_2"]),
+        ((3, 4, 5), ["channel", "height", "width"]),
+        ((1, 2, 3, 2), ["channel", "depth", "height", "width"]),
+        ((1, 2, 1, 2, 1), [f"axis_{n}" for n in range(1, 6)]),
+    ],
+)
+def test_the_axes_of_a_table_of_attributions_are_named_by_what_they_are(shape, names):
+    frame = ExplanationDistribution(torch.zeros(2, 2, *shape)).to_frame()
+    assert list(frame.columns) == ["draw", "example", *names, "attribution"]
+    assert len(frame) == 4 * math.prod(shape) and frame[names[-1]].max() == shape[-1] - 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [((3,), []), ((3, 2), ["output"]), ((3, 2, 4), ["row", "column"]), ((3, 1, 2, 4), ["axis_1", "axis_2", "axis_3"])],
+)
+def test_the_axes_of_a_table_of_uncertainties_are_named_by_what_they_are(shape, names):
+    frame = Uncertainties(*torch.rand(3, *shape)).to_frame()
+    assert list(frame.columns) == ["example", *names, "total", "aleatoric", "epistemic"]
+    assert len(frame) == math.prod(shape)
+
+
+def test_the_noise_of_a_regression_is_attributed_only_where_a_network_says_it():
+    numbers = randn(2, 3, 2).exp()
+    assert uncertainty_shares(numbers, "aleatoric").shape == (2, 3, 2)
+    assert uncertainty_shares(numbers, "aleatoric", output="mean_variance").shape == (2, 3, 2, 1)
+    for given, output in ((numbers, "regression"), (numbers[:, :, :1], None)):
+        assert uncertainty_shares(given, "epistemic", output=output).shape[:2] == (2, 3)
+        with pytest.raises(ValueError, match="the aleatoric uncertainty of a regression is its noise_variance"):
+            uncertainty_shares(given, "aleatoric", output=output)
+
+
+def test_rows_are_probabilities_if_none_is_negative_and_they_sum_to_one():
+    rows = {(0.0, 1.0): True, (0.25, 0.75): True, (-0.1, 1.1): False, (0.5, 0.4): False, (0.5, 0.6): False}
+    assert {row: are_probabilities(tensor([row], dtype=torch.float64)) for row in rows} == rows
+
+
+PLACES = [
+    ((0, 0), [[1.0, 10.0], [7.0, 70.0]]),
+    ((1, 2), [[6.0, 60.0], [12.0, 120.0]]),
+    (tensor([[1, 0, 0], [0, 0, 1]]), [[7.0, 70.0], [19.0, 190.0]]),
+    (tensor([[[1, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 1]]]), [[1.0, 10.0], [12.0, 120.0]]),
+    (tensor([[[[1, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 1]]]]), [[1.0, 60.0], [7.0, 120.0]]),
+]
+
+
+@pytest.mark.parametrize(("where", "wanted"), PLACES)
+def test_the_places_of_a_segmentation_are_one_of_them_or_a_mask_by_hand(where, wanted):
+    first = torch.arange(1.0, 13.0).view(2, 1, 2, 3)
+    numbers = torch.cat([first, 10 * first], 1)  # (2, 2, 2, 3)
+    output = Output("segmentation", where=where).settled(numbers, 2)
+    assert output.columns(numbers).tolist() == wanted
+    assert output.at(slice(1, 2)).columns(numbers[1:]).tolist() == wanted[1:]
+
+
+@pytest.mark.parametrize("where", [(2, 0), (0, 3), (-1, 0), (0,), (0, 0, 0), torch.ones(3, 2), torch.ones(3, 2, 2, 3)])
+def test_places_that_are_not_there_are_refused(where):
+    with pytest.raises(ValueError, match="the places are .2, 3., counted from 0"):
+        Output("segmentation", where=where).settled(torch.zeros(2, 2, 2, 3), 2)
+
+
+def test_one_logit_is_two_whose_difference_it_is():
+    assert Output("binary").of_classes(tensor([[3.0]])).tolist() == [[-1.5, 1.5]]
+    assert Output("logits").of_classes(tensor([[3.0]])).tolist() == [[3.0]]
+    assert Output("binary").of_classes(tensor([[1.0, 2.0]])).tolist() == [[1.0, 2.0]]
+
+
+def test_an_output_is_a_name_a_key_a_function_or_two_of_them():
+    assert as_output("binary") == as_output(None, "binary") == Output("binary")
+    assert as_output("scores", "logits") == Output("logits", "scores") == as_output(("scores", "logits"))
+    assert as_output(len).key is len and as_output(Output("regression"), "logits") == Output("regression")
+    for wrong in (("a", "logits", 1), 3, ["logits"]):
+        with pytest.raises(TypeError, match="output is .*; pass one of logits"):
+            as_output(wrong)
+
+
+EPS = torch.finfo(torch.float64).eps
+PAIRS: list[tuple[Any, Any, bool]] = [
+    (tensor([[1.0, 2.0]]), tensor([[1.0, 2.0]]), True),
+    (tensor([[1.0], [2.0]]), tensor([[1.0], [5.0]]), True),  # the second example is another one
+    (tensor([[1.0], [2.0]]), tensor([[3.0], [2.0]]), False),
+    (tensor([[0.0, 1.0]]).double(), tensor([[10 * EPS, 1.0]]).double(), True),  # rounding of the largest number
+    (tensor([[0.0, 1.0]]).double(), tensor([[1000 * EPS, 1.0]]).double(), False),
+    (tensor([[0.0, -1e9]]).double(), tensor([[1e9 * 10 * EPS, -1e9]]).double(), True),
+    (tensor([[0.0, 1e-9]]).double(), tensor([[10 * EPS, 1e-9]]).double(), False),
+    (tensor([[math.nan, 1.0]]), tensor([[math.nan, 1.0]]), True),
+    (tensor([[math.nan, 1.0]]), tensor([[0.0, 1.0]]), False),
+    (tensor([[math.inf, 1.0]]), tensor([[math.inf, 1.0]]), True),
+    (tensor([[math.inf, 0.0]]), tensor([[math.inf, 0.5]]), False),
+    (tensor([[0.0]]), tensor([[0.1]]), False),
+    (tensor([[1, 2]]), tensor([[1, 2]]), True),
+    (tensor([[1, 2]]), tensor([[1, 3]]), False),
+    (tensor([[1, 2], [3, 4]]), tensor([[1, 2], [5, 6]]), True),
+    (torch.zeros(1, 0), torch.zeros(1, 0), True),
+    (torch.zeros(1, 2), torch.zeros(1, 3), True),  # which others refuse
+    (tensor(1.0), tensor(2.0), True),
+    ("a", "b", True),
+    ("a", tensor([1.0]), False),
+    (None, 1, False),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "wanted"), PAIRS)
+def test_two_answers_agree_if_their_first_examples_do_up_to_rounding(one, other, wanted):
+    assert _agree(one, other) is wanted
+
+
+def test_rows_are_copies_of_examples_one_after_another():
+    draws = Draws([nn.Linear(2, 2)])
+    found = [(example.tolist(), copy.tolist()) for _, example, copy in draws.in_rows(3, 2, at_once=4)]
+    assert found == [([0, 0, 1, 1], [0, 1, 0, 1]), ([2, 2], [0, 1])]
+
+
+def test_examples_are_counted_by_the_first_tensor_that_has_an_axis():
+    assert count_examples((tensor(1.0), [torch.zeros(3, 2), torch.zeros(5)])) == 3
+    assert [len(each) for each in tensors_in({"a": (torch.zeros(2), "b"), "c": torch.zeros(4)})] == [2, 4]
+    with pytest.raises(TypeError, match="no tensor with an axis of examples"):
+        count_examples((tensor(1.0), 3))
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+def test_what_the_fast_path_knows_of_a_layer_by_hand():
+    conv, norm = nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2).eval()
+    padded = [conv, nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding="same")]
+    assert [is_zero_padded(each) for each in padded] == [True, True, False]
+    assert not is_zero_padded(nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"))
+    fixed = [is_fixed_norm(norm, nn.Conv2d), is_fixed_norm(nn.BatchNorm1d(2).eval(), nn.Linear)]
+    assert fixed == [True, True]
+    others = [nn.BatchNorm2d(2), nn.BatchNorm2d(2, track_running_stats=False).eval(), hooked(nn.BatchNorm2d(2).eval())]
+    assert not any(is_fixed_norm(each, nn.Conv2d) for each in (*others, nn.BatchNorm1d(2).eval(), nn.Identity()))
+    assert not is_fixed_norm(norm, nn.Linear)
+    assert [is_sure(each) for each in (nn.GELU(), nn.Dropout(0.1), nn.Flatten(0), Random())] == [True, *[False] * 3]
+    assert [is_sure(each, True) for each in (nn.GELU(), nn.Dropout(0.1), nn.Flatten(0))] == [True, True, False]
+    assert [is_known(each) for each in (nn.Dropout(0.1), nn.GELU(), Random(), nn.LSTM(2, 2))] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert kind_of(conv) is nn.Conv2d and kind_of(hooked(nn.Conv2d(2, 2, 3))) is nn.Module
+    assert have_same_tensors([conv, conv]) and have_same_tensors([nn.ReLU(), nn.ReLU()])
+    assert not have_same_tensors([conv, nn.Conv2d(2, 2, 3)])
+
+
+def test_the_layers_of_a_network_are_those_of_its_sequences_unless_a_hook_sees_them():
+    one, two, three = nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)
+    inner = nn.Sequential(two, three)
+    assert layers_of(nn.Sequential(one, inner)) == [one, two, three]
+    assert layers_of(one) == [one] and layers_of(nn.Sequential(one, hooked(inner))) == [one, inner]
+
+
+RANDOM = [torch.rand_like, torch.bernoulli, torch.poisson, torch.multinomial, F.gumbel_softmax, F.rrelu, Tensor.random_]
+SURE = [torch.relu, F.linear, torch.zeros, Tensor.mul_, F.softmax]
+
+
+def test_which_functions_of_torch_are_random():
+    assert all(map(_is_random, RANDOM)) and not any(map(_is_random, SURE))
+
+
+def test_draws_of_several_shapes_are_told_with_them():
+    with pytest.raises(
+        ValueError, match=r"the draws answer \(2,\) torch.float32 on cpu and \(3,\) torch.float32 on cpu"
+    ):
+        stacked([torch.zeros(2), torch.zeros(3), torch.zeros(2)])
+    assert stacked([torch.zeros(2), torch.ones(2)]).shape == (2, 2)
+
+
+@pytest.mark.parametrize("output", ["regression", "mean_variance"])
+def test_one_draw_of_several_numbers_is_explained_at_the_first_of_them(output):
+    network = nn.Sequential(linear([[1.0, 2.0], [3.0, 4.0]]), nn.Softplus()).eval()
+    x = randn(3, 2)
+    e = explain([network], gradient, x, output=output)
+    assert e.target.tolist() == [0, 0, 0]
+    assert_close(e.values[0], gradient(network, x, 0), **EXACT)

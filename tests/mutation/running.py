@@ -1,31 +1,37 @@
 """Run mutants: each meets the tests that reach its slip, until one of them fails.
 
 `python tests/mutation/running.py` goes on with the sample where it was left, and prints the score; `test_mutation.py`
-says what is asked of it. Results are in build/mutation: lines.db and seconds.json, which tests reach what, and
+says what is asked of it. Results are in build/mutation: lines.db and noted.json, which tests reach what, and
 results.jsonl, what became of each mutant. A result counts as long as its module stays as it was, and that a mutant
 survived as long as the tests do.
+
+All tests are collected once. Each mutant has a process of its own, a fork: where its slip is inside a function, that
+function is given the changed code there; where it is in what runs on import, the project is imported anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import gc
 import hashlib
 import importlib
 import json
 import os
-import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 import traceback
 from ast import Module, parse
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
+from inspect import CO_OPTIMIZED
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
@@ -38,15 +44,19 @@ EQUIVALENT = HERE / "equivalent.csv"
 FOLDERS = ("explainers", "fast", "metrics", "posteriors")
 NOT_OF_THE_METHOD = {"test_guards", "test_packaging", "test_readme", "test_style"}
 PLAIN = ["-q", "--tb=no", "-o", "addopts=", "-m", "not nightly", *("-p", "no:cacheprovider"), *("-p", "no:xdist")]
-PLAIN += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what was imported before the fork
-MOST_SECONDS = 20  # of tests for one mutant, as long as they took without it
+PLAIN += ["-W", "ignore::pytest.PytestAssertRewriteWarning", f"--basetemp={BUILD / 'files'}"]
+MOST_SECONDS = 20  # of a processor, in the tests for one mutant, as long as they took without it
+# What the method imports when it is first needed, once for all mutants.
+LATE = ("laplace", "captum.attr", "skimage.segmentation", "pandas", "xarray", "torch.distributions", "sklearn.metrics")
 SLOW = 10  # seconds; a test that takes longer is left out
+MOST_WAITING = 1800  # seconds for all tests of one mutant, of which it may sleep some
+MOST_MEMORY = 24 * 2**30  # bytes of addresses, most of which torch asks for and never uses
 
 
-def tests_of_the_method() -> list[str]:
+def tests_of_the_method() -> list[Path]:
+    inside = [path for folder in FOLDERS for path in sorted((ROOT / "tests" / folder).glob("test_*.py"))]
     files = sorted((ROOT / "tests").glob("test_*.py"))
-    names = [*FOLDERS, *(path.name for path in files if path.stem not in NOT_OF_THE_METHOD)]
-    return [f"tests/{name}" for name in names]
+    return [*inside, *(path for path in files if path.stem not in NOT_OF_THE_METHOD)]
 
 
 # Which tests reach which line
@@ -57,6 +67,7 @@ class Noting:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.passed: set[str] = set()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -64,40 +75,51 @@ class Noting:
 
         measuring = coverage.Coverage.current()
         assert measuring is not None
+        modules = [vars(module) for name, module in sys.modules.items() if name.startswith("xuqlib.")]
+        for each in (each for module in modules for each in module.values() if hasattr(each, "cache_clear")):
+            each.cache_clear()  # or what is kept from an earlier test would hide lines from this one
         measuring.switch_context(item.nodeid)
+        start = sum(os.times()[:4])  # of a processor: whatever else the machine does
         result = yield
         measuring.switch_context("")
+        if item.nodeid in self.passed:
+            self.seconds[item.nodeid] = sum(os.times()[:4]) - start
         return result
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.passed:
-            self.seconds[report.nodeid] = report.duration
+            self.passed.add(report.nodeid)
 
 
-def note(seconds: Path) -> None:
-    """Run the tests of the method, under coverage, and write how long each that passed took."""
+def note(noted: Path, files: Sequence[str]) -> None:
+    """Run test files, under coverage, and write how long each test that passed took."""
     noting = Noting()
-    pytest.main([*PLAIN, *tests_of_the_method()], plugins=[noting])
-    seconds.write_text(json.dumps(noting.seconds))
+    pytest.main([*PLAIN, *files], plugins=[noting])
+    noted.write_text(json.dumps(noting.seconds))
 
 
 class Reach:
-    """Which tests reach which line, as they were noted."""
+    """Which tests reach which line, as they were noted: all if the method has changed, else those of changed files."""
 
     def __init__(self) -> None:
         import coverage
 
-        data, seconds = BUILD / "lines.db", BUILD / "seconds.json"
-        if not seconds.exists():
-            BUILD.mkdir(parents=True, exist_ok=True)
+        data, noted, last = BUILD / "lines.db", BUILD / "noted.json", BUILD / "last.json"
+        BUILD.mkdir(parents=True, exist_ok=True)
+        now = {str(path.relative_to(ROOT)): digest(path) for path in tests_of_the_method()}
+        known = json.loads(noted.read_text()) if noted.exists() else {}
+        if known.get("method") != digest(*method()):
+            known = {"method": digest(*method()), "files": {}, "seconds": {}}
+        files = [name for name in now if known["files"].get(name) != now[name]]
+        if files:
             command = [sys.executable, "-m", "coverage", "run", f"--data-file={data}", "--source=xuqlib"]
-            subprocess.run(
-                [*command, "--omit=*/study/*", str(HERE / "running.py"), "--note", str(seconds)],
-                cwd=ROOT,
-                env=environment(),
-                check=True,
-            )
-        self.seconds: dict[str, float] = json.loads(seconds.read_text())
+            command += ["--omit=*/study/*", *(["--append"] if known["files"] else [])]
+            command += [str(HERE / "running.py"), "--note", str(last), *files]
+            subprocess.run(command, cwd=ROOT, env=environment(), check=True)
+            kept = {test: seconds for test, seconds in known["seconds"].items() if test.partition("::")[0] not in files}
+            known |= {"files": now, "seconds": kept | json.loads(last.read_text())}
+            noted.write_text(json.dumps(known))
+        self.seconds: dict[str, float] = known["seconds"]
         read = coverage.CoverageData(basename=str(data))
         read.read()
         self.lines: dict[str, dict[int, list[str]]] = {}
@@ -112,14 +134,14 @@ class Reach:
     def tests(self, mutant: Mutant) -> list[str]:
         """Tests that reach a mutant's line, or, if that runs on import alone, its function, or its module.
 
-        The first are those most of whose lines are in this module; no more than take `MOST_SECONDS`.
+        The first are quick ones most of whose lines are in this module; no more than take `MOST_SECONDS`.
         """
         lines, own = self.lines.get(mutant.path, {}), self.sizes.get(mutant.path, {})
         first, last = mutant.around
         inside = {test for line in range(first + 1, last + 1) for test in lines.get(line, ())}
         found = self._usable(lines.get(mutant.line, ())) or self._usable(inside) or self._usable(own)
         chosen, total = [], 0.0
-        for test in sorted(found, key=lambda test: (-own[test] / self.size[test], self.seconds[test], test)):
+        for test in sorted(found, key=lambda test: (-own[test] / self.size[test] / (self.seconds[test] + 0.02), test)):
             if total + self.seconds[test] <= MOST_SECONDS:
                 chosen.append(test)
                 total += self.seconds[test]
@@ -170,54 +192,134 @@ class _Finder:
         return spec_from_file_location(name, self.path, loader=_Loader(name, self.path, self.tree))
 
 
-def load_others() -> None:
-    """Import what the tests import, once for all mutants, and forget this project again."""
-    pytest.main([*PLAIN, "--collect-only", "-qq", *tests_of_the_method()])
-    for name in ("torch._dynamo", "torch.func", "sympy", "captum.attr", "skimage.segmentation", "xarray"):
-        importlib.import_module(name)
+def functions_changed(
+    text: str, tree: Module, path: str, alive: list[FunctionType]
+) -> list[tuple[FunctionType, CodeType]] | None:
+    """Functions of a module, among those of this process, that a mutant has otherwise, and their code there.
+
+    Returns:
+        None where what runs on import is changed, or a function cannot be given its new code.
+    """
+    pairs = list(_changed(compile(text, path, "exec"), compile(tree, path, "exec")))
+    if not all(old.co_flags & CO_OPTIMIZED and old.co_freevars == new.co_freevars for old, new in pairs):
+        return None
+    name = path.removesuffix(".py").replace("/", ".")
+    found = [(each, new) for old, new in pairs for each in alive if each.__module__ == name and each.__code__ == old]
+    return found if found or not pairs else None
+
+
+def _changed(old: CodeType, new: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
+    """Yield the parts of a module that differ between two versions of it, those inside of functions as well."""
+    before, after = ([part for part in code.co_consts if isinstance(part, CodeType)] for code in (old, new))
+    numbers = ([part for part in code.co_consts if not isinstance(part, CodeType)] for code in (old, new))
+    is_same = old.co_code == new.co_code and [*map(repr, next(numbers))] == [*map(repr, next(numbers))]
+    if old.co_flags & CO_OPTIMIZED:
+        is_same = old == new
+    if not is_same or old.co_names != new.co_names:
+        yield old, new
+    if len(before) == len(after):
+        for pair in zip(before, after, strict=True):
+            yield from _changed(*pair)
+
+
+def forget_the_project() -> None:
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
         if path and path.startswith(f"{ROOT}{os.sep}") and ".venv" not in path and name not in ("mutants", "__main__"):
             del sys.modules[name]
 
 
-def run(mutant: Mutant, tree: Module, tests: list[str], seconds: float) -> tuple[str, str]:
-    """Let a mutant meet tests in a process of its own, which has torch loaded already, and this project not.
+class Telling:
+    """A plugin of pytest that writes into a file which test begins, and which failed; it ends one that takes too long.
 
-    Returns:
-        "killed", "survived", or "hung" after `seconds`; and the test that failed.
+    That is ten times as long as without a mutant, and more, of a processor, so that other work on the machine is no
+    matter.
     """
-    log = BUILD / "last.log"
-    child = os.fork()
-    if not child:
-        code = _BROKEN
-        try:
-            os.setsid()  # so that all that it starts can be ended with it
-            with log.open("w") as file:
-                os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
-            sys.meta_path.insert(0, _Finder(mutant, tree))  # type: ignore[arg-type]
-            code = int(pytest.main([*PLAIN, "-x", "-rfE", *tests]))
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(code)
-    status, end = None, time.monotonic() + seconds
-    while status is None and time.monotonic() < end:
-        time.sleep(0.05)
-        ended, found = os.waitpid(child, os.WNOHANG)
-        status = found if ended else None
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    if status is None:
-        os.waitpid(child, 0)
-        return "hung", ""
-    if status == 0:
-        return "survived", ""
-    if os.waitstatus_to_exitcode(status) == _BROKEN:
-        raise RuntimeError(f"no test was run: {log.read_text(errors='replace')}")
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", log.read_text(errors="replace"), re.MULTILINE)
-    return "killed", failed[1] if failed else f"status {status}"
+
+    def __init__(self, told: Path, seconds: dict[str, float]) -> None:
+        self.told, self.seconds, self.failed = told, seconds, False
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.told.write_text(nodeid)
+        most = int(time.process_time() + 10 + 10 * self.seconds.get(nodeid, 1))
+        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.failed and not self.failed:
+            self.failed = True
+            self.told.write_text(report.nodeid)
+
+    pytest_collectreport = pytest_runtest_logreport
+
+
+class Meeting:
+    """A plugin of pytest that, in the place of running all tests, lets mutants meet some of them."""
+
+    def __init__(self, work: Callable[[Meeting], None]) -> None:
+        self.work = work
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.items = {item.nodeid: item for item in session.items}
+        for name in ("torch._dynamo", "torch.func", "sympy", *LATE):
+            importlib.import_module(name)
+        functions = [each for each in gc.get_objects() if type(each) is FunctionType]
+        self.functions = [each for each in functions if str(each.__module__).startswith("xuqlib.")]
+        self.work(self)
+        return True
+
+    def run(self, mutant: Mutant, tree: Module, tests: list[str], seconds: dict[str, float]) -> tuple[str, str]:
+        """Let a mutant meet tests in a process of its own.
+
+        Returns:
+            "killed", "survived", or "hung" where a test took ten times as long and more; and the test that failed.
+        """
+        log, told = BUILD / "last.log", BUILD / "last.txt"
+        told.write_text("")
+        child = os.fork()
+        if not child:
+            code = _BROKEN
+            try:
+                os.setsid()  # so that all that it starts can be ended with it
+                resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+                with log.open("w") as file:
+                    os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+                code = self._run_here(mutant, tree, tests, Telling(told, seconds))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush(), sys.stderr.flush()
+                os._exit(code)
+        status, end = None, time.monotonic() + MOST_WAITING
+        while status is None and time.monotonic() < end:
+            time.sleep(0.01)
+            ended, found = os.waitpid(child, os.WNOHANG)
+            status = os.waitstatus_to_exitcode(found) if ended else None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        if status is None:
+            os.waitpid(child, 0)
+        if status == _BROKEN:
+            raise RuntimeError(f"no test was run: {log.read_text(errors='replace')}")
+        if status == 0:
+            return "survived", ""
+        return "hung" if status in (None, -signal.SIGXCPU) else "killed", told.read_text()
+
+    def _run_here(self, mutant: Mutant, tree: Module, tests: list[str], telling: Telling) -> int:
+        changed = functions_changed((ROOT / mutant.path).read_text(encoding="utf-8"), tree, mutant.path, self.functions)
+        sys.meta_path.insert(0, _Finder(mutant, tree))  # type: ignore[arg-type]
+        if changed is None:
+            forget_the_project()
+            return int(pytest.main([*PLAIN, "-x", *tests], plugins=[telling]))
+        for function, code in changed:
+            function.__code__ = code
+        items = [self.items[test] for test in tests]
+        hooks = items[0].config.pluginmanager
+        hooks.register(telling)
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            hooks.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if telling.failed:
+                return 1
+        return 0
 
 
 # The sample
@@ -250,24 +352,45 @@ def go_on(count: int, seed: int, only: str = "") -> dict[str, str]:
         row = json.loads(line)
         if row["module"] == digest(ROOT / row["path"]) and (row["result"] != "survived" or row["tests"] == tests_now):
             known[row["mutant"]] = row["result"]
-    if any(mutant.name not in known for mutant in sample):
-        reach = Reach()
-        load_others()
+
+    def work(meeting: Meeting) -> None:
         first, *_ = sample
-        if run(first, parse((ROOT / first.path).read_text(encoding="utf-8")), reach.tests(first), 600)[0] != "survived":
+        text = (ROOT / first.path).read_text(encoding="utf-8")
+        if meeting.run(first, parse(text), reach.tests(first), reach.seconds)[0] != "survived":
             raise RuntimeError(f"the tests of {first.path} fail without a mutant: {(BUILD / 'last.log').read_text()}")
+        killers: dict[str, Counter[str]] = {}
+        sound: set[str] = set()  # tests that pass without a mutant, in a process of that kind
         for number, mutant in enumerate(sample, 1):
             if mutant.name in known:
                 continue
-            start, tests = time.monotonic(), reach.tests(mutant)
-            limit = 60 + 5 * sum(reach.seconds[test] for test in tests)
-            result, by = run(mutant, made[mutant](), tests, limit) if tests else ("survived", "no test reaches it")
+            kills = killers.setdefault(mutant.path + mutant.place.partition(" ")[0], Counter())
+            start, tests = time.monotonic(), [test for test in reach.tests(mutant) if test in meeting.items]
+            tests.sort(key=lambda test: -kills[test])
+            result, by = "survived", "no test reaches it"
+            while tests:
+                result, by = meeting.run(mutant, made[mutant](), tests, reach.seconds)
+                if result == "survived" or by not in tests or by in sound:
+                    break
+                whole = parse((ROOT / mutant.path).read_text(encoding="utf-8"))
+                if meeting.run(mutant, whole, [by], reach.seconds)[0] == "survived":
+                    sound.add(by)
+                    break
+                print(f"{by} fails without a mutant, and is left out", flush=True)
+                tests.remove(by)
+                result, by = "survived", "no other test reaches it"
+            kills[by] += 1
             known[mutant.name] = result
             row = {"mutant": mutant.name, "result": result, "by": by, "seconds": round(time.monotonic() - start, 1)}
             row |= {"path": mutant.path, "line": mutant.line, "module": digest(ROOT / mutant.path), "tests": tests_now}
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{number} of {len(sample)}: {result}: {mutant.name} ({row['seconds']} s, {by})", flush=True)
+
+    if any(mutant.name not in known for mutant in sample):
+        reach = Reach()
+        code = pytest.main([*PLAIN, "-s", *map(str, tests_of_the_method())], plugins=[Meeting(work)])
+        if code != pytest.ExitCode.OK:
+            raise RuntimeError(f"the mutants did not meet the tests: {code!r}")
     return {mutant.name: known[mutant.name] for mutant in sample}
 
 
@@ -281,7 +404,7 @@ def score(results: dict[str, str]) -> tuple[float, list[str]]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--note"]:
-        note(Path(sys.argv[2]))
+        note(Path(sys.argv[2]), sys.argv[3:])
     else:
         number, first = (
             int(os.environ.get(name, default)) for name, default in (("XUQ_MUTANTS", 150), ("XUQ_SEED", 0))

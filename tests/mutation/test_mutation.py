@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import FunctionType, ModuleType
 
 import pytest
 from mutants import drawn, method, mutants_of
-from running import HERE, ROOT, all_mutants, environment, equivalent, go_on, score
+from running import HERE, ROOT, all_mutants, environment, equivalent, functions_changed, go_on, score
 
 COUNT, SEED = int(os.environ.get("XUQ_MUTANTS", "150")), int(os.environ.get("XUQ_SEED", "0"))
 
@@ -55,6 +56,51 @@ def test_a_mutant_runs_with_its_slip_and_no_other():
     assert answer("x + 1 -> x - 1", 3) == answer("2 -> 3", 3) == -3
     assert answer("-abs(x) -> abs(x)", 3) == 3
     assert answer("True -> False", 0.5) == 1.5
+
+
+DECORATED = """
+import functools
+
+def twice(function):
+    @functools.wraps(function)
+    def wrapped(x):
+        return function(function(x))
+    return wrapped
+
+@twice
+def more(x, by=5):
+    return x + by - 1
+
+class Number:
+    limit = 7
+
+    @property
+    def next(self):
+        return more(self.limit) + 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("slip", "answer"),
+    [("x + by - 1 -> x + by + 1", 21), ("more(self.limit) + 2 -> more(self.limit) - 2", 13), ("2 -> 3", 18)],
+)
+def test_a_slip_inside_a_function_is_made_in_the_function_as_it_is_decorated_or_not(monkeypatch, slip, answer):
+    module = ModuleType("small")
+    monkeypatch.setitem(sys.modules, "small", module)
+    exec(compile(DECORATED, "small.py", "exec"), vars(module))
+    more, following = module.more.__wrapped__, module.Number.next.fget
+    made = {mutant.slip: make for mutant, make in mutants_of(DECORATED, "small.py").items()}
+    assert module.Number().next == 17
+    changed = functions_changed(DECORATED, made[slip](), "small.py", [more, following, FunctionType(more.__code__, {})])
+    for function, code in changed or []:
+        function.__code__ = code
+    assert module.Number().next == answer
+
+
+@pytest.mark.parametrize("slip", ["5 -> 6", "7 -> 8"])
+def test_a_slip_in_what_runs_on_import_is_in_no_function_that_is_there(slip):
+    made = {mutant.slip: make for mutant, make in mutants_of(DECORATED, "small.py").items()}
+    assert functions_changed(DECORATED, made[slip](), "small.py", []) is None
 
 
 def test_every_beginning_of_a_sample_holds_the_same_share_of_each_module():

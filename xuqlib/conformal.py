@@ -157,11 +157,10 @@ class ConformalExplainer:
             ValueError: too few networks or examples; weights that are negative, or all 0.
         """
         members = list(networks if isinstance(networks, Draws) else Draws(networks))
-        others = len(members) - 1
         check_examples(x)
         check_flag(guaranteed, "guaranteed")
         needed = math.ceil(self.level / (1 - self.level) - 1e-9)
-        if others < (needed if guaranteed else 2):
+        if (others := len(members) - 1) < (needed if guaranteed else 2):
             least = f"{needed + 1} for a guaranteed {self.level:.0%}" if guaranteed else "three or more"
             raise ValueError(f"there are {len(members)} networks; pass {least} trainings of one recipe")
         if len(x) < 10:

@@ -556,6 +556,10 @@ CALLS: Calls = {
     "study.intervals.Estimate.above": {"bound": lambda: 0.0},
     "study.intervals.Estimate.between": {"at_least": lambda: 0.0, "at_most": lambda: 1.0},
     "study.intervals.bootstrap": {"statistic": lambda: np.mean, "tables": lambda: (np.arange(6.0),)},
+    "study.intervals.bootstrapped": {
+        "statistic": lambda: "ratio of means",
+        "tables": lambda: (np.arange(1.0, 6.0), np.arange(2.0, 7.0)),
+    },
     "study.intervals.class_correlation": {"a": lambda: "value", "b": lambda: "other"},
     "study.intervals.class_means": {"statistics": lambda: ["value"]},
     "study.intervals.correlation": {"a": lambda: "value", "b": lambda: "other"},
@@ -563,6 +567,10 @@ CALLS: Calls = {
     "study.intervals.from_resamples": {"values": lambda: np.arange(6.0)},
     "study.intervals.mean_of_examples": {"values": lambda: [1.0, 2.0, 4.0]},
     "study.intervals.mean_of_trainings": {"values": lambda: [1.0, 2.0, 4.0]},
+    "study.intervals.measured_once": {
+        "statistic": lambda: "slope of logarithms",
+        "tables": lambda: (np.arange(1.0, 6.0), np.arange(2.0, 7.0)),
+    },
     "study.intervals.rank_correlation": {
         "a": lambda: [1.0, 2, 3, 5],
         "b": lambda: [1.0, 3, 2, 5],
@@ -573,9 +581,16 @@ CALLS: Calls = {
         "truth": lambda: frame()["gain"],
         "given": lambda: "other",
     },
+    "study.intervals.ratio_of_rounds": {"a": lambda: [2.0, 3.0, 4.0, 3.0], "b": lambda: [1.0, 2.0, 1.0, 2.0]},
     "study.intervals.resamples": {
         "by": lambda: "posterior",
         "statistic": lambda: lambda rows, weights: weights @ rows["value"].to_numpy(),
+    },
+    "study.intervals.roc_area": {
+        "values": lambda: [1.0, 2, 3, 5],
+        "against": lambda: [1.0, 3, 2],
+        "other_values": lambda: None,
+        "other_against": lambda: None,
     },
     "study.judging.analytic.AnalyticDistribution.covariance": {"example": lambda: 0},
     "study.judging.analytic.analytic_distribution": {"posterior": lambda: MCDropConnect(net())},
@@ -627,6 +642,18 @@ CALLS: Calls = {
     "study.judging.scores.scores": {"examples": lambda: tabular(8), "draws": lambda: MCDropout(table_net()).sample(2)},
     "study.judging.steadiness.mask_walk": {"step_counts": lambda: (1, 2)},
     "study.judging.steadiness.pool": {"values": lambda: explanation().values},
+    "study.judging.steadiness.log_quotients": {
+        "explainer": lambda: "lime",
+        "rival": lambda: "gradient",
+        "frame": lambda: pd.DataFrame(
+            {
+                "posterior": "one",
+                "example": [0, 0],
+                "explainer": ["lime", "gradient"],
+                **{cv: [1.0, 2.0] for cv in ("cv_ratio", "cv_pooled", "cv_signed", "cv_paper", "cv_paper_unscaled")},
+            }
+        ),
+    },
     "study.judging.steadiness.quotients": {
         "explainer": lambda: "lime",
         "rival": lambda: "gradient",
@@ -904,7 +931,8 @@ KINDS: dict[str, Kind] = {
         against: str, dtype: str, augment, choice, coefficients, dataset: str, form, how, keep, kind: str,
         level: str, log: str, masks: str, method: str, metric: str, normalise, of, placement, precision,
         preset, psi, reduction, setting, share: str, split, statistic: str, stem, task, network: str,
-        baseline: str, rival, study.judging.steadiness.quotients(explainer), study.intervals.class_gap(name),
+        baseline: str, rival, study.judging.steadiness.quotients(explainer),
+        study.judging.steadiness.log_quotients(explainer), study.intervals.class_gap(name),
         study.data.loading.load(name), study.data.planted.shape(name), study.data.planted_signals.motif(name),
         layer: str | None, output: str | None
         """,
@@ -943,8 +971,8 @@ KINDS: dict[str, Kind] = {
     ),
     "numbers": Kind(
         """
-        a: Numbers, b: Numbers, against: Numbers | None, given: Numbers | None, values: Numbers,
-        values: np.ndarray, truth
+        a: Numbers, b: Numbers, against: Numbers | None, against: Numbers, given: Numbers | None, values: Numbers,
+        values: np.ndarray, truth, other_values, other_against
         """,
         always(
             none=None,
@@ -1097,7 +1125,8 @@ KINDS: dict[str, Kind] = {
         study.record.Notebook.judge(dataset), distribution.ExplanationDistribution.__init__(explainer),
         distribution.ExplanationDistribution.__init__(how), study.intervals.Estimate.__init__(of),
         study.intervals.mean_of_examples(of), study.intervals.mean_of_trainings(of),
-        study.intervals.from_resamples(of), study.intervals.wilson(of)
+        study.intervals.from_resamples(of), study.intervals.wilson(of), study.intervals.bootstrapped(of),
+        study.intervals.measured_once(of), study.intervals.ratio_of_rounds(of), study.record.Notebook.claim(test)
         """,
         TEXT,
     ),
@@ -1304,6 +1333,8 @@ HARMLESS: dict[str, str] = {
     "study.intervals.rank_correlation(a) inf": "has a rank",
     "study.intervals.rank_correlation(b) inf": "has a rank",
     "study.intervals.rank_correlation(given) inf": "has a rank",
+    "study.intervals.roc_area(values) inf": "has a rank",
+    "study.intervals.roc_area(against) inf": "has a rank",
     "study.judging.anomaly.chance(masks) short": "masks of any size",
     "study.judging.controls.other_image(maps)": "maps of any shape change places",
     "study.judging.coverage.interval_score(low)": "one end for all",

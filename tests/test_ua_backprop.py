@@ -95,7 +95,11 @@ def test_weights_of_the_pixels_by_hand():
     halves = [4 / (1 + 3**2) + 8 / (1 + math.exp(4)), 4 * 9 / (1 + 3**2) + 8 / (1 + math.exp(-4))]
     assert_close(spread_shares(shares, maps, tau2=0.5), tensor([halves], dtype=torch.float64), **EXACT)
     assert_close(spread_shares(shares, maps, normalise="sum"), tensor([[2.0, 10.0]], dtype=torch.float64), **EXACT)
-    for normalise in ("softmax", "sum"):
+    # Pixels of both maps lie one standard deviation either side of their mean, so tau2 = 1/2 puts 4 between them.
+    one = [4 / (1 + math.exp(4)) + 8 / (1 + math.exp(4)), 4 / (1 + math.exp(-4)) + 8 / (1 + math.exp(-4))]
+    found = spread_shares(shares, maps, normalise="relative", tau2=0.5)
+    assert_close(found, tensor([one], dtype=torch.float64), **EXACT)
+    for normalise in ("softmax", "relative", "sum"):
         assert spread_shares(shares, 0 * maps, normalise=normalise).tolist() == [[6.0, 6.0]]
         rounded = spread_shares(shares.float(), randn(1, 2, 500).abs().float(), normalise=normalise)
         assert rounded.dtype == torch.float64 and rounded.sum().item() == pytest.approx(12, rel=1e-14)
@@ -137,8 +141,9 @@ def slow_ua(draws, x, kind, setting, slow_map=slow_map):
                     }[kind]
                     share += p[i] * surprise / num_draws * slow_coefficients(p, i, setting)[j]
                 found = slow_map(network, example, j, setting.psi)
-                weights = (found / setting.tau2).flatten().softmax(0).view(found.shape)
-                total = total + share * (weights if setting.normalise == "softmax" else found / found.sum())
+                unit = found.std(correction=0) if setting.normalise == "relative" else 1
+                weights = (found / unit / setting.tau2).flatten().softmax(0).view(found.shape)
+                total = total + share * (found / found.sum() if setting.normalise == "sum" else weights)
         out.append(total)
     return torch.stack(out)
 
@@ -167,11 +172,20 @@ def test_it_equals_one_pass_per_draw_class_and_example(name, setting, kind):
 def test_each_argument_replaces_what_the_setting_says(name):
     draws, x = case(name)
     choices = [{"tau1": 0.03}, {"tau2": 0.4}, {"psi": "raw"}, {"normalise": "sum"}, {"coefficients": "row-normalised"}]
-    for given in [*choices, {"coefficients": "ratio"}]:
+    for given in [*choices, {"coefficients": "ratio"}, {"normalise": "relative", "tau2": 0.7}]:
         wanted = slow_ua(draws, x, "epistemic", SETTINGS["paper"]._replace(**given))
         with assert_fast():
             found = ua_backprop(draws, x, **given)
         assert_close(found, wanted, **EXACT)
+
+
+def test_a_relative_temperature_does_not_depend_on_the_unit_of_the_maps():
+    shares, maps = randn(3, 4).double(), randn(3, 4, 5, 5).abs().double()
+    found = [spread_shares(shares, scale * maps, normalise="relative", tau2=0.3) for scale in (1, 1e-9, 140)]
+    assert_close(found[1], found[0], **EXACT)
+    assert_close(found[2], found[0], **EXACT)
+    softmax = [spread_shares(shares, scale * maps, tau2=0.3) for scale in (1, 140)]
+    assert (softmax[1] - softmax[0]).abs().max() > 0.1  # as the paper's does
 
 
 def test_any_explainer_can_be_plugged_in():
@@ -343,7 +357,11 @@ BAD = {
     "setting": (lambda: ua_backprop(DRAWS, X, setting="best"), ValueError, "setting 'best'; known: paper, recommended"),
     "coefficients": (lambda: ua_backprop(DRAWS, X, coefficients="J"), ValueError, "'J'; known: softmax, row-norm"),
     "psi": (lambda: ua_backprop(DRAWS, X, psi="signed"), ValueError, "psi 'signed'; known: minmax, raw"),
-    "normalise": (lambda: ua_backprop(DRAWS, X, normalise="max"), ValueError, "normalise 'max'; known: softmax, sum"),
+    "normalise": (
+        lambda: ua_backprop(DRAWS, X, normalise="max"),
+        ValueError,
+        "normalise 'max'; known: softmax, relative, sum",
+    ),
     "explainer": (
         lambda: ua_backprop(DRAWS, X, explainer="shap"),
         ValueError,

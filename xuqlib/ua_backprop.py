@@ -27,7 +27,7 @@ from xuqlib.uncertainty import KINDS, logits_of, uncertainty_shares
 _AT_ONCE = 2**23  # numbers of coefficients, or of maps, that are held at once: 64 MB in float64
 _REGRESSIONS = ("regression", "mean_variance")
 COEFFICIENTS = ("softmax", "row-normalised", "ratio")
-NORMALISATIONS = ("softmax", "sum")
+NORMALISATIONS = ("softmax", "relative", "sum")
 _OF_LOGITS = ChainMap[str, Explainer]({"fullgrad": fullgrad}, EXPLAINERS)
 
 
@@ -181,9 +181,10 @@ def spread_shares(shares: Tensor, maps: Tensor, *, normalise: str = "softmax", t
     Args:
         shares: of one draw's logits, (example, class), in nats.
         maps: of the same logits, (example, class, ...), nowhere negative.
-        normalise: "softmax", over the pixels of maps / tau2; or "sum", maps divided by their sum. A map that is 0
-            everywhere is spread evenly by both.
-        tau2: in units of the maps, so what it does depends on the number of channels and layers that they add up.
+        normalise: "softmax", over the pixels of maps / tau2; "relative", over those of maps / (tau2 times the standard
+            deviation of the map over its pixels); or "sum", maps divided by their sum. All spread an even map evenly.
+        tau2: of "softmax" in units of the maps, so what it does depends on the number of channels and layers that they
+            add up; of "relative" without a unit, the same for any network.
 
     Returns:
         Attribution in nats, (example, ...), float64.
@@ -196,7 +197,10 @@ def spread_shares(shares: Tensor, maps: Tensor, *, normalise: str = "softmax", t
             f"shares are {tuple(shares.shape)} but maps {tuple(maps.shape)}; pass those of the same logits"
         )
     flat = maps.double().flatten(2)
-    if normalise == "softmax":
+    if normalise == "relative":
+        spread = flat.std(-1, correction=0, keepdim=True)
+        flat = flat / torch.where(spread > 0, spread, 1)
+    if normalise != "sum":
         weights = _softmax(flat, tau2, "tau2")
     else:
         total = flat.sum(-1, keepdim=True)

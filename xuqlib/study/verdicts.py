@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 import textwrap
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import yaml
 from matplotlib.patches import Rectangle
+from scipy.stats import norm, t
 
 from xuqlib.study.checked import Column, Table, check_columns, checked
 from xuqlib.study.data.loading import DATASETS
@@ -21,6 +26,7 @@ from xuqlib.study.record import CLAIM_COLUMNS, ROOT, VERDICTS, read_published
 from xuqlib.study.runs import READS
 
 PUBLISHED = ROOT / "figures" / "full"
+CHOSEN = ROOT / "notebooks" / "claims.yaml"
 # Claims of arXiv 2403.17224 by the names that they have here; not quoted, but put so that they can fail.
 PAPER_CLAIMS: Mapping[str, str] = {
     "C1": "Guided Backprop moves less (CV) than IG and LIME",
@@ -81,6 +87,146 @@ def gather(folder: Path = PUBLISHED) -> pd.DataFrame:
     if not parts:
         raise ValueError(f"no NN_claims.csv in {folder.name}; run_all.py writes them")
     return pd.concat(parts, ignore_index=True).astype({"n": "Int64"})
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The one number that decides a claim, chosen before the run; the entries of `notebooks/claims.yaml`.
+
+    Attributes:
+        says: the claim, in words that can be wrong.
+        source: who claims it: an arXiv id and section, or this study.
+        notebook, row: where it is measured: a notebook's number, and the statement of a row of its claims.
+        datasets: on which data sets; each is a test of its own.
+        measure: what the number is, and in which direction it speaks for the claim.
+        unit: what an interval generalises over.
+        smallest: the smallest effect that matters, a distance from the bound, in the unit of the number.
+    """
+
+    says: str
+    source: str
+    notebook: str
+    row: str
+    datasets: tuple[str, ...]
+    measure: str
+    unit: str
+    smallest: float
+
+
+def read_chosen(path: Path = CHOSEN) -> dict[str, Chosen]:
+    """The entries of a file like `notebooks/claims.yaml`, by the names of their claims.
+
+    Raises:
+        ValueError: an entry lacks a field, or has another; a smallest effect that is not above 0.
+    """
+    entries = {}
+    for name, told in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        if set(told) != (wanted := {each.name for each in fields(Chosen)}):
+            raise ValueError(f"{path.name}: {name} has {', '.join(sorted(told))}; wanted {', '.join(sorted(wanted))}")
+        entry = Chosen(**{**told, "datasets": tuple(told["datasets"]), "smallest": float(told["smallest"])})
+        if not entry.smallest > 0:
+            raise ValueError(f"{path.name}: the smallest effect of {name} is {entry.smallest}; pass a number above 0")
+        entries[name] = entry
+    return entries
+
+
+@checked
+def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
+    """P-values of several tests, adjusted so that below 5 % one of them is wrong with a chance of at most 5 %.
+
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
+    """
+    values = np.asarray(p, float)
+    order = np.argsort(values, kind="stable")
+    steps = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
+
+
+def _bounds(test: str) -> list[float]:
+    """The bounds of a test as `Notebook.judge` writes it: "above 0", or "from 0.85 to 0.95"."""
+    return [float(number) for number in re.findall(r"-?[\d.]+(?:e[+-]?\d+)?", test)]
+
+
+def _p_value(claim: Any) -> float:
+    """How likely an interval as far from its bound is where the truth lies at the bound, two-sided.
+
+    An interval of two standard errors, or of 95 %, tells the standard error; that of a mean of trainings is Student's.
+    """
+    bounds, ends = _bounds(claim.test), [claim.value, claim.low, claim.high]
+    if not bounds or not all(map(math.isfinite, ends)):
+        return math.nan
+    if claim.rule.startswith("exp of "):
+        bounds, ends = [math.log(bound) for bound in bounds], [math.log(end) for end in ends]
+    value, low, high = ends
+    if claim.rule == "mean of trainings":
+        freedom = claim.seeds - 1
+        error, tail = (high - low) / 2 / t.ppf(0.975, freedom), lambda size: t.sf(size, freedom)
+    else:
+        error, tail = (high - low) / 2 / (norm.ppf(0.975) if "bootstrap" in claim.note else 2), norm.sf
+    distances = [abs(value - bound) for bound in bounds]
+    if error == 0:
+        return float(min(distances) == 0)
+    if len(bounds) == 1:
+        return float(2 * tail(distances[0] / error))
+    inside = bounds[0] <= value <= bounds[1]
+    return float(tail(min(distances) / error)) if inside else 1.0  # two one-sided tests of equivalence
+
+
+@checked
+def primary(claims: Table, chosen: Mapping[str, Chosen]) -> pd.DataFrame:
+    """What became of the claims that were chosen beforehand, each by one number on each data set.
+
+    A claim **holds** where its number lies on its side of the bound, by a p-value below 5 % after Holm's adjustment
+    over all rows, and nothing says that the effect is smaller than the smallest that matters. It **fails** where the
+    number lies on the other side by the same measure, or the whole interval stays below that smallest effect. Else it
+    is **undecided**. With one training, that is about this training; the column scope says so.
+
+    Args:
+        claims: from `gather`.
+        chosen: from `read_chosen`.
+
+    Returns:
+        A row for each claim and data set: claim, says, dataset, value, low, high, unit, n, seeds, scope, p (adjusted),
+        verdict ("not measured" where there is no such row, or one without a test), why.
+    """
+    check_columns(
+        claims, "notebook", "statement", "dataset", "test", "rule", "note", *("value", "low", "high", "seeds")
+    )
+    rows = []
+    for name, entry in chosen.items():
+        for dataset in entry.datasets:
+            here = (claims["notebook"] == entry.notebook) & (claims["dataset"] == dataset) & (claims["test"] != "")
+            found = claims[here & (claims["statement"] == entry.row)]
+            if len(found) > 1:
+                raise ValueError(f"{name}: notebook {entry.notebook} has {len(found)} rows {entry.row!r} on {dataset}")
+            numbers = found.iloc[0] if len(found) else pd.Series(dtype=object)
+            rows.append({**numbers, "claim": name, "says": entry.says, "dataset": dataset, "smallest": entry.smallest})
+    table = pd.DataFrame(rows)
+    measured = table.get("test", pd.Series(index=table.index, dtype=object)).notna()
+    if not measured.any():
+        return table.assign(verdict="not measured", why="")[["claim", "says", "dataset", "verdict", "why"]]
+    raw = pd.Series([_p_value(row) for row in table[measured].itertuples()], table.index[measured])
+    table["p"] = pd.Series(holm(raw.fillna(1)), raw.index)
+    judged = [
+        _judged(row) if there else ("not measured", "") for row, there in zip(table.itertuples(), measured, strict=True)
+    ]
+    table["verdict"], table["why"] = zip(*judged, strict=True)
+    table["scope"] = np.where(table["seeds"].fillna(0) > 1, "trainings", "this training")
+    columns = ["claim", "says", "dataset", "value", "low", "high", "unit", "n", "seeds", "scope", "p", "verdict", "why"]
+    return table[columns]
+
+
+def _judged(row: Any) -> tuple[str, str]:
+    bounds = _bounds(row.test)
+    if len(bounds) == 2:
+        if row.high < bounds[0] or row.low > bounds[1]:
+            return "fails", "the interval lies outside"
+        return ("holds", "") if row.p < 0.05 else ("undecided", "")
+    if row.high < bounds[0] + row.smallest:
+        return "fails", "the opposite" if row.high < bounds[0] else "smaller than what matters"
+    return ("holds", "") if row.p < 0.05 and row.value > bounds[0] else ("undecided", "")
 
 
 @checked

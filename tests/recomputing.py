@@ -430,7 +430,7 @@ def faults(folder: Path, notebook: str, skip: Callable[[str], bool] = lambda rul
             yield f"{name}: {error}"
             continue
         told = tuple(math.nan if claim[end] == "" else float(claim[end]) for end in ("value", "low", "high"))
-        scale = max(1e-12, *(abs(each) for each in (*found, *told) if math.isfinite(each)))
+        scale = max([1e-12, *(abs(each) for each in (*found, *told) if math.isfinite(each))])
         largest = float(np.abs(rows["value"]).max()) / math.sqrt(len(rows))  # what float32 leaves of a difference
         if any(differs(a, b, max(scale, largest)) for a, b in zip(found, told, strict=True)):
             yield f"{name}: {told} is published, {found} follows from the rows"

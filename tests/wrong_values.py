@@ -146,6 +146,7 @@ INTERNAL = {
     "study.record.figures_folder": COMMANDS,
     "study.record.index_problems": COMMANDS,
     "study.record.is_running": COMMANDS,
+    "study.record.parquet_bytes": COMMANDS,
     "study.record.read_index": COMMANDS,
     "study.record.read_object": COMMANDS,
     "study.record.read_published": COMMANDS,
@@ -555,6 +556,7 @@ CALLS: Calls = {
     "study.intervals.Estimate.__init__": {"value": lambda: 1.0},
     "study.intervals.Estimate.above": {"bound": lambda: 0.0},
     "study.intervals.Estimate.between": {"at_least": lambda: 0.0, "at_most": lambda: 1.0},
+    "study.intervals.Estimate.over": {"rule": lambda: "mean"},
     "study.intervals.bootstrap": {"statistic": lambda: np.mean, "tables": lambda: (np.arange(6.0),)},
     "study.intervals.bootstrapped": {
         "statistic": lambda: "ratio of means",
@@ -695,6 +697,7 @@ CALLS: Calls = {
         "dataset": lambda: "digits",
         "posterior": lambda: "one",
     },
+    "study.record.Notebook.check": {"told": lambda: {"value": 1.0}},
     "study.record.Notebook.claim": {"value": lambda: 1.0},
     "study.record.Notebook.published": {"slug": lambda: "std_error"},
     "study.record.Notebook.save": {"dataset": lambda: "digits", "posterior": lambda: "one"},
@@ -1126,7 +1129,8 @@ KINDS: dict[str, Kind] = {
         distribution.ExplanationDistribution.__init__(how), study.intervals.Estimate.__init__(of),
         study.intervals.mean_of_examples(of), study.intervals.mean_of_trainings(of),
         study.intervals.from_resamples(of), study.intervals.wilson(of), study.intervals.bootstrapped(of),
-        study.intervals.measured_once(of), study.intervals.ratio_of_rounds(of), study.record.Notebook.claim(test)
+        study.intervals.measured_once(of), study.intervals.ratio_of_rounds(of), study.record.Notebook.claim(test),
+        rule
         """,
         TEXT,
     ),
@@ -1188,7 +1192,9 @@ KINDS: dict[str, Kind] = {
         "moments, probs: Tensor | None, target: Tensor | None in Examples, roots", always(text="x", number=3)
     ),
     "options": Kind(
-        "options: Any, choices, init_options", {"unknown": lambda v: {**v, "no_such_option": 1}}, ("no_such_option",)
+        "options: Any, choices, init_options, settings, told: Any",
+        {"unknown": lambda v: {**v, "no_such_option": 1}},
+        ("no_such_option",),
     ),
     "recipe options": Kind(
         "options: tuple[tuple[str, Any], ...]",
@@ -1351,6 +1357,8 @@ HARMLESS: dict[str, str] = {
     "study.judging.timing.bound(function) gives none": "what a call returns is dropped",
     "study.record.save(frame) other_columns": "any frame that was plotted",
     "study.record.Notebook.save(frame) other_columns": "any frame that was plotted",
+    "study.intervals.Estimate.over(frame) other_columns": "any rows that a rule reads",
+    "study.intervals.Estimate.over(settings) unknown": "whoever recomputes the rule says so",
     "study.record.Notebook.__init__(folder) under a file": "is made when something is saved, which says so",
     "study.record.Notebook.claim(value) nan": "a claim that could not be measured; the table shows it",
     "study.record.Notebook.claim(value) inf": "the table shows it",

@@ -91,7 +91,8 @@ class Estimate:
         value, low, high = map(math.exp, self)
         return replace(self, value=value, low=low, high=high, rule=self.rule and f"exp of {self.rule}")
 
-    def over(self, frame: pd.DataFrame, rule: str, **settings: object) -> Estimate:
+    @checked
+    def over(self, frame: Table, rule: str, **settings: object) -> Estimate:
         """The estimate with the rows that it rests on, and the rule and its settings by which it follows from them."""
         told = ", ".join(f"{name}={value}" for name, value in settings.items())
         return replace(self, rule=f"{rule} ({told})" if told else rule, rows=frame.reset_index(drop=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -179,12 +179,12 @@ def detection(
     if paired and len(clean) != len(odd):
         raise ValueError(f"paired, but {len(clean)} rows are clean and {len(odd)} odd; pass as many of both")
     clean, odd = clean.select_dtypes("float"), odd.select_dtypes("float")
-    how: dict[str, Any] = {"paired": paired, "num_resamples": num_resamples, "seed": seed}
-    rival, rows = {"other_values": odd[against], "other_against": clean[against]}, []
+    area, rows = partial(roc_area, paired=paired, num_resamples=num_resamples, seed=seed), []
     for name in clean.columns:
         scores = (odd[name], clean[name])
         missing = float(pd.concat(scores).isna().mean())
-        rows.append((name, *roc_area(*scores, **how), *roc_area(*scores, **rival, **how), missing))
+        gain = area(*scores, other_values=odd[against], other_against=clean[against])
+        rows.append((name, *area(*scores), *gain, missing))
     names = ["detector", "auroc", "low", "high", "gain", "gain_low", "gain_high", "undefined"]
     return pd.DataFrame(rows, columns=names)
 

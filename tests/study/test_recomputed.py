@@ -207,6 +207,7 @@ NOTEBOOKS = [
 @pytest.mark.parametrize("notebook", [number for preset, number in NOTEBOOKS if preset == "quick"])
 def test_every_published_claim_has_rows_and_a_rule(notebook):
     table = pd.read_csv(ROOT / "figures" / "quick" / f"{notebook}_claims.csv", keep_default_na=False)
+    assert {"kind", "rule", "rows"} <= set(table), f"run notebook {notebook} again"
     claims = table[table["kind"] == "claim"]
     assert claims.loc[(claims["rows"] == "") | (claims["rule"] == ""), "statement"].tolist() == []
 

@@ -87,7 +87,7 @@ def hostile_site(folder: Path) -> Path:
     (folder / "README.md").write_text(f"# {everything}\n\n" + "\n\n".join(names), encoding="utf-8")
     full = folder / "figures" / "full"
     full.mkdir(parents=True)
-    rows = [(n, n, n, 0.5, 0.25, 0.75, n, 20, 1, "holds", n, n) for n in ["C1", *names]]
+    rows = [(n, n, n, 0.5, 0.25, 0.75, n, 20, 1, "holds", *[n] * 6) for n in ["C1", *names]]
     pd.DataFrame(rows, columns=list(CLAIM_COLUMNS)).to_csv(full / "50_claims.csv", index=False)
     files = {"50_claims.csv": hashlib.sha256((full / "50_claims.csv").read_bytes()).hexdigest(), everything: everything}
     recipe = {"notebook": "50", "dataset": everything, "files": files, everything: everything}

@@ -70,6 +70,8 @@ def centres(rows: pd.DataFrame) -> Ends:
 
 def percentiles(value: float, drawn: list[float]) -> Ends:
     defined = [each for each in drawn if math.isfinite(each)]
+    if math.isnan(value) or not defined:
+        return math.nan, math.nan, math.nan
     return (value, *(float(end) for end in np.quantile(defined, [0.025, 0.975])))
 
 
@@ -157,7 +159,193 @@ def within_classes(parts: dict[str, pd.DataFrame]) -> float:
     return float(np.mean(defined)) if defined else math.nan
 
 
+def tables(rows: pd.DataFrame) -> list[np.ndarray]:
+    """The columns a, b, ..., or of "a 0", "a 1", ... one table each, as (example, column)."""
+    letters = dict.fromkeys(name[0] for name in rows if name not in ("seed", "example", "group"))
+    return [
+        rows[[name for name in rows if name == letter or name.startswith(f"{letter} ")]].to_numpy()
+        for letter in letters
+    ]
+
+
+def of_tables(statistic: Callable[..., float]) -> Callable[..., Ends]:
+    def rule(rows: pd.DataFrame, resamples: int, seed: int) -> Ends:
+        each = tables(rows)
+        value, *others = [
+            statistic(*(table[some] for table in each)) for some in drawn_rows(len(rows), resamples, seed)
+        ]
+        return percentiles(value, others)
+
+    return rule
+
+
+def ratio(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sum(a) / np.sum(b)) if np.sum(b) > 0 else math.nan
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Fifteen bins of confidence: share of the examples in each, times how far mean confidence is from accuracy."""
+    total = 0.0
+    for number in range(15):
+        inside = (confidence >= number / 15) & ((confidence < (number + 1) / 15) | (number == 14))
+        if inside.any():
+            total += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    return total
+
+
+def roc_areas(gain: bool, paired: bool) -> Callable[..., Ends]:
+    """Over all pairs of a clean and an odd example, each as often as it was drawn: how often the odd one is higher.
+
+    A tie counts half; an example whose score is NaN is in no pair.
+    """
+
+    def rule(rows: pd.DataFrame, resamples: int, seed: int) -> Ends:
+        clean, odd = (rows[rows["group"] == name] for name in ("those", "these"))
+        stream, (n, m) = np.random.default_rng(seed), (len(clean), len(odd))
+        first = stream.multinomial(n, [1 / n] * n, resamples)
+        second = first if paired else stream.multinomial(m, [1 / m] * m, resamples)
+        times = [(np.ones(n, int), np.ones(m, int)), *zip(first, second, strict=True)]
+        areas = []
+        for name in ("value", "rival") if gain else ("value",):
+            low, high = clean[name].to_numpy()[:, None], odd[name].to_numpy()[None, :]
+            there = ~np.isnan(low) & ~np.isnan(high)
+            won = np.where(there, np.where(high > low, 1.0, np.where(high == low, 0.5, 0.0)), 0.0)
+            pairs = [(a @ won @ b, a @ there @ b) for a, b in times]
+            areas.append(np.array([some / number if number else math.nan for some, number in pairs]))
+        found = areas[0] - areas[1] if gain else areas[0]
+        return percentiles(float(found[0]), list(found[1:]))
+
+    return rule
+
+
+def rounds(rows: pd.DataFrame) -> Ends:
+    ratios = rows["a"] / rows["b"]
+    return rows["a"].median() / rows["b"].median(), ratios.min(), ratios.max()
+
+
+def once(statistic: Callable[..., float]) -> Callable[[pd.DataFrame], Ends]:
+    def rule(rows: pd.DataFrame) -> Ends:
+        value = float(statistic(*(table[:, 0] for table in tables(rows))))
+        return value, value, value
+
+    return rule
+
+
+def slope(sizes: np.ndarray, values: np.ndarray) -> float:
+    x, y = np.log(sizes), np.log(values)
+    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+
+
+def two_stages(rows: pd.DataFrame, resamples: int, stream: np.random.Generator) -> dict[str, np.ndarray]:
+    """The score of each group and its resamples: examples, the same ones for all, and each group's trainings.
+
+    The score of a training is the mean of "value" over examples or, where there is "error", the calibration error of
+    "value", a confidence.
+    """
+    parts = {name: dict(list(part.groupby("seed", sort=False))) for name, part in rows.groupby("group", sort=False)}
+    shared: list[int] | None = None
+    for part in parts.values():
+        for training in part.values():
+            names = training["example"].tolist()
+            shared = names if shared is None else [name for name in shared if name in set(names)]
+    assert shared
+    counts = [np.ones(len(shared), int), *stream.multinomial(len(shared), [1 / len(shared)] * len(shared), resamples)]
+    of_training: dict[str, np.ndarray] = {}
+    for name, part in parts.items():
+        columns = []
+        for training in part.values():
+            there = training.set_index("example").loc[shared]
+            value, known = there["value"].to_numpy(), "error" in there and there["error"].notna().all()
+            if not known:
+                columns.append([float((value * count).sum() / count.sum()) for count in counts])
+                continue
+            right = 1 - there["error"].to_numpy()
+            every = [np.repeat(np.arange(len(shared)), count) for count in counts]
+            columns.append([calibration_error(value[some], right[some]) for some in every])
+        of_training[name] = np.array(columns)  # (training, 1 + resample)
+    found = {}
+    for name, scores in of_training.items():
+        picked = stream.integers(len(scores), size=scores.T.shape)
+        drawn = [float(np.mean([scores[one, number] for one in some])) for number, some in enumerate(picked)]
+        found[name] = np.array([float(scores[:, 0].mean()), *drawn[1:]])
+    return found
+
+
+def by_contest(rows: pd.DataFrame, resamples: int, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """`two_stages` of each contest; groups are called "contest: who"."""
+    contests = rows["group"].str.split(": ").str[0]
+    found = {}
+    for contest, part in rows.groupby(contests, sort=False):
+        scores = two_stages(part, resamples, np.random.default_rng(seed))
+        found[str(contest)] = {name.split(": ")[1]: each for name, each in scores.items()}
+    return found
+
+
+def agreement(rows: pd.DataFrame, resamples: int, seed: int) -> Ends:
+    """Kendall's tau of two contests, of those who are in both."""
+    one, other = by_contest(rows, resamples, seed).values()
+    names = [name for name in one if name in other]
+    pairs = [(a, b) for place, a in enumerate(names) for b in names[place + 1 :]]
+    taus = [
+        float(np.mean([np.sign(one[a][k] - one[b][k]) * np.sign(other[a][k] - other[b][k]) for a, b in pairs]))
+        for k in range(resamples + 1)
+    ]
+    return percentiles(taus[0], taus[1:])
+
+
+def normal_tail(share: float) -> float:
+    """The number that a standard normal one exceeds with this chance."""
+    low, high = 0.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if math.erfc(middle / math.sqrt(2)) / 2 < share else (middle, high)
+    return low
+
+
+def first_place(rows: pd.DataFrame, resamples: int, seed: int) -> tuple[Ends, str]:
+    """How many unlike winners, of smallest score, the contests have; and whether they differ beyond doubt."""
+    contests = by_contest(rows, resamples, seed)
+    every = list(contests.values())
+    names = [name for name in every[0] if all(name in each for each in every)]
+    z = normal_tail(0.025 / (len(every) * len(names) * (len(names) - 1) // 2))
+
+    def beats(contest: str, one: str, other: str) -> bool:
+        lead = contests[contest][other] - contests[contest][one]
+        return bool(lead[0] > z * lead[1:].std(ddof=1))
+
+    best = {contest: min(names, key=lambda name: scores[name][0]) for contest, scores in contests.items()}
+    unlike = any(
+        beats(one, best[one], best[other]) and beats(other, best[other], best[one])
+        for one in best
+        for other in best
+        if best[one] != best[other]
+    )
+    alike = len(set(best.values())) == 1 and all(
+        beats(contest, winner, name) for contest, winner in best.items() for name in names if name != winner
+    )
+    ends = (float(len(set(best.values()))), math.nan, math.nan)
+    return ends, "holds" if unlike else "fails" if alike else "undecided"
+
+
 RULES: dict[str, Callable[..., Ends]] = {
+    "difference of means": of_tables(lambda a, b: float(np.mean(a) - np.mean(b))),
+    "ratio of means": of_tables(ratio),
+    "root of the ratio of means": of_tables(lambda a, b: math.sqrt(ratio(a, b))),
+    "rank correlation of column means": of_tables(lambda a, b: spearman(a.mean(axis=0), b.mean(axis=0))),
+    "smallest column mean of these less the largest of those": of_tables(
+        lambda a, b: min(column.mean() for column in a.T) - max(column.mean() for column in b.T)
+    ),
+    "difference of calibration errors": of_tables(lambda a, b, c, d: calibration_error(a, b) - calibration_error(c, d)),
+    "area under the ROC": roc_areas(gain=False, paired=False),
+    "area under the ROC, paired": roc_areas(gain=False, paired=True),
+    "gain in area under the ROC": roc_areas(gain=True, paired=False),
+    "gain in area under the ROC, paired": roc_areas(gain=True, paired=True),
+    "ratio of medians, range over rounds": rounds,
+    "the value": once(lambda a: a[0]),
+    "largest over smallest, less 1": once(lambda a: max(a) / min(a) - 1),
+    "share of the first in the sum": once(lambda a: a[0] / sum(a)),
+    "slope of logarithms": once(slope),
+    "agreement of two rankings": agreement,
     "mean": mean,
     "mean of these less mean of those": mean_difference,
     "mean of trainings": trainings,
@@ -171,6 +359,8 @@ RULES: dict[str, Callable[..., Ends]] = {
     "rank correlation, by class": of_classes(of_all),
     "mean of rank correlations within classes": of_classes(within_classes),
 }
+# Rules that give the verdict, too: it is no matter of one interval.
+VERDICTS: dict[str, Callable[..., tuple[Ends, str]]] = {"first place depends on the data": first_place}
 
 
 def wide(rows: pd.DataFrame) -> pd.DataFrame:
@@ -190,14 +380,19 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
     return table.astype({"group": str})
 
 
-def recomputed(rule: str, rows: pd.DataFrame) -> Ends:
-    """Value, low and high of a claim by its rule, such as "rank correlation (resamples=1000, seed=0)"."""
+def recomputed(rule: str, rows: pd.DataFrame) -> tuple[Ends, str]:
+    """Value, low and high of a claim by its rule, such as "rank correlation (resamples=1000, seed=0)".
+
+    And its verdict where the rule gives it, else "".
+    """
     name, _, told = rule.removeprefix("exp of ").partition(" (")
     settings = {key: int(number) for key, number in re.findall(r"(\w+)=(\d+)", told)}
+    if name in VERDICTS:
+        return VERDICTS[name](wide(rows), **settings)
     ends = RULES[name](wide(rows), **settings)
     if rule.startswith("exp of "):
         ends = (math.exp(ends[0]), math.exp(ends[1]), math.exp(ends[2]))
-    return ends
+    return ends, ""
 
 
 def verdict(test: str, ends: Ends, decides: bool) -> str:
@@ -230,19 +425,20 @@ def faults(folder: Path, notebook: str, skip: Callable[[str], bool] = lambda rul
             continue
         name, rows = f"{notebook}, claim {number} ({claim['statement']})", every[every["claim"] == number]
         try:
-            found = recomputed(claim["rule"], rows)
+            found, decided = recomputed(claim["rule"], rows)
         except ValueError as error:
             yield f"{name}: {error}"
             continue
         told = tuple(math.nan if claim[end] == "" else float(claim[end]) for end in ("value", "low", "high"))
-        scale = max(1e-12, *(abs(each) for each in (*found, *told) if math.isfinite(each)))
+        scale = max([1e-12, *(abs(each) for each in (*found, *told) if math.isfinite(each))])
         largest = float(np.abs(rows["value"]).max()) / math.sqrt(len(rows))  # what float32 leaves of a difference
         if any(differs(a, b, max(scale, largest)) for a, b in zip(found, told, strict=True)):
             yield f"{name}: {told} is published, {found} follows from the rows"
         values = rows.loc[rows["variable"] == "value", "value"]
         decides = claim["rule"] != "mean of trainings" or values.nunique() > 1
-        if verdict(claim["test"], told, decides) != claim["verdict"]:
-            yield f"{name}: {claim['verdict']} is published, {verdict(claim['test'], told, decides)} follows"
+        follows = decided or verdict(claim["test"], told, decides)
+        if follows != claim["verdict"]:
+            yield f"{name}: {claim['verdict']} is published, {follows} follows"
         yield from _counts(name, claim, rows)
 
 

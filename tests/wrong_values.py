@@ -150,6 +150,7 @@ INTERNAL = {
     "study.record.figures_folder": COMMANDS,
     "study.record.index_problems": COMMANDS,
     "study.record.is_running": COMMANDS,
+    "study.record.parquet_bytes": COMMANDS,
     "study.record.read_index": COMMANDS,
     "study.record.read_object": COMMANDS,
     "study.record.read_published": COMMANDS,
@@ -582,7 +583,12 @@ CALLS: Calls = {
     "study.intervals.Estimate.__init__": {"value": lambda: 1.0},
     "study.intervals.Estimate.above": {"bound": lambda: 0.0},
     "study.intervals.Estimate.between": {"at_least": lambda: 0.0, "at_most": lambda: 1.0},
+    "study.intervals.Estimate.over": {"rule": lambda: "mean"},
     "study.intervals.bootstrap": {"statistic": lambda: np.mean, "tables": lambda: (np.arange(6.0),)},
+    "study.intervals.bootstrapped": {
+        "statistic": lambda: "ratio of means",
+        "tables": lambda: (np.arange(1.0, 6.0), np.arange(2.0, 7.0)),
+    },
     "study.intervals.class_correlation": {"a": lambda: "value", "b": lambda: "other"},
     "study.intervals.class_means": {"statistics": lambda: ["value"]},
     "study.intervals.correlation": {"a": lambda: "value", "b": lambda: "other"},
@@ -590,6 +596,10 @@ CALLS: Calls = {
     "study.intervals.from_resamples": {"values": lambda: np.arange(6.0)},
     "study.intervals.mean_of_examples": {"values": lambda: [1.0, 2.0, 4.0]},
     "study.intervals.mean_of_trainings": {"values": lambda: [1.0, 2.0, 4.0]},
+    "study.intervals.measured_once": {
+        "statistic": lambda: "slope of logarithms",
+        "tables": lambda: (np.arange(1.0, 6.0), np.arange(2.0, 7.0)),
+    },
     "study.intervals.rank_correlation": {
         "a": lambda: [1.0, 2, 3, 5],
         "b": lambda: [1.0, 3, 2, 5],
@@ -600,9 +610,16 @@ CALLS: Calls = {
         "truth": lambda: frame()["gain"],
         "given": lambda: "other",
     },
+    "study.intervals.ratio_of_rounds": {"a": lambda: [2.0, 3.0, 4.0, 3.0], "b": lambda: [1.0, 2.0, 1.0, 2.0]},
     "study.intervals.resamples": {
         "by": lambda: "posterior",
         "statistic": lambda: lambda rows, weights: weights @ rows["value"].to_numpy(),
+    },
+    "study.intervals.roc_area": {
+        "values": lambda: [1.0, 2, 3, 5],
+        "against": lambda: [1.0, 3, 2],
+        "other_values": lambda: None,
+        "other_against": lambda: None,
     },
     "study.judging.analytic.AnalyticDistribution.covariance": {"example": lambda: 0},
     "study.judging.analytic.analytic_distribution": {"posterior": lambda: MCDropConnect(net())},
@@ -654,6 +671,18 @@ CALLS: Calls = {
     "study.judging.scores.scores": {"examples": lambda: tabular(8), "draws": lambda: MCDropout(table_net()).sample(2)},
     "study.judging.steadiness.mask_walk": {"step_counts": lambda: (1, 2)},
     "study.judging.steadiness.pool": {"values": lambda: explanation().values},
+    "study.judging.steadiness.log_quotients": {
+        "explainer": lambda: "lime",
+        "rival": lambda: "gradient",
+        "frame": lambda: pd.DataFrame(
+            {
+                "posterior": "one",
+                "example": [0, 0],
+                "explainer": ["lime", "gradient"],
+                **{cv: [1.0, 2.0] for cv in ("cv_ratio", "cv_pooled", "cv_signed", "cv_paper", "cv_paper_unscaled")},
+            }
+        ),
+    },
     "study.judging.steadiness.quotients": {
         "explainer": lambda: "lime",
         "rival": lambda: "gradient",
@@ -695,6 +724,7 @@ CALLS: Calls = {
         "dataset": lambda: "digits",
         "posterior": lambda: "one",
     },
+    "study.record.Notebook.check": {"told": lambda: {"value": 1.0}},
     "study.record.Notebook.claim": {"value": lambda: 1.0},
     "study.record.Notebook.published": {"slug": lambda: "std_error"},
     "study.record.Notebook.save": {"dataset": lambda: "digits", "posterior": lambda: "one"},
@@ -945,7 +975,8 @@ KINDS: dict[str, Kind] = {
         against: str, dtype: str, augment, choice, coefficients, dataset: str, form, how, keep, kind: str,
         level: str, log: str, masks: str, method: str, metric: str, normalise, of, placement, precision,
         preset, psi, reduction, setting, share: str, split, statistic: str, stem, task, network: str,
-        baseline: str, rival, study.judging.steadiness.quotients(explainer), study.intervals.class_gap(name),
+        baseline: str, rival, study.judging.steadiness.quotients(explainer),
+        study.judging.steadiness.log_quotients(explainer), study.intervals.class_gap(name),
         study.data.loading.load(name), study.data.planted.shape(name), study.data.planted_signals.motif(name),
         layer: str | None, output: str | None
         """,
@@ -984,8 +1015,8 @@ KINDS: dict[str, Kind] = {
     ),
     "numbers": Kind(
         """
-        a: Numbers, b: Numbers, against: Numbers | None, given: Numbers | None, values: Numbers,
-        values: np.ndarray, truth, mean: Numbers | None, std: Numbers | None
+        a: Numbers, b: Numbers, against: Numbers | None, against: Numbers, given: Numbers | None, values: Numbers,
+        values: np.ndarray, truth, other_values, other_against, mean: Numbers | None, std: Numbers | None
         """,
         always(
             none=None,
@@ -1151,7 +1182,9 @@ KINDS: dict[str, Kind] = {
         study.record.Notebook.judge(dataset), distribution.ExplanationDistribution.__init__(explainer),
         distribution.ExplanationDistribution.__init__(how), study.intervals.Estimate.__init__(of),
         study.intervals.mean_of_examples(of), study.intervals.mean_of_trainings(of),
-        study.intervals.from_resamples(of), study.intervals.wilson(of)
+        study.intervals.from_resamples(of), study.intervals.wilson(of), study.intervals.bootstrapped(of),
+        study.intervals.measured_once(of), study.intervals.ratio_of_rounds(of), study.record.Notebook.claim(test),
+        rule
         """,
         TEXT,
     ),
@@ -1213,7 +1246,9 @@ KINDS: dict[str, Kind] = {
         "moments, probs: Tensor | None, target: Tensor | None in Examples, roots", always(text="x", number=3)
     ),
     "options": Kind(
-        "options: Any, choices, init_options", {"unknown": lambda v: {**v, "no_such_option": 1}}, ("no_such_option",)
+        "options: Any, choices, init_options, settings, told: Any",
+        {"unknown": lambda v: {**v, "no_such_option": 1}},
+        ("no_such_option",),
     ),
     "recipe options": Kind(
         "options: tuple[tuple[str, Any], ...]",
@@ -1369,6 +1404,8 @@ HARMLESS: dict[str, str] = {
     "study.intervals.rank_correlation(a) inf": "has a rank",
     "study.intervals.rank_correlation(b) inf": "has a rank",
     "study.intervals.rank_correlation(given) inf": "has a rank",
+    "study.intervals.roc_area(values) inf": "has a rank",
+    "study.intervals.roc_area(against) inf": "has a rank",
     "study.judging.anomaly.chance(masks) short": "masks of any size",
     "study.judging.controls.other_image(maps)": "maps of any shape change places",
     "study.judging.coverage.interval_score(low)": "one end for all",
@@ -1385,6 +1422,8 @@ HARMLESS: dict[str, str] = {
     "study.judging.timing.bound(function) gives none": "what a call returns is dropped",
     "study.record.save(frame) other_columns": "any frame that was plotted",
     "study.record.Notebook.save(frame) other_columns": "any frame that was plotted",
+    "study.intervals.Estimate.over(frame) other_columns": "any rows that a rule reads",
+    "study.intervals.Estimate.over(settings) unknown": "whoever recomputes the rule says so",
     "study.record.Notebook.__init__(folder) under a file": "is made when something is saved, which says so",
     "study.record.Notebook.claim(value) nan": "a claim that could not be measured; the table shows it",
     "study.record.Notebook.claim(value) inf": "the table shows it",

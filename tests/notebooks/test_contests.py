@@ -141,13 +141,19 @@ def test_an_advantage_leaves_out_what_only_one_side_measured():
     assert set(cells.advantage(table, "a", "b", ["posterior"])["posterior"]) == {"p"}
 
 
-def test_the_weakest_case_is_that_nearest_to_failing_in_its_own_standard_errors():
-    cases = {"small but sure": [0.010, 0.011, 0.012], "large but unsure": [-1.0, 1.0, 3.0]}
-    gains = pd.concat([pd.DataFrame({"posterior": name, "advantage": values}) for name, values in cases.items()])
-    found = cells.weakest(gains, by="posterior")
-    assert found.above(0) is None
-    assert found.value == pytest.approx(1)
-    assert found.of.endswith("weakest: large but unsure")
+def test_deletion_and_insertion_are_two_claims_of_each_case_and_never_added():
+    study = xuq.Notebook("06", preset="quick", seed=0, dataset="toy")
+    keys = {"posterior": "p", "explainer": "ig", "example": [0, 1, 2]}
+    each = {"deletion": [0.010, 0.011, 0.012], "insertion": [-3.0, -2.0, -4.0], "both": [9.0, 9.0, 9.0]}
+    gains = pd.concat([pd.DataFrame({**keys, "curve": kind, "advantage": gain}) for kind, gain in each.items()])
+    cells.judge_gains(study, gains, by=["posterior", "explainer"], what="a is better", claim="C2")
+    assert [claim["statement"] for claim in study._claims] == [
+        "p, ig, deletion: a is better",
+        "p, ig, insertion: a is better",
+    ]
+    assert [claim["claim"] for claim in study._claims] == ["C2 deletion", "C2 insertion"]
+    assert [claim["value"] for claim in study._claims] == pytest.approx([0.011, -3])
+    assert [claim["verdict"] for claim in study._claims] == ["holds", "fails"]
 
 
 def test_figures_show_every_panel_line_and_dot():

@@ -124,8 +124,9 @@ def test_numbers_of_a_house_are_averaged_over_trainings():
 def test_a_posterior_as_wide_as_new_networks_has_width_one():
     one = cells(x=range(30))
     variance = np.random.default_rng(0).uniform(1, 2, size=(30, 4))
-    assert tuple(one.resampled(one.width, variance, variance)) == (1, 1, 1)
-    assert one.resampled(one.width, variance / 4, variance).value == pytest.approx(0.5)
+    width = "root of the ratio of means"
+    assert tuple(one.resampled(width, variance, variance)) == (1, 1, 1)
+    assert one.resampled(width, variance / 4, variance).value == pytest.approx(0.5)
 
 
 def test_a_feature_that_no_network_reads_has_no_importance():
@@ -159,9 +160,10 @@ def test_the_true_order_beats_its_reverse_and_gains_nothing_over_itself():
     true = x * torch.tensor([4.0, 3, 2, 1])
     orders = {"mean": [true], "one draw": [true], "random": [1 / true]}
     removal = one.removal_table(draws, x, orders).assign(posterior="p", explainer="e")
-    assert one.gain(removal, "random").min() > 0
-    assert one.gain(removal, "one draw").abs().max() == 0
-    assert one.gain(removal, "random").index.names == ["posterior", "explainer", "example"]
+    for way in ("deletion", "insertion"):
+        assert one.gain(removal, "random", way).min() > 0
+        assert one.gain(removal, "one draw", way).abs().max() == 0
+        assert one.gain(removal, "random", way).index.names == ["posterior", "explainer", "example"]
 
 
 def test_orders_know_what_they_say():

@@ -83,7 +83,7 @@ def test_the_explainers_and_controls_are_all_that_the_library_knows_of():
         assert kept[0] == kept[1]
     controls = [make for make in CONTROLS.values() if not isinstance(make, partial)]  # the partial one is a rival, too
     assert list(TABLE["controls"].values()) == controls
-    judged = {*lesson.EACH, *lesson.OWN, *lesson.ONE_GRADIENT, SIGNED}
+    judged = {*lesson.OWN, *(name for names in lesson.CLASSES.values() for name in names), SIGNED}
     assert judged < set(NAMES) and set(lesson.IN_PAPER) < set(FAMILIES)
 
 
@@ -248,8 +248,8 @@ def notebook():
 def test_both_settings_are_judged_against_every_rival(own, verdict):
     study = notebook()
     lesson.judge_blurring(study, lesson.at_budget(blurred(own, 0.3), 0.05), FAMILIES, {"toy": 3, "other": 1})
-    few = len(NAMES) - 3 - len(lesson.EACH)  # rivals with one row for all data sets, without the settings
-    assert len(study._claims) == 2 * (2 * len(lesson.EACH) + few)
+    rivals = len(NAMES) - 3  # without the settings and the ceiling
+    assert len(study._claims) == 2 * 2 * rivals
     assert {claim["verdict"] for claim in study._claims} == {verdict}
     value = {(claim["statement"], claim["dataset"]): claim["value"] for claim in study._claims}
     text = f"blurring, AUC-URR at 5 %: {OWN['paper']} is above random"
@@ -260,15 +260,17 @@ def test_both_settings_are_judged_against_every_rival(own, verdict):
     assert sources == {"this study"}
 
 
-def test_the_hardest_data_set_is_the_one_with_the_least_gain_in_standard_errors():
+def test_a_data_set_that_decides_nothing_does_not_hide_another_that_does():
     frame = blurred(0.5, 0.3)
     weak = (frame["dataset"] == "other") & (frame["map"] == "LIME of U") & (frame["example"] == 3)
     frame.loc[weak, "auc_urr"] += 1.0  # a spread that decides nothing, on one of the two
     study = notebook()
     lesson.judge_blurring(study, lesson.at_budget(frame, 0.05), FAMILIES, {"toy": 3, "other": 1})
     rows = [claim for claim in study._claims if claim["statement"].endswith("above LIME of U")]
-    assert {(row["verdict"], row["dataset"], row["seeds"]) for row in rows} == {("undecided", "toy, other", 1)}
-    assert all(row["note"].endswith("weakest: other") for row in rows)
+    assert {(row["verdict"], row["dataset"], row["seeds"]) for row in rows} == {
+        ("holds", "toy", 3),
+        ("undecided", "other", 1),
+    }
 
 
 @pytest.mark.parametrize(("score", "verdict"), [(0.7, "holds"), (0.2, "fails")])
@@ -312,14 +314,29 @@ def test_each_kind_of_map_is_judged_on_the_patch_of_its_kind(own, verdict):
     assert [claim["verdict"] for claim in study._claims] == [verdict] * 12
 
 
-@pytest.mark.parametrize(("seconds", "verdict"), [(3.0, "holds"), (1.0, "undecided"), (0.3, "fails")])
-def test_speed_is_the_ratio_to_the_fastest_rival(seconds, verdict):
-    frame = lesson.at_budget(blurred(0.5, 0.6, seconds=seconds, datasets=("toy",)), 0.05)
-    frame.loc[frame["map"].isin(["random", GREEDY, "gradient, abs"]), "seconds"] = 1e-6  # these do not count
+@pytest.mark.parametrize(
+    ("seconds", "verdict"), [((3.0, 2.0), "holds"), ((3.0, 0.9), "undecided"), ((0.3, 0.9), "fails")]
+)
+def test_speed_is_judged_by_class_of_method_over_rounds(seconds, verdict):
+    timed = [*OWN.values(), *(name for names in lesson.CLASSES.values() for name in names)]
+    rounds = pd.DataFrame({name: [1.0, 1.0] if name in lesson.OWN else list(seconds) for name in timed})
     study = notebook()
-    lesson.judge_speed(study, frame, FAMILIES)
-    assert [claim["verdict"] for claim in study._claims] == [verdict] * 2
-    assert study._claims[0]["value"] == pytest.approx(seconds)
+    lesson.judge_speed(study, rounds, "toy")
+    assert len(study._claims) == 2 * (len(timed) - 2)
+    assert {claim["verdict"] for claim in study._claims} == {verdict}
+    assert study._claims[0]["value"] == pytest.approx(sum(seconds) / 2)
+    named = {claim["claim"] for claim in study._claims if claim["claim"].startswith("U5")}
+    assert named == {"U5, path", "U5, perturbation", "U5, generative"}
+
+
+def test_a_round_times_every_map_of_every_class(monkeypatch):
+    quick = {name: lambda draws, x, kind: x for name in NAMES}
+    case = CASE._replace(makers=quick)
+    monkeypatch.setitem(CELLS, "num_timed", 1)
+    monkeypatch.setitem(CELLS, "num_rounds", 2)
+    rounds = lesson.timed_rounds(case)
+    assert set(rounds) == {*lesson.OWN, *(name for names in lesson.CLASSES.values() for name in names)}
+    assert len(rounds) == 2 and rounds.gt(0).all().all()
 
 
 def test_figures_show_every_map_once():

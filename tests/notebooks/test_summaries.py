@@ -125,7 +125,7 @@ def test_each_size_picks_the_largest_and_the_common_number_of_draws():
 
 def test_every_criterion_that_a_data_set_has_is_resampled():
     cells, predictions = frames_of_a_grid()
-    samples = resample_all(predictions, over_explainers(cells, 6), num_resamples=5, seed=0)
+    samples, _ = resample_all(predictions, over_explainers(cells, 6), num_resamples=5, seed=0)
     assert {key[1] for key in samples if key[2] == "t"} == {"nll", "cv"}
     assert {key[1] for key in samples if key[2] == "d"} == set(CRITERIA)
     rows = cells.query("dataset == 'd' and posterior == 'p' and draws == 4 and example < 6")
@@ -137,7 +137,7 @@ def test_every_criterion_that_a_data_set_has_is_resampled():
 def test_an_example_that_one_explainer_lacks_does_not_count():
     cells, predictions = frames_of_a_grid()
     cells.loc[(cells["explainer"] == "b") & (cells["example"] == 3), "cv_ratio"] = np.nan
-    samples = resample_all(predictions, over_explainers(cells, 9), num_resamples=5, seed=0)
+    samples, _ = resample_all(predictions, over_explainers(cells, 9), num_resamples=5, seed=0)
     rows = cells.query("dataset == 't' and posterior == 'q' and example != 3")
     assert samples["usual", "cv", "t"].at[0, "q"] == pytest.approx(np.log(rows["cv_ratio"]).mean())
 

@@ -47,6 +47,7 @@ def test_signals_are_those_of_the_answer_and_of_the_explanation_of_that_answer()
     np.testing.assert_allclose(found["mutual_information"], entropy - own, rtol=1e-6)
     np.testing.assert_allclose(found["cv gbp"], e.cv("ratio"), rtol=1e-9)
     np.testing.assert_allclose(found["std gbp"], e.std().sum((1, 2, 3)), rtol=1e-9)
+    np.testing.assert_allclose(found["mean gbp"], e.mean().abs().sum((1, 2, 3)), rtol=1e-9)
     np.testing.assert_allclose(found["brightness"], x.mean((1, 2, 3)), rtol=1e-9)
 
 
@@ -71,7 +72,10 @@ def test_the_combined_detectors_are_those_of_the_named_columns_and_have_their_ow
     columns = ["entropy", "mutual_information", "cv gbp"]
     clean, odd = (pd.DataFrame(stream.normal(shift, size=(30, 3)), columns=columns) for shift in (0, 1))
     clean, odd = (frame.assign(answer=range(30), brightness=np.arange(30.0)) for frame in (clean, odd))
-    found = definitions("12", seed=3).compared(clean, odd).set_index("detector")
+    found, pair = definitions("12", seed=3).compared(clean, odd)
+    assert [list(each["cv gbp"]) for each in pair] == [list(each["cv gbp"]) for each in (clean, odd)]
+    assert all({"answer only", "answer + explanation"} <= set(each) for each in pair)
+    found = found.set_index("detector")
     assert list(found.index) == [*columns, "brightness", "answer only", "answer + explanation"]
     assert (found["against"] == ["entropy"] * 5 + ["answer only"]).all()
     areas = {}

@@ -159,7 +159,7 @@ def figures_of(name):
     cvs = pd.DataFrame({"feature": [name] * 5, "posterior": list("abcde"), "explainer": name, "cv": 0.5})
     kinds = pd.DataFrame({"panel": name, "dataset": name, "kind": [name, "b"], "error": [0.1, 0.2], "cv": [1.0, 2.0]})
     words = n19.word_frame([name, "b"], {"map": (torch.ones(2), "signed", "nats")})
-    rows = [(c, c, name, 0.5, 0.2, 0.7, name, 2, 1, "holds", name, name) for c in ("C1", "C2")]
+    rows = [(c, c, name, 0.5, 0.2, 0.7, name, 2, 1, "holds", *[name] * 6) for c in ("C1", "C2")]
     claims = pd.DataFrame(rows, columns=list(CLAIM_COLUMNS)).assign(notebook=name, row=1)
     numbers = {"house": name, "explainer": name, "posterior": name}
     house = two.assign(value=1.0, prediction=1.0, total=0.1, truth=1.0, unit="$", agreement=1.0, **numbers)
@@ -269,7 +269,7 @@ def test_markdown_and_formulas_hold_no_markup_of_a_name(name):
 
 @each_writable
 def test_a_row_of_verdicts_stays_a_row(name, tmp_path):
-    row = ("C1", name, name, 0.5, 0.25, 0.75, name, 20, 1, "holds", name, name)
+    row = ("C1", name, name, 0.5, 0.25, 0.75, name, 20, 1, "holds", *[name] * 6)
     pd.DataFrame([row], columns=list(CLAIM_COLUMNS)).to_csv(tmp_path / "50_claims.csv", index=False)
     claims = gather(tmp_path)
     table = markdown_table(claims, {"C1": "one"})

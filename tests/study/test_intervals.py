@@ -15,12 +15,16 @@ from xuqlib.study.intervals import (
     OVER_SEEDS,
     Estimate,
     bootstrap,
+    bootstrapped,
     clustered,
     from_resamples,
     mean_of_examples,
     mean_of_trainings,
+    measured_once,
     over_examples,
     over_seeds,
+    ratio_of_rounds,
+    roc_area,
     wilson,
 )
 from xuqlib.study.record import Notebook
@@ -142,6 +146,71 @@ def test_a_bootstrap_keeps_the_rows_of_all_tables_together():
     a = np.random.default_rng(0).normal(size=30)
     value, low, high = bootstrap(lambda a, b: (a - b).mean(), a, a + 1)
     assert (value, low, high) == pytest.approx((-1, -1, -1))
+
+
+def test_a_named_statistic_is_bootstrapped_like_a_function():
+    stream = np.random.default_rng(4)
+    a, b = stream.random((25, 3)), stream.random((25, 3))
+    ends = bootstrap(lambda a, b: stats.spearmanr(a.mean(0), b.mean(0)).statistic, a, b, seed=2)
+    found = bootstrapped("rank correlation of column means", a, b, seed=2)
+    assert tuple(found) == pytest.approx(tuple(map(float, ends)))
+    assert found.n == 25 and list(found.rows) == ["example", "a 0", "a 1", "a 2", "b 0", "b 1", "b 2"]
+
+
+def test_a_ratio_to_nothing_is_undefined():
+    assert math.isnan(bootstrapped("ratio of means", np.ones(3), np.array([-1.0, 0, 1])).value)
+    some = bootstrapped("ratio of means", np.ones(2), np.array([-1.0, 3.0]))  # resamples with a mean of -1 do not count
+    assert tuple(some) == pytest.approx((1, 1 / 3, 1))
+
+
+def test_calibration_errors_by_hand():
+    confidence, right = np.array([0.95, 0.95, 0.55, 1.0]), np.array([1.0, 0.0, 1.0, 1.0])
+    sure = np.ones(4)
+    found = bootstrapped("difference of calibration errors", confidence, right, sure, right)
+    last = abs(0.95 + 0.95 + 1.0 - 2)  # three in the last bin, two of them right
+    assert found.value == pytest.approx((last + 0.45) / 4 - 1 / 4)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"), [((), "have"), ((np.ones(0),), "rows"), ((np.ones(2), np.ones(3)), "2, 3")]
+)
+def test_tables_of_no_or_of_unlike_examples_are_refused(tables, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrapped("ratio of means", *tables)
+    with pytest.raises(ValueError, match=f"{message}|list of numbers"):
+        measured_once("slope of logarithms", *tables)
+
+
+def test_an_area_and_its_gain_by_hand():
+    clean, odd, rival = [1.0, 2.0], [2.0, 3.0, math.nan], ([5.0, 1.0, 1.0], [1.0, 1.0])
+    area = roc_area(odd, clean)
+    assert area.value == pytest.approx(3.5 / 4) and area.n == 3  # one tie; the NaN is in no pair
+    gain = roc_area(odd, clean, other_values=rival[0], other_against=rival[1])
+    assert gain.value == pytest.approx(3.5 / 4 - (2 + 4 * 0.5) / 6)
+    with pytest.raises(ValueError, match="2 of those"):
+        roc_area(odd, clean, paired=True)
+    with pytest.raises(ValueError, match="other_against is missing"):
+        roc_area(odd, clean, other_values=odd)
+
+
+def test_pairs_are_resampled_together():
+    clean = np.arange(30.0)
+    paired, apart = (roc_area(clean + 0.5, clean, paired=each) for each in (True, False))
+    assert paired.value == apart.value
+    assert paired.high - paired.low < 0.5 * (apart.high - apart.low)
+
+
+def test_a_ratio_of_rounds_by_hand():
+    found = ratio_of_rounds([4.0, 6.0, 20.0], [2.0, 2.0, 4.0])
+    assert tuple(found) == (3, 2, 5) and found.of == "range over rounds"
+    with pytest.raises(ValueError, match="not above 0"):
+        ratio_of_rounds([1.0], [0.0])
+
+
+def test_what_was_measured_once_has_no_interval():
+    assert tuple(measured_once("slope of logarithms", [1, 10, 100], [3, 300, 30000])) == pytest.approx((2, 2, 2))
+    assert tuple(measured_once("largest over smallest, less 1", [2, 3, 4])) == (1, 1, 1)
+    assert tuple(measured_once("share of the first in the sum", [3, 1])) == (0.75,) * 3
 
 
 def test_tables_of_means_have_a_row_per_group_in_order_of_appearance():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import recomputing
+from notebook_cells import definitions
 
 from xuqlib.study import intervals
 from xuqlib.study.record import ROOT, Notebook, parquet_bytes
@@ -24,6 +26,32 @@ GRID = pd.DataFrame(
     }
 )
 FIRST = GRID[GRID["seed"] == 0]
+SIZES = STREAM.random((30, 4)) + np.array([0.2, 0, 0.1, 0])
+SURE, RIGHT = STREAM.random((2, 50)), (STREAM.random(50) < 0.6).astype(float)
+SCORE = pd.Series(STREAM.integers(5, size=50) / 4).where(STREAM.random(50) > 0.1)  # with ties, and without some
+CELLS = definitions("17", datasets=["x", "y"], num_resamples=60, seed=2)
+
+
+def contests(spread: float, home: float) -> tuple[dict, dict]:
+    """Resamples and rows of notebook 17: three posteriors, two of them with two trainings, on two data sets."""
+    rng, frames = np.random.default_rng(3), []
+    for dataset, shift in (("x", home), ("y", -home)):
+        for posterior, better in (("p", shift), ("q", -shift), ("r", 3.0)):
+            for seed in (0, 1)[: 1 if posterior == "r" else 2]:
+                key = {"dataset": dataset, "posterior": posterior, "draws": 5, "seed": seed, "example": range(30)}
+                nll = better + spread * rng.standard_normal(30)
+                known = {"confidence": rng.random(30), "error": 1.0 * (rng.random(30) < 0.4)}
+                frames.append(pd.DataFrame({**key, "nll": nll, "insertion_blurred_gain": rng.random(30), **known}))
+    return CELLS.resample_all(pd.concat(frames, ignore_index=True), num_resamples=60, seed=2)
+
+
+def two_rankings(one: str, other: str) -> intervals.Estimate:
+    samples, rows = contests(spread=1.0, home=0.2)
+    tau = CELLS.rank_agreement(samples["usual", one, "x"], -samples["usual", other, "x"])
+    both = {name: rows["usual", name, "x"] for name in (one, other)}
+    return replace(CELLS.over_contests(tau, "agreement of two rankings", both), seeds=2)
+
+
 ESTIMATES = {
     "mean": lambda: intervals.mean_of_examples(ONE),
     "difference": lambda: intervals.mean_of_examples(ONE, against=ONE[:15] - 0.4),
@@ -42,6 +70,35 @@ ESTIMATES = {
     "class means": lambda: intervals.class_correlation(FIRST, "value", "other", num_resamples=60),
     "all": lambda: intervals.correlation(FIRST, "value", "other", num_resamples=60, seed=2),
     "within": lambda: intervals.correlation(FIRST, "value", "other", within=True, num_resamples=60),
+    "difference of means": lambda: intervals.bootstrapped("difference of means", SIZES[:, 0], SIZES[:, 1], seed=4),
+    "ratio of means": lambda: intervals.bootstrapped(
+        "ratio of means", SIZES[:, 0], SIZES[:, 1] - 0.5, num_resamples=60
+    ),
+    "root": lambda: intervals.bootstrapped("root of the ratio of means", SIZES[:, 0], SIZES[:, 1]),
+    "column means": lambda: intervals.bootstrapped(
+        "rank correlation of column means", SIZES, SIZES[:, ::-1] ** 2, num_resamples=60
+    ),
+    "margin": lambda: intervals.bootstrapped(
+        "smallest column mean of these less the largest of those", SIZES[:, :2], SIZES[:, 2:], num_resamples=60
+    ),
+    "calibration": lambda: intervals.bootstrapped(
+        "difference of calibration errors", SURE[0], RIGHT, SURE[1], RIGHT, num_resamples=60
+    ),
+    "area": lambda: intervals.roc_area(SCORE[20:], SCORE[:20], num_resamples=60, seed=1),
+    "area, paired": lambda: intervals.roc_area(SCORE[20:40], SCORE[:20], paired=True, num_resamples=60),
+    "gain": lambda: intervals.roc_area(
+        SCORE[20:], SCORE[:20], other_values=ONE[:30], other_against=ONE[:20], num_resamples=60
+    ),
+    "gain, paired": lambda: intervals.roc_area(
+        SCORE[20:40], SCORE[:20], other_values=ONE[20:], other_against=ONE[:20], paired=True, num_resamples=60
+    ),
+    "rounds": lambda: intervals.ratio_of_rounds([3.0, 2.0, 7.0], [1.0, 4.0, 2.0]),
+    "value": lambda: intervals.measured_once("the value", [0.25]),
+    "growth": lambda: intervals.measured_once("largest over smallest, less 1", [2.0, 5.0, 3.0]),
+    "share of the first": lambda: intervals.measured_once("share of the first in the sum", [2.0, 5.0]),
+    "slope": lambda: intervals.measured_once("slope of logarithms", [1.0, 2.0, 8.0], [3.0, 7.0, 20.0]),
+    "two rankings": lambda: two_rankings("nll", "insertion"),
+    "two rankings, one of calibration": lambda: two_rankings("ece", "insertion"),
 }
 
 
@@ -71,6 +128,29 @@ def test_every_rule_gives_the_same_from_the_rows(name, test, figures):
 def test_every_rule_of_the_second_code_is_tried():
     tried = {estimate().rule.removeprefix("exp of ").split(" (")[0] for estimate in ESTIMATES.values()}
     assert tried == set(recomputing.RULES)
+    assert set(recomputing.VERDICTS) == {FIRST_PLACE}  # by the test below
+
+
+FIRST_PLACE = "first place depends on the data"
+
+
+@pytest.mark.parametrize(("spread", "home", "verdict"), [(0.1, 1, "holds"), (9, 0, "undecided"), (0.1, None, "fails")])
+def test_whether_first_places_differ_is_found_again_with_its_verdict(spread, home, verdict, figures):
+    samples, rows = contests(spread, 1.0 if home is None else home)
+    names = ["x", "y"] if home is not None else ["x"]  # on one data set alone the first is the first
+    each = {name: samples["usual", "nll", name] for name in names}
+    holds, best = CELLS.best_depends(each)
+    winners = len(set(best.values()))
+    contest_rows = {name: rows["usual", "nll", name] for name in names}
+    estimate = CELLS.over_contests(intervals.Estimate(winners), FIRST_PLACE, contest_rows)
+    study = Notebook("50", preset="quick", seed=0, dataset="planted")
+    study.claim("it depends", holds, value=winners, seeds=2, estimate=estimate, test="unlike winners")
+    study.claims()
+    table = pd.read_csv(figures / "50_claims.csv")
+    assert table["verdict"].tolist() == [verdict] and table["test"].tolist() == ["unlike winners"]
+    assert list(recomputing.faults(figures, "50")) == []
+    table.assign(verdict="fails" if verdict == "holds" else "holds").to_csv(figures / "50_claims.csv", index=False)
+    assert list(recomputing.faults(figures, "50"))
 
 
 def _wrong_sign(rows: pd.DataFrame) -> pd.DataFrame:
@@ -122,6 +202,14 @@ NOTEBOOKS = [
     for preset in ("quick", "full")
     for path in sorted((ROOT / "figures" / preset).glob("[0-9][0-9]_claims.csv"))
 ]
+
+
+@pytest.mark.parametrize("notebook", [number for preset, number in NOTEBOOKS if preset == "quick"])
+def test_every_published_claim_has_rows_and_a_rule(notebook):
+    table = pd.read_csv(ROOT / "figures" / "quick" / f"{notebook}_claims.csv", keep_default_na=False)
+    assert {"kind", "rule", "rows"} <= set(table), f"run notebook {notebook} again"
+    claims = table[table["kind"] == "claim"]
+    assert claims.loc[(claims["rows"] == "") | (claims["rule"] == ""), "statement"].tolist() == []
 
 
 @pytest.mark.parametrize(("preset", "notebook"), NOTEBOOKS, ids="-".join)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from xuqlib.study.record import CLAIM_COLUMNS, ROOT, Notebook
-from xuqlib.study.verdicts import MARKS, gather, markdown_table, tally, verdict_bars, verdict_grid, with_table
+from xuqlib.study.verdicts import MARKS, about, gather, markdown_table, tally, verdict_bars, verdict_grid, with_table
 
 
 @pytest.fixture
@@ -43,6 +43,23 @@ def test_the_table_for_readers_says_what_was_not_measured(published):
     table = markdown_table(gather(published), {"C2": "two", "C3": "three"})
     assert "| C2: two | digits: 1 holds, 1 undecided; planted: 1 holds, 1 fails | 05, 06 |" in table
     assert "| C3: three | not measured |  |" in table
+
+
+def test_parts_of_a_claim_have_rows_of_their_own(published):
+    claims = gather(published)
+    claims.loc[claims["notebook"] == "05", "claim"] = "C2 deletion"
+    claims.loc[3, "claim"] = "C2, other"
+    lines = markdown_table(claims, {"C2": "two", "C3": "three"}).splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "C2: two",
+        "C2 deletion: two",
+        "C2, other: two",
+        "C3: three",
+    ]
+    assert about(claims, ["C2"])["claim"].tolist() == ["C2 deletion"] * 2 + ["C2", "C2, other"]
+    assert about(claims, ["C1"]).empty  # C10 is no part of it
+    axes = verdict_grid(tally(claims), {"C2": "two"}).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["C2: two", "C2 deletion: two", "C2, other: two"]
 
 
 def test_each_claim_and_data_set_has_one_field_in_the_figure(published):

@@ -1,15 +1,16 @@
 """The statistics of the study: every number that is published with an interval gets it here.
 
 An `Estimate` is a number, its interval, and what that interval is of. It comes from one number per example
-(`mean_of_examples`), from one per training (`mean_of_trainings`), from both at once (`clustered`), from resamples
-(`from_resamples`, `bootstrap`), or from a count (`wilson`). `Notebook.judge` turns it into a verdict, and publishes the
-rows that it rests on, with the rule by which it follows from them.
+(`mean_of_examples`), from one per training (`mean_of_trainings`), from both at once (`clustered`), from resamples of
+whole tables (`bootstrapped`, `roc_area`), from a count (`wilson`), or from a clock (`ratio_of_rounds`).
+`Notebook.judge` turns it into a verdict, and publishes the rows that it rests on, with the rule by which it follows
+from them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
+from xuqlib.checks import check_choice
 from xuqlib.study.checked import (
     Column,
     Columns,
@@ -37,6 +39,9 @@ OVER_EXAMPLES = "±2 standard errors over examples"
 OVER_SEEDS = "95 % t-interval over seeds, paired"
 OVER_CENTRES = "±2 standard errors over examples, spanning all centres"
 BOOTSTRAP = "95 % bootstrap over examples"
+OVER_ROUNDS = "range over rounds"
+ONCE = "measured once, no interval"
+NUM_BINS = 15  # of confidence, in a calibration error
 
 Numbers = Sequence[float] | np.ndarray | pd.Series
 
@@ -86,7 +91,8 @@ class Estimate:
         value, low, high = map(math.exp, self)
         return replace(self, value=value, low=low, high=high, rule=self.rule and f"exp of {self.rule}")
 
-    def over(self, frame: pd.DataFrame, rule: str, **settings: object) -> Estimate:
+    @checked
+    def over(self, frame: Table, rule: str, **settings: object) -> Estimate:
         """The estimate with the rows that it rests on, and the rule and its settings by which it follows from them."""
         told = ", ".join(f"{name}={value}" for name, value in settings.items())
         return replace(self, rule=f"{rule} ({told})" if told else rule, rows=frame.reset_index(drop=True))
@@ -245,6 +251,174 @@ def bootstrap(
         raise TypeError(f"the statistic gave {shown(found[0])}; let it return a number, or an array")
     low, high = np.quantile(found, [0.025, 0.975], axis=0)
     return np.asarray(statistic(*tables)), low, high
+
+
+def _ratio_of_means(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a.mean() / b.mean()) if b.mean() > 0 else math.nan
+
+
+def _column_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(spearman_rows(a.mean(0)[None], b.mean(0)[None])[0])
+
+
+def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """|confidence - accuracy| of each bin, weighted by its size. Guo et al. 2017, eq. 3. arXiv 1706.04599."""
+    bins = (confidence * NUM_BINS).astype(int).clip(max=NUM_BINS - 1)
+    return float(np.abs(np.bincount(bins, confidence - right, NUM_BINS)).sum() / len(bins))
+
+
+STATISTICS: Mapping[str, Callable[..., float]] = {
+    "difference of means": lambda a, b: float(a.mean() - b.mean()),
+    "ratio of means": _ratio_of_means,  # undefined unless the second is above 0
+    "root of the ratio of means": lambda a, b: _ratio_of_means(a, b) ** 0.5,
+    "rank correlation of column means": _column_correlation,
+    "smallest column mean of these less the largest of those": lambda a, b: float(a.mean(0).min() - b.mean(0).max()),
+    # of tables confidence and right, and the same of a rival
+    "difference of calibration errors": lambda a, b, c, d: _calibration_error(a, b) - _calibration_error(c, d),
+}
+# Of measurements that have no resamples.
+MEASURES: Mapping[str, Callable[..., float]] = {
+    "the value": lambda a: float(a[0]),
+    "largest over smallest, less 1": lambda a: float(a.max() / a.min() - 1),
+    "share of the first in the sum": lambda a: float(a[0] / a.sum()),
+    "slope of logarithms": lambda a, b: float(np.polyfit(np.log(a), np.log(b), 1)[0]),  # least squares
+}
+
+
+@checked
+def bootstrapped(
+    statistic: str, *tables: np.ndarray, num_resamples: Several = 499, seed: Seed = 0, of: str = BOOTSTRAP
+) -> Estimate:
+    """A statistic of whole tables and its 95 % interval, as by `bootstrap`, with the rows that it rests on.
+
+    Args:
+        statistic: a name in `STATISTICS`.
+        *tables: (example,) or (example, column), of the same examples.
+        num_resamples, seed: of the bootstrap.
+        of: what the interval is of.
+
+    Raises:
+        ValueError: the statistic is not known; the tables are empty, or of different lengths.
+    """
+    check_choice(statistic, tuple(STATISTICS), "statistic")
+    arrays = [np.asarray(table, float) for table in tables]
+    count = _length(arrays)
+    drawn = np.random.default_rng(seed).integers(count, size=(num_resamples, count))
+    function = STATISTICS[statistic]
+    values = [function(*arrays), *(function(*(array[some] for array in arrays)) for some in drawn)]
+    found = from_resamples(np.array(values), of=of, n=count)
+    return found.over(_rows_of(arrays), statistic, resamples=num_resamples, seed=seed)
+
+
+@checked
+def measured_once(statistic: str, *tables: Numbers, of: str = ONCE) -> Estimate:
+    """A number that follows from measurements made once: it has no interval, and both ends are the number itself.
+
+    Args:
+        statistic: a name in `MEASURES`.
+        *tables: what was measured, one number per measurement.
+        of: what is said instead of what the interval is of.
+
+    Raises:
+        ValueError: the statistic is not known; there is no measurement, or more of one kind than of another.
+    """
+    check_choice(statistic, tuple(MEASURES), "statistic")
+    arrays = [np.asarray(table, float) for table in tables]
+    _length(arrays)
+    value = MEASURES[statistic](*arrays)
+    return Estimate(value, value, value, of).over(_rows_of(arrays), statistic)
+
+
+def _length(tables: Sequence[np.ndarray]) -> int:
+    """The common length of tables, 1 or more."""
+    lengths = {len(table) for table in tables if table.ndim}
+    if len(lengths) != 1 or not min(lengths) or not all(table.ndim for table in tables):
+        raise ValueError(f"tables have {sorted(lengths)} rows; pass one row or more, of the same examples in each")
+    return lengths.pop()
+
+
+def _rows_of(tables: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Tables side by side: columns example; a, b, ..., or "a 0", "a 1", ... of a table with columns."""
+    columns: dict[str, np.ndarray] = {"example": np.arange(len(tables[0]))}
+    for letter, table in zip("abcd", tables, strict=False):
+        parts = {letter: table} if table.ndim == 1 else {f"{letter} {i}": each for i, each in enumerate(table.T)}
+        columns |= parts
+    return pd.DataFrame(columns)
+
+
+@checked
+def roc_area(
+    values: Numbers,
+    against: Numbers,
+    *,
+    other_values: Numbers | None = None,
+    other_against: Numbers | None = None,
+    paired: bool = False,
+    num_resamples: Several = 1000,
+    seed: Seed = 0,
+) -> Estimate:
+    """How well a score tells these examples from those: the area under the ROC, or its gain over another score's.
+
+    The area is the chance that the score of one of these exceeds that of one of those, ties counting half. A NaN drops
+    an example from that score alone.
+
+    Args:
+        values, against: the score of these examples, and of those.
+        other_values, other_against: another score of the same examples, on the same resamples; the estimate is the
+            gain over it.
+        paired: whether these[i] is those[i], changed; then both are resampled together.
+        num_resamples, seed: of the bootstrap over examples.
+
+    Raises:
+        ValueError: the other score is of other examples, or paired examples differ in number.
+    """
+    if (other_values is None) != (other_against is None):
+        raise ValueError(
+            "one of other_values and other_against is missing; pass numbers of these and of those examples"
+        )
+    pairs = [(against, values)]
+    if other_values is not None and other_against is not None:
+        pairs.append((other_against, other_values))
+    sizes = (len(against), len(values))
+    if any((len(those), len(these)) != sizes for those, these in pairs) or (paired and sizes[0] != sizes[1]):
+        told = ", ".join(f"{len(these)} of these and {len(those)} of those" for those, these in pairs)
+        raise ValueError(f"there are numbers {told}; pass one per example{', as many of both' * paired}")
+    stream = np.random.default_rng(seed)
+    counts = [stream.multinomial(n, np.full(n, 1 / n), num_resamples) for n in sizes[: 1 if paired else 2]]
+    weights = [np.vstack([np.ones(len(count[0]), int), count]) for count in (counts[0], counts[-1])]  # first: all once
+    areas = []
+    for those, these in pairs:
+        low, high = np.asarray(those, float), np.asarray(these, float)
+        wins = (high > low[:, None]) + 0.5 * (high == low[:, None])  # NaN never wins
+        there = (weights[0] @ ~np.isnan(low)) * (weights[1] @ ~np.isnan(high))
+        areas.append(np.divide(((weights[0] @ wins) * weights[1]).sum(1), there, where=there > 0, out=there * np.nan))
+    found = from_resamples(areas[0] if len(areas) == 1 else areas[0] - areas[1], n=sizes[1])
+    columns = {name: np.concatenate(pair) for name, pair in zip(("value", "rival"), pairs, strict=False)}
+    keys = {"example": [*range(sizes[0]), *range(sizes[1])], "group": np.repeat(["those", "these"], sizes)}
+    rule = "area under the ROC" if len(areas) == 1 else "gain in area under the ROC"
+    rule += ", paired" if paired else ""
+    return found.over(pd.DataFrame({**keys, **columns}), rule, resamples=num_resamples, seed=seed)
+
+
+@checked
+def ratio_of_rounds(a: Numbers, b: Numbers, *, of: str = OVER_ROUNDS) -> Estimate:
+    """How many times as long a takes as b: the ratio of medians over rounds, and the range of ratios within a round.
+
+    Args:
+        a, b: seconds, one number per round.
+        of: what the interval is of.
+
+    Raises:
+        ValueError: there are more of one than of the other, or one is not above 0.
+    """
+    arrays = [np.asarray(each, float) for each in (a, b)]
+    _length(arrays)
+    if not all((each > 0).all() and np.isfinite(each).all() for each in arrays):
+        raise ValueError("some numbers of seconds are not above 0, or not finite; pass those of `interleaved`")
+    ratios = arrays[0] / arrays[1]
+    value = float(np.median(arrays[0]) / np.median(arrays[1]))
+    found = Estimate(value, float(ratios.min()), float(ratios.max()), of)
+    return found.over(_rows_of(arrays), "ratio of medians, range over rounds")
 
 
 @checked

@@ -388,6 +388,8 @@ class Notebook:
         n: Place | None = None,
         seeds: Count = 1,
         source: str = "this study",
+        estimate: Estimate | None = None,
+        test: str = "",
     ) -> None:
         """Add a claim, its measured value and its verdict to the notebook's closing table.
 
@@ -403,10 +405,19 @@ class Notebook:
             n: examples behind the value.
             seeds: independent trainings behind the value.
             source: who claims it: an arXiv id and section, or this study.
+            estimate: what value and verdict rest on: its rows and its rule are published.
+            test: by which the verdict follows from them, such as "above 0".
 
         Raises:
+            TypeError: the estimate is none.
             ValueError: the interval is not (low, high), or comes without a note.
         """
+        from xuqlib.study.intervals import Estimate
+
+        if not isinstance(estimate, Estimate | None):
+            raise TypeError(
+                f"claim {statement!r} rests on a {type(estimate).__name__}; pass an Estimate, as from intervals"
+            )
         low, high = (float("nan"), float("nan")) if interval is None else (float(end) for end in interval)
         if low > high:
             raise ValueError(f"interval of {statement!r} is ({low}, {high}); pass its low end first")
@@ -417,7 +428,12 @@ class Notebook:
         name, data = claim or f"{self.number}-{len(self._claims) + 1}", self.dataset if dataset is None else dataset
         verdict = VERDICTS[None if holds is None else bool(holds)]
         values = (name, statement, data, float(value), low, high, unit, n, seeds, verdict, source, note)
-        self._claims.append(dict(zip(CLAIM_COLUMNS, (*values, "claim", "", "", ""), strict=True)))
+        rows = None if estimate is None else estimate.rows
+        place = f"{self.number}_rows.parquet, claim {len(self._claims) + 1}" if rows is not None else ""
+        told = ("claim", test, estimate.rule if estimate else "", place)
+        self._claims.append(dict(zip(CLAIM_COLUMNS, (*values, *told), strict=True)))
+        if rows is not None:
+            self._rows.append(_long(rows).assign(claim=len(self._claims)))
 
     @checked
     def check(self, statement: str, holds: bool, **told: Any) -> None:
@@ -485,12 +501,9 @@ class Notebook:
             n=estimate.n if n is None else n,
             seeds=estimate.seeds if seeds is None else seeds,
             source=source,
+            estimate=estimate,
+            test=f"above {bounds[0]:g}" if between is None else f"from {bounds[0]:g} to {bounds[1]:g}",
         )
-        test = f"above {bounds[0]:g}" if between is None else f"from {bounds[0]:g} to {bounds[1]:g}"
-        self._claims[-1] |= {"test": test, "rule": estimate.rule}
-        if estimate.rows is not None:
-            self._claims[-1]["rows"] = f"{self.number}_rows.parquet, claim {len(self._claims)}"
-            self._rows.append(_long(estimate.rows).assign(claim=len(self._claims)))
 
     def claims(self) -> pd.DataFrame:
         """Publish the claims as `NN_claims.csv`, failed ones like any others, and return the columns to read.

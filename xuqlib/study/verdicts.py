@@ -18,7 +18,7 @@ import yaml
 from matplotlib.patches import Rectangle
 from scipy.stats import norm, t
 
-from xuqlib.study.checked import Column, Table, check_columns, checked
+from xuqlib.study.checked import Column, Names, Table, check_columns, checked
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.figures.charts import HUES, Picture, styled
 from xuqlib.study.names import plain
@@ -254,6 +254,29 @@ def tally(claims: Table) -> pd.DataFrame:
     return counts.sort_values("claim", key=lambda names: names.map(_natural), kind="stable", ignore_index=True)
 
 
+@checked
+def about(table: Table, names: Names) -> pd.DataFrame:
+    """The rows about some claims, and about parts of them: of C2 also "C2 deletion", of C1 also "C1, other CVs".
+
+    Args:
+        table: from `gather` or `tally`.
+        names: of claims, as in `STATEMENTS`.
+    """
+    check_columns(table, "claim")
+    return table[table["claim"].map(_whole).isin(list(names))].copy()
+
+
+def _whole(name: str) -> str:
+    """The claim that a claim is a part of: C2 of "C2 deletion"."""
+    return re.split("[ ,]", name)[0]
+
+
+def _with_parts(counts: pd.DataFrame, statements: Mapping[str, str]) -> dict[str, str]:
+    """The statements by the names under which they were measured: those of their parts, where there are any."""
+    parts = {name: list(dict.fromkeys(counts.loc[counts["claim"].map(_whole) == name, "claim"])) for name in statements}
+    return {part: text for name, text in statements.items() for part in parts[name] or [name]}
+
+
 def _natural(name: str) -> str:
     return re.sub(r"\d+", lambda number: number.group().zfill(4), name)
 
@@ -269,6 +292,7 @@ def verdict_grid(counts: Table, statements: Mapping[str, str] = STATEMENTS, *, t
         title: of the figure.
     """
     check_columns(counts, "claim", "dataset", "rows", *VERDICTS.values())
+    statements = _with_parts(counts, statements)
     datasets = sorted(dict.fromkeys(counts["dataset"]), key=lambda name: name == SEVERAL)  # in their order, that last
     figure = Picture(figsize=(6.5 + 1.75 * len(datasets), 1.4 + 0.75 * len(statements)))
     axes = figure.subplots()
@@ -329,7 +353,7 @@ def markdown_table(claims: Table, statements: Mapping[str, str] = STATEMENTS) ->
     """The tally as a Markdown table: a row per claim of `statements`, and how its rows fell on each data set."""
     counts = tally(claims)
     lines = ["| claim | what was found (rows of each verdict) | notebooks |", "|---|---|---|"]
-    for name, text in statements.items():
+    for name, text in _with_parts(counts, statements).items():
         found = counts[counts["claim"] == name].to_dict("records")
         fields = [f"{_cell(row['dataset'])}: {_counted(row)}" for row in found]
         notebooks = ", ".join(sorted(set(claims.loc[claims["claim"] == name, "notebook"])))

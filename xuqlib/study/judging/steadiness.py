@@ -89,8 +89,8 @@ def _steadiness_of_block(
 
 
 @checked
-def quotients(frame: Table, explainer: str, rival: str) -> pd.DataFrame:
-    """How many times steadier one explainer is than another: geometric mean over examples of CV / CV of the rival.
+def log_quotients(frame: Table, explainer: str, rival: str) -> pd.DataFrame:
+    """Logarithm of CV / CV of a rival, example by example: below 0 the explainer is the steadier one.
 
     Each example is its own control: only those that both explained, under the same posterior, count.
 
@@ -99,7 +99,7 @@ def quotients(frame: Table, explainer: str, rival: str) -> pd.DataFrame:
         explainer, rival: two values of the column explainer.
 
     Returns:
-        Columns posterior, definition (of `CVS`), quotient, and low, high: two standard errors of the mean logarithm.
+        Columns posterior, example, definition (of `CVS`), log_quotient; no row where a CV is 0 or undefined.
     """
     check_columns(frame, "posterior", "explainer", "example", *CVS)
     for name, what in ((explainer, "explainer"), (rival, "rival")):
@@ -109,13 +109,22 @@ def quotients(frame: Table, explainer: str, rival: str) -> pd.DataFrame:
     ]
     # The rows of the first side keep their order.
     quotient = sides[0].where(sides[0] > 0) / sides[1].where(sides[1] > 0).reindex(sides[0].index)
-    long = (
-        quotient.apply(np.log)
-        .reset_index()
-        .melt(["posterior", "example"], var_name="definition", value_name="quotient")
-        .dropna()
-    )
-    means = over_examples(long, ["posterior", "definition"], "quotient")
+    long = quotient.apply(np.log).reset_index()
+    return long.melt(["posterior", "example"], var_name="definition", value_name="log_quotient").dropna()
+
+
+@checked
+def quotients(frame: Table, explainer: str, rival: str) -> pd.DataFrame:
+    """How many times steadier one explainer is than another: geometric mean over examples of CV / CV of the rival.
+
+    Args:
+        frame, explainer, rival: as for `log_quotients`.
+
+    Returns:
+        Columns posterior, definition (of `CVS`), quotient, and low, high: two standard errors of the mean logarithm.
+    """
+    logs = log_quotients(frame, explainer, rival).rename(columns={"log_quotient": "quotient"})
+    means = over_examples(logs, ["posterior", "definition"], "quotient")
     ends = ["quotient", "low", "high"]
     return means.assign(**{end: np.exp(means[end]) for end in ends})
 

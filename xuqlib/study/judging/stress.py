@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from xuqlib.study.checked import (
     check_columns,
     checked,
 )
-from xuqlib.study.intervals import from_resamples
+from xuqlib.study.intervals import roc_area
 
 CORRUPTIONS: dict[str, tuple[float, ...]] = {
     "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation
@@ -178,19 +179,13 @@ def detection(
     if paired and len(clean) != len(odd):
         raise ValueError(f"paired, but {len(clean)} rows are clean and {len(odd)} odd; pass as many of both")
     clean, odd = clean.select_dtypes("float"), odd.select_dtypes("float")
-    stream, sizes = np.random.default_rng(seed), (len(clean), len(odd))
-    counts = [stream.multinomial(n, np.full(n, 1 / n), num_resamples) for n in sizes[: 1 if paired else 2]]
-    weights = [np.vstack([np.ones(len(count[0]), int), count]) for count in (counts[0], counts[-1])]  # first: all once
-    areas, missing = {}, {}
+    area, rows = partial(roc_area, paired=paired, num_resamples=num_resamples, seed=seed), []
     for name in clean.columns:
-        low, high = (frame[name].to_numpy(float) for frame in (clean, odd))
-        wins = (high > low[:, None]) + 0.5 * (high == low[:, None])  # NaN never wins
-        there = (weights[0] @ ~np.isnan(low)) * (weights[1] @ ~np.isnan(high))
-        areas[name] = np.divide(((weights[0] @ wins) * weights[1]).sum(1), there, where=there > 0, out=there * np.nan)
-        missing[name] = float(np.isnan(np.concatenate([low, high])).mean())
+        scores = (odd[name], clean[name])
+        missing = float(pd.concat(scores).isna().mean())
+        gain = area(*scores, other_values=odd[against], other_against=clean[against])
+        rows.append((name, *area(*scores), *gain, missing))
     names = ["detector", "auroc", "low", "high", "gain", "gain_low", "gain_high", "undefined"]
-    gains = {name: area - areas[against] for name, area in areas.items()}
-    rows = [(n, *from_resamples(area), *from_resamples(gains[n]), missing[n]) for n, area in areas.items()]
     return pd.DataFrame(rows, columns=names)
 
 

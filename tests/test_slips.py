@@ -71,7 +71,7 @@ from xuqlib.inputs import Inputs
 from xuqlib.metrics.deletion import deletion, insertion, perturbed, pixel_order
 from xuqlib.moments import Moments
 from xuqlib.outputs import Output, are_probabilities, as_output
-from xuqlib.path import Path, rows_per_pass
+from xuqlib.path import Path, along, rows_per_pass
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import stacked, trainable_copy
 from xuqlib.posteriors.fixing import RandomNetworkError, _is_random, _on_device, count_examples, seed_of, tensors_in
@@ -1949,3 +1949,16 @@ def test_one_draw_of_several_numbers_is_explained_at_the_first_of_them(output):
     e = explain([network], gradient, x, output=output)
     assert e.target.tolist() == [0, 0, 0]
     assert_close(e.values[0], gradient(network, x, 0), **EXACT)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100])
+def test_the_steps_of_a_path_without_weights_count_once_each(rows):
+    network, x = seeded(table_mlp).eval(), randn(3, 5)
+    path = Path(x, randn(3, 5, seed=1), torch.arange(4.0).double().view(4, 1))
+    points = [x + step * path.spread for step in range(4)]
+    wanted = sum(gradient(network, point, 1) for point in points)
+    assert_close(along(network, path, 1, rows), wanted, **EXACT)
+    draws = MCDropout(network).sample(2)
+    with assert_fast():
+        found = Engine(draws, x[:1]).attributions(path, torch.ones(3, dtype=torch.long))
+    assert_close(torch.stack(list(found)), torch.stack([along(draw, path, 1, rows) for draw in draws]), **EXACT)

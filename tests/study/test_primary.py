@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,17 @@ import pytest
 from scipy import stats
 
 from xuqlib.study.intervals import Estimate, mean_of_examples, mean_of_trainings
-from xuqlib.study.record import CLAIM_COLUMNS, Notebook
-from xuqlib.study.verdicts import CHOSEN, Chosen, gather, holm, primary, read_chosen
+from xuqlib.study.record import CLAIM_COLUMNS, ROOT, Notebook
+from xuqlib.study.verdicts import (
+    OWN_CLAIMS,
+    PAPER_CLAIMS,
+    SECOND_CLAIMS,
+    Chosen,
+    gather,
+    holm,
+    primary,
+    read_chosen,
+)
 
 ENTRY = Chosen("a is larger", "this study", "50", "a is above b", ("planted",), "a - b", "examples", 0.1)
 
@@ -76,6 +86,15 @@ def test_p_values_are_those_of_the_tests_that_the_intervals_belong_to(tmp_path, 
     assert primary(table, entries)["p"].to_numpy() == pytest.approx(holm(wanted[:3]), rel=1e-3)
 
 
+def test_a_rule_without_a_bound_keeps_its_verdict_and_spends_no_test(tmp_path, monkeypatch):
+    values = 1 + np.tile([-1.0, 1.0], 50)
+    table = claims(tmp_path, monkeypatch, (mean_of_examples(values), {"statement": "a"}), (Estimate(2.0), {}))
+    table.loc[1, ["test", "verdict"]] = ["first place depends on the data", "undecided"]
+    found = primary(table, {"A": replace(ENTRY, row="a"), "B": replace(ENTRY, row="claim 1")})
+    assert found["verdict"].tolist() == ["holds", "undecided"] and found["p"].isna().tolist() == [False, True]
+    assert found["why"].tolist() == ["", "by a rule of its own"]
+
+
 def test_what_was_not_measured_is_told_and_no_test_is_spent_on_it(tmp_path, monkeypatch):
     values = 1 + np.tile([-1.0, 1.0], 50)
     table = claims(tmp_path, monkeypatch, (mean_of_examples(values), {"statement": ENTRY.row}))
@@ -106,8 +125,22 @@ def test_a_table_of_a_former_version_has_neither_tests_nor_rows(tmp_path):
     assert table[["kind", "test", "rule", "rows"]].to_numpy().tolist() == [["claim", "", "", ""]]
 
 
-@pytest.mark.skipif(not CHOSEN.exists(), reason="no claims are chosen yet")
-def test_each_paper_claim_has_its_number():
-    from xuqlib.study.verdicts import OWN_CLAIMS, PAPER_CLAIMS, SECOND_CLAIMS
+def test_each_claim_that_is_no_algebra_has_its_number():
+    chosen = read_chosen()
+    assert {name.split()[0] for name in chosen} == {*PAPER_CLAIMS, *SECOND_CLAIMS, *OWN_CLAIMS} - {"U1"}
+    assert all(entry.unit and entry.measure and entry.says for entry in chosen.values())
 
-    assert {name.split()[0] for name in read_chosen()} == {*PAPER_CLAIMS, *SECOND_CLAIMS, *OWN_CLAIMS}
+
+def test_a_number_stands_among_the_rows_of_its_notebook():
+    """Of the quick runs, whose data sets are others: statements are compared without their data, classes and sizes."""
+    quick = gather(ROOT / "figures" / "quick")
+    for name, entry in read_chosen().items():
+        known = {_bare(each) for each in quick.loc[quick["notebook"] == entry.notebook, "statement"]}
+        told = entry.row.startswith(("generative:", "mnist,"))  # the clock runs in the full run alone; other sizes
+        assert told or _bare(entry.row) in known, name
+
+
+def _bare(statement: str) -> str:
+    return re.sub(
+        r"PGD \d+|(of|of class) (deer|saltire|stripes)|integrated_gradients, (mc_dropout_all|networks_5)", "", statement
+    )

@@ -191,7 +191,8 @@ def primary(claims: Table, chosen: Mapping[str, Chosen]) -> pd.DataFrame:
 
     Returns:
         A row for each claim and data set: claim, says, dataset, value, low, high, unit, n, seeds, scope, p (adjusted),
-        verdict ("not measured" where there is no such row, or one without a test), why.
+        verdict ("not measured" where there is no such row, or one without a test), why. A test without a bound has no
+        p, and keeps its own verdict.
     """
     check_columns(
         claims, "notebook", "statement", "dataset", "test", "rule", "note", *("value", "low", "high", "seeds")
@@ -209,8 +210,8 @@ def primary(claims: Table, chosen: Mapping[str, Chosen]) -> pd.DataFrame:
     measured = table.get("test", pd.Series(index=table.index, dtype=object)).notna()
     if not measured.any():
         return table.assign(verdict="not measured", why="")[["claim", "says", "dataset", "verdict", "why"]]
-    raw = pd.Series([_p_value(row) for row in table[measured].itertuples()], table.index[measured])
-    table["p"] = pd.Series(holm(raw.fillna(1)), raw.index)
+    raw = pd.Series([_p_value(row) for row in table[measured].itertuples()], table.index[measured]).dropna()
+    table["p"] = pd.Series(holm(raw), raw.index)
     judged = [
         _judged(row) if there else ("not measured", "") for row, there in zip(table.itertuples(), measured, strict=True)
     ]
@@ -222,6 +223,8 @@ def primary(claims: Table, chosen: Mapping[str, Chosen]) -> pd.DataFrame:
 
 def _judged(row: Any) -> tuple[str, str]:
     bounds = _bounds(row.test)
+    if not bounds:
+        return row.verdict, "by a rule of its own"
     if len(bounds) == 2:
         if row.high < bounds[0] or row.low > bounds[1]:
             return "fails", "the interval lies outside"

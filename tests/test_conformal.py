@@ -99,10 +99,10 @@ def test_unseen_trainings_are_held_as_often_as_promised(scale):
         assert abs(np.mean(found) - 0.9) < max(3 * error, 0.03)
 
 
-def test_what_is_guaranteed_is_wider_and_needs_nine_others():
+def test_what_is_conservative_is_wider_and_needs_nine_others():
     some = X[:37]  # so that no share of the scores is exactly the level
     conformal = [
-        ConformalExplainer("gradient_x_input", scale="map").fit(NETWORKS, some, guaranteed=sure)
+        ConformalExplainer("gradient_x_input", scale="map").fit(NETWORKS, some, conservative=sure)
         for sure in (False, True)
     ]
     reach = [each.interval(NETWORKS[0], X) for each in conformal]
@@ -111,9 +111,9 @@ def test_what_is_guaranteed_is_wider_and_needs_nine_others():
     scores = [((maps[b] - maps[a]).abs() / (0.05 + maps[a].abs())) for a, b in permutations(range(12), 2)]
     wanted = np.quantile(torch.stack(scores).numpy().ravel(), 0.9 * 12 / 11, method="inverted_cdf")
     assert ((reach[1].high - reach[1].centre) / (0.05 + reach[1].centre.abs())).numpy() == pytest.approx(wanted)
-    with pytest.raises(ValueError, match="there are 9 networks; pass 10 for a guaranteed 90%"):
-        fitted(count=9, guaranteed=True)
-    assert fitted(count=10, guaranteed=True).num_networks == 10
+    with pytest.raises(ValueError, match="there are 9 networks; pass 10 for a conservative 90%"):
+        fitted(count=9, conservative=True)
+    assert fitted(count=10, conservative=True).num_networks == 10
 
 
 def test_held_out_networks_are_covered_about_as_often():

@@ -484,7 +484,7 @@ CALLS: Calls = {
         "x": lambda: torch.cat([pictures(), pictures().flip(0), pictures().flip(3)]),
         "target": lambda: target().repeat(3),
         "weights": lambda: torch.ones(12),
-        "guaranteed": lambda: False,
+        "conservative": lambda: False,
     },
     "conformal.ConformalExplainer.interval": {"explained": net, "x": pictures, "band": lambda: "feature"},
     "distribution.ExplanationDistribution.__init__": {
@@ -1168,7 +1168,7 @@ KINDS: dict[str, Kind] = {
     "flag": Kind(
         """
         absolute, overwrite, partial, decides, keep_roots, log: bool, matched, paired, progress, rescale,
-        retrain, scaled, soft, tokens, within, holds, guaranteed
+        retrain, scaled, soft, tokens, within, holds, conservative
         """,
         always(text="no", number=2, nan=math.nan, list=[]),
     ),

@@ -85,10 +85,11 @@ class ConformalExplainer:
 
     What is promised: let networks be independent trainings of one recipe, examples independent draws of one
     distribution, and none of them part of the calibration. Then the interval holds another network's attribution with
-    a chance of `level`, on average over features, examples and networks: exactly in the limit of many networks and
-    examples; with `guaranteed=True` at least so with few networks, of which level / (1 - level) are needed beside the
-    centre (9 for 90 %). What is not: anything about a single example or feature, another recipe, or shifted data,
-    unless `weights` tell how it has shifted.
+    a chance of `level`, on average over features, examples and networks, in the limit of many networks and examples.
+    With few networks, `conservative=True` takes the quantile at level (k + 1) / k for k networks beside the centre, of
+    which it needs level / (1 - level), 9 for 90 %. That is proven for one centre that stays and many examples; here all
+    networks take turns as the centre, so it is a margin, not a proof. What is not promised: anything about a single
+    example or feature, another recipe, or shifted data, unless `weights` tell how it has shifted.
 
     Args:
         explainer: as for `explain`.
@@ -139,7 +140,7 @@ class ConformalExplainer:
         target: Tensor | int | None = None,
         *,
         weights: Tensor | None = None,
-        guaranteed: bool = False,
+        conservative: bool = False,
     ) -> ConformalExplainer:
         """Measure how far the explanations of trainings lie from each other.
 
@@ -148,7 +149,7 @@ class ConformalExplainer:
             x: calibration examples that no network was trained on, ten or more.
             target: class to explain, (N,) or one for all; by default the most probable one over the networks.
             weights: how much likelier each example is where the intervals will be used than here, (N,).
-            guaranteed: whether few networks are made up for by wider intervals; see the class.
+            conservative: whether few networks are made up for by wider intervals; see the class.
 
         Returns:
             Itself. `held_out` is then the coverage of each network's map in intervals made without it, (network,).
@@ -158,10 +159,10 @@ class ConformalExplainer:
         """
         members = list(networks if isinstance(networks, Draws) else Draws(networks))
         check_examples(x)
-        check_flag(guaranteed, "guaranteed")
+        check_flag(conservative, "conservative")
         needed = math.ceil(self.level / (1 - self.level) - 1e-9)
-        if (others := len(members) - 1) < (needed if guaranteed else 2):
-            least = f"{needed + 1} for a guaranteed {self.level:.0%}" if guaranteed else "three or more"
+        if (others := len(members) - 1) < (needed if conservative else 2):
+            least = f"{needed + 1} for a conservative {self.level:.0%}" if conservative else "three or more"
             raise ValueError(f"there are {len(members)} networks; pass {least} trainings of one recipe")
         if len(x) < 10:
             raise ValueError(f"there are {len(x)} examples; pass ten or more that no network was trained on")
@@ -182,7 +183,7 @@ class ConformalExplainer:
             self._learn([self._features(x[learnt], _at(centres[own], learnt)) for own, _ in pairs], far)
         half = [self._half(x[judged], _at(centre, judged)) for centre in centres]
         scores = {(own, other): (plain[other].map - centres[own].map)[judged].abs() / half[own] for own, other in pairs}
-        level = self.level * (others + 1) / others if guaranteed else self.level
+        level = self.level * (others + 1) / others if conservative else self.level
         classes = None if target is None else torch.as_tensor(target).expand(len(x))[judged]
         for band in BANDS:
             if band == "class" and classes is None:

@@ -97,6 +97,15 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
 
 
+def tied(means: np.ndarray) -> np.ndarray:
+    """The means, those that rounding alone tells apart made one."""
+    near, last = {}, -math.inf
+    for value in sorted(means):
+        near[value] = near[last] if value - last <= 1e-6 * max(abs(means)) else value
+        last = value
+    return np.array([near[value] for value in means])
+
+
 def drawn_rows(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     yield np.arange(n)
     yield from np.random.default_rng(seed).integers(n, size=(resamples, n))
@@ -145,7 +154,7 @@ def class_gap(parts: dict[str, pd.DataFrame]) -> float:
 
 def of_class_means(parts: dict[str, pd.DataFrame]) -> float:
     means = np.array([part[["a", "b"]].mean() for part in parts.values()])
-    return spearman(means[:, 0], means[:, 1])
+    return spearman(tied(means[:, 0]), tied(means[:, 1]))
 
 
 def of_all(parts: dict[str, pd.DataFrame]) -> float:
@@ -331,7 +340,7 @@ RULES: dict[str, Callable[..., Ends]] = {
     "difference of means": of_tables(lambda a, b: float(np.mean(a) - np.mean(b))),
     "ratio of means": of_tables(ratio),
     "root of the ratio of means": of_tables(lambda a, b: math.sqrt(ratio(a, b))),
-    "rank correlation of column means": of_tables(lambda a, b: spearman(a.mean(axis=0), b.mean(axis=0))),
+    "rank correlation of column means": of_tables(lambda a, b: spearman(tied(a.mean(axis=0)), tied(b.mean(axis=0)))),
     "smallest column mean of these less the largest of those": of_tables(
         lambda a, b: min(column.mean() for column in a.T) - max(column.mean() for column in b.T)
     ),

@@ -501,6 +501,7 @@ def test_the_table_has_a_case_for_every_public_function_that_takes_input():
         *("lime_fit", "versions"),
         *("StoredExplanations", "explain_dataset", "open_explanations"),  # in test_wrong_calls, and of tests/scale
         *("load_draws", "save_draws"),  # likewise
+        *("ConformalExplainer", "report"),  # in test_wrong_calls, and of test_conformal and tests/study/test_report
     }
     called = set()
     for _, call, _, _ in CASES:

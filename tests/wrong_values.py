@@ -109,6 +109,7 @@ INTERNAL = {
     "posteriors.fixing": BEHIND,
     "posteriors.kinds": BEHIND,
     "posteriors.laplace.Laplace.weights": BEHIND,
+    "posteriors.mc_dropout.can_drop": BEHIND,
     "posteriors.random_weights.DropConnectLayer": BEHIND,
     "posteriors.random_weights.FlipoutLayer": BEHIND,
     "posteriors.shared": BEHIND,
@@ -146,6 +147,7 @@ INTERNAL = {
     "study.judging.recalibration.Repair": RECORD,
     "study.judging.variance.VarianceSplit": RECORD,
     "study.names": "makes text of whatever it is given",
+    "study.verdicts.Chosen.__init__": RECORD,
     "study.record.csv_bytes": COMMANDS,
     "study.record.figures_folder": COMMANDS,
     "study.record.index_problems": COMMANDS,
@@ -767,6 +769,10 @@ CALLS: Calls = {
         "train": lambda: load("planted", num_examples=12)[:0] if False else picture_examples(),
     },
     "study.training.vae.kl_from_prior": {"mean": lambda: randn(4, 2), "log_var": lambda: randn(4, 2)},
+    "study.verdicts.about": {"table": claims, "names": lambda: ["C1"]},
+    "study.verdicts.holm": {"p": lambda: [0.01, 0.04, 0.03]},
+    "study.verdicts.primary": {"chosen": lambda: importlib.import_module("xuqlib.study.verdicts").read_chosen()},
+    "study.verdicts.read_chosen": {"path": lambda: Path(xuqlib.__file__).parents[1] / "notebooks" / "claims.yaml"},
     "study.verdicts.gather": {"folder": lambda: Path(xuqlib.__file__).parents[1] / "figures" / "full"},
     "study.verdicts.verdict_bars": {"by": lambda: "notebook"},
     "study.verdicts.verdict_grid": {"counts": lambda: importlib.import_module("xuqlib.study.verdicts").tally(claims())},
@@ -988,10 +994,11 @@ KINDS: dict[str, Kind] = {
     ),
     "names": Kind(
         """
-        kinds: Sequence[str], layers, metrics, sliders, statistics, columns: Sequence[str], by: Sequence[str]
+        kinds: Sequence[str], layers, metrics, sliders, statistics, columns: Sequence[str], by: Sequence[str],
+        study.verdicts.about(names)
         """,
         NAMES,
-        ("metric", "layer", "kind nope"),
+        ("metric", "layer", "kind nope", "claim"),
     ),
     "column": Kind(
         """
@@ -1159,7 +1166,8 @@ KINDS: dict[str, Kind] = {
     "record": Kind(
         """
         counterfactuals, curves, estimate, expected, found, pairs, running, shown, study: PairStudy, terms,
-        chosen: Mapping[str, object], facts, tests, entries, statements, kinds: Mapping[str, str] | None,
+        chosen: Mapping[str, object], chosen: Mapping[str, Chosen], facts, tests, entries, statements,
+        kinds: Mapping[str, str] | None,
         recipe, target_scale, feature_scale, feature_groups, train, validation, examples: Examples
         """,
         {**always(none=None, text="record", number=3, empty=()), "dict": lambda v: {"nope": 3}},

@@ -215,13 +215,6 @@ def test_blurring_the_one_pixel_that_matters_first_scores_above_blurring_it_last
     assert curves.groupby("map")["share"].unique().map(list)["first"] == [0, 0.05, 0.1]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(-0.2, -0.1, True), (0.1, 0.2, False), (0.0, 0.1, False), (-0.1, 0.0, None)]
-)
-def test_a_score_fell_where_its_whole_interval_lies_below_0(low, high, verdict):
-    assert notebook.fell(low, high) is verdict
-
-
 def test_no_warning_is_left_by_the_promises():
     with warnings.catch_warnings(record=True) as left:
         warnings.simplefilter("always")

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
+from xuqlib.study import intervals
 from xuqlib.study.intervals import Estimate, class_correlation, class_gap, class_means, correlation
 
 TWO = pd.DataFrame({"class": ["b", "b", "b", "a", "a"], "value": [1.0, 2.0, 6.0, 10.0, 14.0]})
@@ -75,6 +76,20 @@ def test_the_correlation_over_classes_is_that_of_the_class_means():
     frame = pd.DataFrame({"class": ["a", "b", "c", "d"], "x": [1.0, 2.0, 3.0, 4.0], "y": [10.0, 30.0, 20.0, 40.0]})
     assert class_correlation(frame, "x", "y").value == pytest.approx(0.8)  # 1 - 6 * 2 / (4 * 15)
     assert all(math.isnan(end) for end in class_correlation(frame.assign(y=1.0), "x", "y"))
+
+
+def test_rounding_decides_no_tie_between_classes():
+    thirds = {"a": [1 / 3, 2 / 3, 0.0, 0.0], "b": [0.5, 0.25, 0.125, 0.125], "c": [0.0, 0.0, 0.0, 0.0]}
+    thirds["d"] = [0.2, 0.4, 0.2 + 0.2, 1e-9]  # means 1/4, 1/4, 0, 1/4 + 2.5e-10
+    frame = pd.DataFrame([(name, value) for name, values in thirds.items() for value in values], columns=["class", "y"])
+    frame["x"] = frame["class"].map({"a": 1.0, "b": 2.0, "c": 0.0, "d": 3.0})
+    # Ranks of x 2, 3, 1, 4; of y 3, 3, 1, 3: covariance 3, squares 5 and 3.
+    assert class_correlation(frame, "x", "y").value == pytest.approx(3 / math.sqrt(15))
+    wide = frame.pivot_table("y", index=frame.groupby("class").cumcount(), columns="class").to_numpy()
+    asked = np.tile([1.0, 2.0, 0.0, 3.0], (4, 1))
+    assert intervals.bootstrapped("rank correlation of column means", asked, wide).value == pytest.approx(
+        3 / math.sqrt(15)
+    )
 
 
 def test_the_correlation_over_examples_is_that_of_scipy_ties_included():

@@ -258,7 +258,16 @@ def _ratio_of_means(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _column_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    return float(spearman_rows(a.mean(0)[None], b.mean(0)[None])[0])
+    return float(spearman_rows(_order(a.mean(0)[None]), _order(b.mean(0)[None]))[0])
+
+
+def _order(means: np.ndarray) -> np.ndarray:
+    """The order (line, place) of means along each line; what differs by less than 1e-6 of the largest is one."""
+    places = means.argsort(1)
+    steps = np.diff(np.take_along_axis(means, places, 1), axis=1, prepend=-np.inf)
+    order = np.empty_like(places)
+    np.put_along_axis(order, places, (steps > 1e-6 * np.abs(means).max(1, keepdims=True)).cumsum(1), 1)
+    return order
 
 
 def _calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
@@ -583,14 +592,15 @@ def class_correlation(frame: Table, a: Column, b: Column, *, num_resamples: Seve
     """Rank correlation (Spearman) over classes between the class means of two columns; NaN where one is constant.
 
     The interval says how far the few examples of each class may mislead, not what other classes would do. Noise in
-    the class means pulls a resampled correlation towards 0, so the interval may lie lower than its value.
+    the class means pulls a resampled correlation towards 0, so the interval may lie lower than its value. Means that
+    differ by less than 1e-6 of the largest are a tie: rounding may not decide which class comes first.
 
     Args:
         frame, num_resamples, seed: as for `class_means`; only examples that have both columns count.
         a, b: the columns.
     """
     _, _, (left, right), _ = _resampled(frame, [a, b], num_resamples, seed)
-    found, rows = from_resamples(spearman_rows(left, right)), _by_class(frame, {"a": a, "b": b})
+    found, rows = from_resamples(spearman_rows(_order(left), _order(right))), _by_class(frame, {"a": a, "b": b})
     return found.over(rows, "rank correlation of class means", resamples=num_resamples, seed=seed)
 
 

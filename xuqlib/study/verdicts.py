@@ -7,7 +7,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import yaml
 from matplotlib.patches import Rectangle
 from scipy.stats import norm, t
 
-from xuqlib.study.checked import Column, Names, Table, check_columns, checked
+from xuqlib.checks import check_choice
+from xuqlib.study.checked import Column, Names, Numbers, Table, check_columns, checked, shown
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.figures.charts import HUES, Picture, styled
 from xuqlib.study.names import plain
@@ -115,6 +116,7 @@ class Chosen:
     smallest: float
 
 
+@checked
 def read_chosen(path: Path = CHOSEN) -> dict[str, Chosen]:
     """The entries of a file like `notebooks/claims.yaml`, by the names of their claims.
 
@@ -133,12 +135,17 @@ def read_chosen(path: Path = CHOSEN) -> dict[str, Chosen]:
 
 
 @checked
-def holm(p: Sequence[float] | np.ndarray | pd.Series) -> np.ndarray:
+def holm(p: Numbers) -> np.ndarray:
     """P-values of several tests, adjusted so that below 5 % one of them is wrong with a chance of at most 5 %.
+
+    Raises:
+        ValueError: one of them does not lie between 0 and 1.
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
     values = np.asarray(p, float)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"p is {shown(p)}; pass numbers between 0 and 1")
     order = np.argsort(values, kind="stable")
     steps = values[order] * np.arange(len(values), 0, -1)
     adjusted = np.empty(len(values))
@@ -197,6 +204,8 @@ def primary(claims: Table, chosen: Mapping[str, Chosen]) -> pd.DataFrame:
     check_columns(
         claims, "notebook", "statement", "dataset", "test", "rule", "note", *("value", "low", "high", "seeds")
     )
+    if not isinstance(chosen, Mapping) or not all(isinstance(entry, Chosen) for entry in chosen.values()) or not chosen:
+        raise TypeError(f"chosen is {shown(chosen)}; pass what read_chosen returns")
     rows = []
     for name, entry in chosen.items():
         for dataset in entry.datasets:
@@ -264,8 +273,13 @@ def about(table: Table, names: Names) -> pd.DataFrame:
     Args:
         table: from `gather` or `tally`.
         names: of claims, as in `STATEMENTS`.
+
+    Raises:
+        ValueError: one of the names is not there.
     """
     check_columns(table, "claim")
+    for name in names:
+        check_choice(name, STATEMENTS, "claim")
     return table[table["claim"].map(_whole).isin(list(names))].copy()
 
 

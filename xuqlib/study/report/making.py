@@ -356,7 +356,7 @@ def _numbers(
     return _plain(
         {
             "about": about,
-            "scores": {who: {name: vars(each) for name, each in of.items()} for who, of in scores.items()},
+            "scores": {who: {name: _told(each) for name, each in of.items()} for who, of in scores.items()},
             "reliability": bins.to_dict("records"),
             "checks": [
                 {
@@ -365,7 +365,7 @@ def _numbers(
                     "measured": CHECKS[each.name].measured,
                     "light": each.light,
                     "bound": each.bound,
-                    **({} if each.estimate is None else vars(each.estimate)),
+                    **({} if each.estimate is None else _told(each.estimate)),
                     "meaning": each.meaning,
                     "advice": each.advice,
                 }
@@ -388,6 +388,11 @@ def _other_order(logits: Tensor, labels: Tensor, names: Sequence[str]) -> str:
     order = ", ".join(names[place] for place in matched)
     share = float(counts[outputs, matched].sum()) / len(labels)
     return f" With the classes in the order {order}, {100 * share:.0f} % of the answers would be right."
+
+
+def _told(estimate: Estimate) -> dict[str, Any]:
+    """An estimate without the rows that it rests on: those of the examples stand in the JSON once."""
+    return {name: value for name, value in vars(estimate).items() if name not in ("rule", "rows")}
 
 
 def _plain(value: Any) -> Any:

@@ -127,17 +127,27 @@ def partial_correlation(rows: pd.DataFrame, resamples: int, seed: int) -> Ends:
     return percentiles(found[0], found[1:])
 
 
-def class_samples(rows: pd.DataFrame, resamples: int, seed: int) -> Iterator[dict[str, pd.DataFrame]]:
+Part = dict[str, np.ndarray]  # the columns of one class's rows
+
+
+def class_samples(rows: pd.DataFrame, resamples: int, seed: int) -> Iterator[dict[str, Part]]:
     """The rows of each class, and then with each class's examples drawn anew, as many as there are."""
     stream = np.random.default_rng(seed)
-    parts = {str(name): part for name, part in rows.groupby("group", sort=False, observed=True)}
-    picks = {name: stream.integers(len(part), size=(resamples, len(part))) for name, part in parts.items()}
+    parts = {
+        str(name): {str(column): part[column].to_numpy() for column in part}
+        for name, part in rows.groupby("group", sort=False, observed=True)
+    }
+    counts = {name: len(part["example"]) for name, part in parts.items()}
+    picks = {name: stream.integers(n, size=(resamples, n)) for name, n in counts.items()}
     yield parts
     for number in range(resamples):
-        yield {name: part.iloc[picks[name][number]] for name, part in parts.items()}
+        yield {
+            name: {column: values[picks[name][number]] for column, values in part.items()}
+            for name, part in parts.items()
+        }
 
 
-def of_classes(statistic: Callable[[dict[str, pd.DataFrame]], float]) -> Callable[..., Ends]:
+def of_classes(statistic: Callable[[dict[str, Part]], float]) -> Callable[..., Ends]:
     def rule(rows: pd.DataFrame, resamples: int, seed: int) -> Ends:
         value, *others = [statistic(parts) for parts in class_samples(rows, resamples, seed)]
         return percentiles(value, others)
@@ -145,25 +155,24 @@ def of_classes(statistic: Callable[[dict[str, pd.DataFrame]], float]) -> Callabl
     return rule
 
 
-def class_gap(parts: dict[str, pd.DataFrame]) -> float:
-    means = {bool(part["this"].iloc[0]): [] for part in parts.values()}
+def class_gap(parts: dict[str, Part]) -> float:
+    means: dict[bool, list[float]] = {True: [], False: []}
     for part in parts.values():
-        means[bool(part["this"].iloc[0])].append(part["value"].mean())
+        means[bool(part["this"][0])].append(float(part["value"].mean()))
     return float(means[True][0] - np.mean(means[False]))
 
 
-def of_class_means(parts: dict[str, pd.DataFrame]) -> float:
-    means = np.array([part[["a", "b"]].mean() for part in parts.values()])
-    return spearman(tied(means[:, 0]), tied(means[:, 1]))
+def of_class_means(parts: dict[str, Part]) -> float:
+    a, b = (np.array([part[name].mean() for part in parts.values()]) for name in ("a", "b"))
+    return spearman(tied(a), tied(b))
 
 
-def of_all(parts: dict[str, pd.DataFrame]) -> float:
-    whole = np.concatenate([part[["a", "b"]].to_numpy() for part in parts.values()])
-    return spearman(whole[:, 0], whole[:, 1])
+def of_all(parts: dict[str, Part]) -> float:
+    return spearman(*(np.concatenate([part[name] for part in parts.values()]) for name in ("a", "b")))
 
 
-def within_classes(parts: dict[str, pd.DataFrame]) -> float:
-    each = [spearman(part["a"].to_numpy(), part["b"].to_numpy()) for part in parts.values() if len(part) > 2]
+def within_classes(parts: dict[str, Part]) -> float:
+    each = [spearman(part["a"], part["b"]) for part in parts.values() if len(part["a"]) > 2]
     defined = [rho for rho in each if not math.isnan(rho)]
     return float(np.mean(defined)) if defined else math.nan
 
@@ -268,9 +277,9 @@ def two_stages(rows: pd.DataFrame, resamples: int, stream: np.random.Generator) 
             if not known:
                 columns.append([float((value * count).sum() / count.sum()) for count in counts])
                 continue
-            right = 1 - there["error"].to_numpy()
-            every = [np.repeat(np.arange(len(shared)), count) for count in counts]
-            columns.append([calibration_error(value[some], right[some]) for some in every])
+            gaps = np.array(counts) * (value - (1 - there["error"].to_numpy()))  # (1 + resample, example)
+            bins = [(value >= number / 15) & ((value < (number + 1) / 15) | (number == 14)) for number in range(15)]
+            columns.append(sum(abs(gaps[:, inside].sum(axis=1)) for inside in bins) / len(shared))
         of_training[name] = np.array(columns)  # (training, 1 + resample)
     found = {}
     for name, scores in of_training.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -29,7 +30,9 @@ ENTRY = Chosen("a is larger", "this study", "50", "a is above b", ("planted",), 
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # 3 x .01, then 2 x .03, then at least that
     assert holm([0.5, 0.9]) == pytest.approx([1, 1])
-    assert holm([]).size == 0
+    for wrong in ([], [0.5, 1.5], [-0.1], [math.nan]):
+        with pytest.raises(ValueError, match="p is "):
+            holm(wrong)
 
 
 def test_holm_keeps_its_promise_where_nothing_is_true():

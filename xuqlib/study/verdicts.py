@@ -220,7 +220,7 @@ def primary(claims: Table, chosen: Mapping[str, Chosen]) -> pd.DataFrame:
     if not measured.any():
         return table.assign(verdict="not measured", why="")[["claim", "says", "dataset", "verdict", "why"]]
     raw = pd.Series([_p_value(row) for row in table[measured].itertuples()], table.index[measured]).dropna()
-    table["p"] = pd.Series(holm(raw), raw.index)
+    table["p"] = pd.Series(holm(raw) if len(raw) else [], raw.index, float)
     judged = [
         _judged(row) if there else ("not measured", "") for row, there in zip(table.itertuples(), measured, strict=True)
     ]

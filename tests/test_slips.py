@@ -1962,3 +1962,15 @@ def test_the_steps_of_a_path_without_weights_count_once_each(rows):
     with assert_fast():
         found = Engine(draws, x[:1]).attributions(path, torch.ones(3, dtype=torch.long))
     assert_close(torch.stack(list(found)), torch.stack([along(draw, path, 1, rows) for draw in draws]), **EXACT)
+
+
+@pytest.mark.parametrize("rooted", [True, False], ids=["of a graph", "a leaf"])
+def test_what_a_copy_changes_of_its_last_pass_is_its_own(rooted):
+    network = seeded(table_mlp)
+    network.last = torch.ones(3, requires_grad=True)
+    if rooted:
+        network.last = network.last * 2
+    before = network.last.detach().clone()
+    with torch.no_grad():
+        trainable_copy(network).last.add_(5)
+    assert_close(network.last.detach(), before, **EXACT)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 from core_networks import EXACT, assert_same, randn, seeded, snapshot
-from helpers import n15
 from hostile import WRITABLE
 from notebook_cells import definitions
 from PIL import Image
@@ -29,6 +28,7 @@ from xuqlib import (
     uncertainties,
 )
 from xuqlib.study.judging.scores import scores_of
+from xuqlib.study.report.reading import Reading, read
 from xuqlib.study.training.resnet18 import plain_resnet18
 from xuqlib.ua_backprop import SETTINGS
 
@@ -110,15 +110,20 @@ def test_laplace_finds_the_last_layer(name, layer):
     assert Laplace(notebook.other_networks(4)[name]).last_layer == layer
 
 
+def from_folder(folder, count, *, classes=None, size=None, channels=3, seed=0):
+    return read(folder, Reading(classes, size, channels), most=count, seed=seed)
+
+
 def test_a_folder_gives_back_the_pictures_and_the_classes_in_the_order_of_the_outputs(tmp_path):
     examples = load("planted", num_examples=12)
-    notebook.write_images(examples, tmp_path)
-    found = n15.read_images(tmp_path, 12, classes=examples.class_names)
-    order = examples.y.argsort(stable=True)
-    assert found.names == list(examples.class_names)
-    assert torch.equal(found.y, examples.y[order])
-    assert torch.equal(found.x, examples.x[order])
-    assert n15.read_images(tmp_path, 12).names == sorted(examples.class_names), "alphabetical where nobody says"
+    names = notebook.write_images(examples, tmp_path)
+    found = from_folder(tmp_path, 12, classes=names)
+    assert found.class_names == examples.class_names
+    # Files come sorted by the name of their folder, then by that of their own, which is the row.
+    order = sorted(range(12), key=lambda row: (examples.class_names[examples.y[row]], row))
+    assert torch.equal(found.labels, examples.y[order])
+    assert torch.equal(found.inputs.x, examples.x[order])
+    assert from_folder(tmp_path, 12).class_names == tuple(sorted(names)), "alphabetical where nobody says"
 
 
 @pytest.mark.parametrize("name", WRITABLE.values(), ids=WRITABLE)
@@ -126,8 +131,9 @@ def test_no_name_of_a_class_leads_out_of_the_folder_of_its_pictures(name, tmp_pa
     examples = replace(load("planted", num_examples=2), y=torch.tensor([0, 1]), class_names=(name, "other"))
     names = notebook.write_images(examples, tmp_path / "inside")
     assert [path.name for path in tmp_path.iterdir()] == ["inside"]
-    found = n15.read_images(tmp_path / "inside", 2, classes=names)
-    assert found.names == names and torch.equal(found.x, examples.x)
+    found = from_folder(tmp_path / "inside", 2, classes=names)
+    assert found.class_names == tuple(names)
+    assert torch.equal(found.inputs.x[found.labels.argsort()], examples.x)
 
 
 def write_pictures(folder, sizes, *, suffix=".jpg"):
@@ -140,42 +146,18 @@ def test_folders_of_any_name_and_pictures_of_any_size_are_read_and_no_more_than_
     write_pictures(tmp_path / "Zürich 1", [(20, 30)] * 5)
     write_pictures(tmp_path / "a_b_c", [(40, 16), (16, 16)], suffix=".PNG")
     (tmp_path / "a_b_c" / "notes.txt").write_text("no picture")
-    found = n15.read_images(tmp_path, 100, size=8)
-    assert found.names == ["Zürich 1", "a_b_c"]
-    assert found.x.shape == (7, 3, 8, 8) and found.y.tolist() == [0] * 5 + [1] * 2
-    few = n15.read_images(tmp_path, 3, size=8, channels=1, seed=1)
-    assert few.x.shape == (3, 1, 8, 8) and len(few.y) == 3
-    assert torch.equal(few.x, n15.read_images(tmp_path, 3, size=8, channels=1, seed=1).x)
+    found = from_folder(tmp_path, 100, size=8)
+    assert found.class_names == ("Zürich 1", "a_b_c")
+    assert found.inputs.x.shape == (7, 3, 8, 8) and found.labels.tolist() == [0] * 5 + [1] * 2
+    few = from_folder(tmp_path, 3, size=8, channels=1, seed=1)
+    assert few.inputs.x.shape == (3, 1, 8, 8) and len(few.labels) == 3
+    assert torch.equal(few.inputs.x, from_folder(tmp_path, 3, size=8, channels=1, seed=1).inputs.x)
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):
     write_pictures(tmp_path / "all", [(8, 8)] * 3)
-    found = n15.read_images(tmp_path / "all", 10)
-    assert found.x.shape == (3, 3, 8, 8) and found.y is None and found.names is None
-
-
-def test_what_is_no_folder_of_pictures_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="holds no images; wanted files .png"):
-        n15.read_images(tmp_path, 3)
-    write_pictures(tmp_path / "one", [(8, 8), (9, 8)])
-    with pytest.raises(ValueError, match=r"images of 2 sizes, \(8, 8\) to \(8, 9\); set image_size"):
-        n15.read_images(tmp_path, 3)
-    with pytest.raises(ValueError, match=r"has the folders \['one'\] but classes are \['two'\]"):
-        n15.read_images(tmp_path, 3, classes=["two"])
-    Image.new("RGB", (8, 8)).save(tmp_path / "beside.png")
-    with pytest.raises(ValueError, match="images beside its folders"):
-        n15.read_images(tmp_path, 3)
-
-
-def test_a_network_is_found_by_its_name():
-    assert isinstance(n15.network_of("torch.nn:ReLU"), nn.ReLU)
-    assert not n15.network_of("torch.nn:ReLU").training
-    with pytest.raises(ValueError, match="network is 'mine.py'; pass 'module:factory'"):
-        n15.network_of("mine.py")
-    with pytest.raises(ValueError, match="os:getcwd gave a str; wanted an nn.Module"):
-        n15.network_of("os:getcwd")
-    with pytest.raises(ValueError, match="torch.nn has no function 'ReLUU'; it has .*ReLU, "):
-        n15.network_of("torch.nn:ReLUU")
+    found = from_folder(tmp_path / "all", 10)
+    assert found.inputs.x.shape == (3, 3, 8, 8) and found.labels is None and found.class_names is None
 
 
 def test_scores_are_compared_on_the_same_examples():

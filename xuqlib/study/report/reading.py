@@ -246,7 +246,7 @@ def read(data: Any, how: Reading, *, labels: Any = None, most: int, seed: int) -
         labels = labels[rows]
     elif batch.labels is not None:
         labels = np.asarray(batch.labels)
-    names = getattr(data, "class_names", None) or getattr(source, "classes", None)
+    names = getattr(data, "class_names", None) or getattr(source, "classes", None) or None
     if how.classes is not None:
         names = list(how.classes)
     numbers, names = _as_classes(labels, names)

@@ -147,6 +147,14 @@ def test_importing_the_method_imports_nothing_that_only_the_study_needs():
     assert heavy.isdisjoint(ran.stdout.split()) and {"torch", "xuqlib"} <= set(ran.stdout.split())
 
 
+def test_statistics_of_the_study_do_without_the_slow_import_of_scipys():
+    imports = [f"import {name}" for name in ("xuqlib.study.verdicts", "xuqlib.study.figures.charts")]
+    imports += [f"import xuqlib.study.judging.{name}" for name in ("coverage", "recalibration", "similarity")]
+    code = "\n".join([*imports, "import sys; print('scipy.stats' in sys.modules, 'scipy.special' in sys.modules)"])
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["False", "True"]
+
+
 def test_helpers_are_few_lines_and_hold_no_claim_and_no_loader():
     assert sum(code_lines(path) for path in HELPERS) <= 2500
     for path in HELPERS:

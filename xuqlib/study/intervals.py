@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 from xuqlib.checks import check_choice
 from xuqlib.study.checked import (
@@ -144,7 +144,7 @@ def mean_of_trainings(values: Numbers, *, of: str = OVER_SEEDS) -> Estimate:
     """
     values = pd.Series(values)
     mean, count = float(values.mean()), len(values)
-    reach = float(values.sem() * t.ppf(0.975, count - 1)) if count > 1 else math.nan
+    reach = float(values.sem() * stdtrit(count - 1, 0.975)) if count > 1 else math.nan
     found = Estimate(mean, mean - reach, mean + reach, of, n=count, seeds=count, decides=values.nunique() > 1)
     return found.over(pd.DataFrame({"seed": range(count), "value": values.to_numpy()}), "mean of trainings")
 
@@ -198,7 +198,7 @@ def wilson(share: float, n: Place, *, of: str = "95 % Wilson interval") -> Estim
         return Estimate(share, of=of, n=0)
     if not 0 <= share <= 1:
         raise ValueError(f"share is {share}; pass a number from 0 to 1")
-    z = float(norm.ppf(0.975))
+    z = float(ndtri(0.975))
     middle, half = share + z**2 / 2 / n, z * (share * (1 - share) / n + z**2 / 4 / n**2) ** 0.5
     found = Estimate(share, (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n), of, n=n)
     answers = np.arange(n) < round(share * n)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.patches import Rectangle
-from scipy.stats import norm, t
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from xuqlib.checks import check_choice
 from xuqlib.study.checked import Column, Names, Numbers, Table, check_columns, checked, shown
@@ -171,9 +171,9 @@ def _p_value(claim: Any) -> float:
     value, low, high = ends
     if claim.rule == "mean of trainings":
         freedom = claim.seeds - 1
-        error, tail = (high - low) / 2 / t.ppf(0.975, freedom), lambda size: t.sf(size, freedom)
+        error, tail = (high - low) / 2 / stdtrit(freedom, 0.975), lambda size: stdtr(freedom, -size)
     else:
-        error, tail = (high - low) / 2 / (norm.ppf(0.975) if "bootstrap" in claim.note else 2), norm.sf
+        error, tail = (high - low) / 2 / (ndtri(0.975) if "bootstrap" in claim.note else 2), lambda size: ndtr(-size)
     distances = [abs(value - bound) for bound in bounds]
     if error == 0:
         return float(min(distances) == 0)

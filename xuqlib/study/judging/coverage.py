@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scipy.stats import norm, t
+from scipy.special import ndtr, ndtri, stdtrit
 from torch import Tensor, nn
 
 from xuqlib.explain import explain
@@ -118,7 +118,7 @@ def intervals(expected: Forecast, levels: Levels = LEVELS) -> tuple[Tensor, Tens
     map are independent and from one Gaussian. An infinite S gives mean ± z std.
     """
     s = expected.num_draws
-    q = torch.tensor([t.ppf((1 + level) / 2, s - 1) * math.sqrt(1 + 1 / s) for level in levels], dtype=torch.float64)
+    q = torch.tensor([stdtrit(s - 1, (1 + level) / 2) * math.sqrt(1 + 1 / s) for level in levels], dtype=torch.float64)
     half = q.view(-1, 1, 1) * expected.std
     return expected.mean - half, expected.mean + half
 
@@ -159,8 +159,8 @@ def centred_coverage(level: Level, num_averaged: Positive = 1) -> float:
     The new map and the mean differ by a Gaussian of variance s^2 (1 + 1/M): 2 Phi(z / sqrt(1 + 1/M)) - 1. With M = 1,
     an interval of nominally 90 % whose width is perfect holds 75.5 %.
     """
-    z = norm.ppf((1 + level) / 2)
-    return float(2 * norm.cdf(z / math.sqrt(1 + 1 / num_averaged)) - 1)
+    z = ndtri((1 + level) / 2)
+    return float(2 * ndtr(z / math.sqrt(1 + 1 / num_averaged)) - 1)
 
 
 @checked

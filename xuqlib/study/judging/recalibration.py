@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import minimize
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from xuqlib.study.checked import Level, Stack, check_alike, checked, shown
@@ -78,7 +78,7 @@ def fit_spread(
 
 def _least_score(off: np.ndarray, terms: np.ndarray, level: float) -> Any:
     """Minimise the mean score of ± z std, std^2 a non-negative combination of the terms, each of the size of off^2."""
-    z = norm.ppf((1 + level) / 2)
+    z = ndtri((1 + level) / 2)
 
     def score(weights: np.ndarray) -> tuple[float, np.ndarray]:
         std = np.sqrt(weights @ terms + _NO_WIDTH**2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
 
 from xuqlib.study.checked import Maps, checked
@@ -33,9 +32,15 @@ def spearman_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Rank correlation along the last axis; NaN where one of the two is constant, or has fewer than two numbers."""
     if a.shape[-1] < 2:
         return np.full(a.shape[:-1], np.nan)
-    left, right = (ranks - ranks.mean(-1, keepdims=True) for ranks in (rankdata(a, axis=-1), rankdata(b, axis=-1)))
+    left, right = (ranks - ranks.mean(-1, keepdims=True) for ranks in (_ranks(a), _ranks(b)))
     size = np.sqrt((left**2).sum(-1) * (right**2).sum(-1))
     return np.divide((left * right).sum(-1), size, out=np.full(size.shape, np.nan), where=size > 0)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis, ties at their mean; by pandas, as `scipy.stats` takes long to import."""
+    columns = pd.DataFrame(values.reshape(-1, values.shape[-1]).T)
+    return columns.rank().to_numpy().T.reshape(values.shape)
 
 
 @checked

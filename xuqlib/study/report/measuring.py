@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor, nn
 
 from xuqlib.checks import check_choice
@@ -260,7 +260,7 @@ def number_scores(frame: pd.DataFrame, labels: Tensor, seed: int) -> dict[str, E
         return np.array([_explained_share(answer, truth), ((answer - truth) ** 2).mean() ** 0.5])
 
     found = _resampled(("r2", "rmse"), scored, frame["answer"].to_numpy(), labels.numpy(), seed=seed)
-    inside = frame["error"].abs() <= norm.ppf(TAILS[1]) * frame["total"] ** 0.5
+    inside = frame["error"].abs() <= ndtri(TAILS[1]) * frame["total"] ** 0.5
     return found | {"coverage": wilson(float(inside.mean()), len(inside))}
 
 

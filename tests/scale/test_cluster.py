@@ -101,6 +101,23 @@ def test_a_cluster_whose_workers_are_killed_writes_the_same_bytes_as_one_process
     assert len(killed) == kills
 
 
+def test_a_local_cluster_without_workers_is_an_error_and_another_one_a_warning(posterior, tmp_path, monkeypatch):
+    monkeypatch.setattr("xuqlib.scale.cluster.PATIENCE", 0.5)
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=":0") as cluster,
+        distributed.Client(cluster) as of_cluster,
+        distributed.Client(cluster.scheduler_address) as of_address,
+    ):
+        with pytest.raises(ConnectionError, match="workers of the local cluster have ended.*run the same call again"):
+            stream(posterior, images(4), tmp_path / "local.zarr", scheduler=of_cluster)
+        come = threading.Timer(3, cluster.scale, [1])
+        come.start()
+        with pytest.warns(UserWarning, match="no worker is there; start one with `dask worker tcp://"):
+            stored = stream(posterior, images(4), tmp_path / "other.zarr", scheduler=of_address)
+        come.join()
+        assert len(stored.dataset["example"]) == 4
+
+
 def test_a_poisoned_example_fails_its_batch_alone_on_a_cluster_too(client, posterior, tmp_path):
     with pytest.raises(IncompleteError, match="1 of 3 batches failed, first examples 4 to 7 .*holds 192 NaN"):
         stream(posterior, Poisoned(5), tmp_path / "maps.zarr", scheduler=client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +12,7 @@ from xuqlib.scale.store import needs
 from xuqlib.study.record import versions
 
 LIVES = 5  # workers that may die with a batch in hand, before the batch is held to be the reason
+PATIENCE = 60.0  # seconds without a worker, until that is said
 
 
 def by_dask(
@@ -23,6 +25,7 @@ def by_dask(
         job: sent to each worker once.
 
     Raises:
+        ConnectionError: the workers of a `LocalCluster` have ended, and nobody starts others.
         Exception: whatever else `attempt` raises ends the run.
     """
     distributed = needs("distributed")
@@ -30,7 +33,7 @@ def by_dask(
     deaths = dict.fromkeys(todo, 0)
     numbers = {client.submit(attempt, sent, number, rows, pure=False): number for number, rows in todo.items()}
     ended = distributed.as_completed(list(numbers), loop=client.loop)
-    for future in ended:
+    for future in _awaited(ended, client):
         number = numbers.pop(future)
         if not isinstance(future.exception(), distributed.KilledWorker):
             outcome: tuple[int, str] = future.result()
@@ -42,6 +45,29 @@ def by_dask(
             again = client.submit(attempt, sent, number, todo[number], pure=False)
             numbers[again] = number
             ended.add(again)
+
+
+def _awaited(ended: Any, client: Any) -> Iterator[Any]:
+    """The futures of an `as_completed` as they end, with a word where there is nobody to work."""
+    distributed, seen, is_told = needs("distributed"), time.monotonic(), False
+    while not ended.is_empty():
+        if ended.has_ready():
+            yield next(ended)
+            seen = time.monotonic()
+            continue
+        time.sleep(0.01)
+        if time.monotonic() - seen < PATIENCE:
+            continue
+        if client.nthreads():
+            seen = time.monotonic()
+        elif isinstance(client.cluster, distributed.LocalCluster):
+            raise ConnectionError(
+                f"the workers of the local cluster have ended, {PATIENCE:.0f} s ago or more; what is whole is kept, so "
+                "run the same call again with a new cluster"
+            )
+        elif not is_told:
+            address, is_told = client.scheduler.address, True
+            warnings.warn(f"no worker is there; start one with `dask worker {address}`; waiting", stacklevel=2)
 
 
 def _sent(client: Any, job: Any) -> Any:

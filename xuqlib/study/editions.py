@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xuqlib.study.record import replace_file
-from xuqlib.study.runs import in_words, last_seconds, read_notebook
+from xuqlib.study.runs import read_notebook
 
 Cell = dict[str, Any]
 FOLDED = {"outputs_hidden": True, "source_hidden": True}  # a solution and its output, until the reader opens them
@@ -55,7 +55,7 @@ def build(project: Path, notebooks: Sequence[Path], folder: Path) -> None:
         shutil.copytree(project / "notebooks", folder / edition, ignore=ignored, dirs_exist_ok=True)
     for path in notebooks:
         notebook, own = read_notebook(path), [lesson for lesson in plan if lesson.notebook == path.stem[:2]]
-        line = progress(path, notebooks, own, last_seconds(project, "quick", path.stem))
+        line = progress(path, notebooks, _text(notebook["cells"][0]), own)
         _write(folder / "student" / path.name, notebook, student(notebook["cells"], line))
         _write(folder / "teacher" / path.name, notebook, teacher(notebook["cells"], line, own))
 
@@ -76,20 +76,22 @@ def lessons(readme: str) -> list[Lesson]:
     return found
 
 
-def progress(path: Path, notebooks: Sequence[Path], own: Sequence[Lesson], seconds: float | None) -> str:
-    """One line: which notebook this is, how long it takes where that is known, and which ones come before it.
+def progress(path: Path, notebooks: Sequence[Path], head: str, own: Sequence[Lesson]) -> str:
+    """One line: which notebook this is, how long it takes where that is stated, and which ones come before it.
 
     Args:
         path: the notebook.
         notebooks: all of them, in their order.
+        head: text of its first cell, which may say "**How long:**" and "**What you need:**".
         own: the lessons about it.
-        seconds: of its last run; None if not known.
     """
-    minutes = sorted({int(lesson.minutes) for lesson in own})
     parts = [f"Notebook {path.stem[:2]}", f"{[*notebooks].index(path) + 1} of {len(notebooks)}"]
-    parts += [f"runs in about {in_words(seconds)}"] * (seconds is not None)
-    parts += [f"{' to '.join(map(str, minutes[:: len(minutes) - 1 or 1]))} minutes in class"] * bool(minutes)
-    needs = re.search(r"\*\*What you need:\*\*.*", _text(read_notebook(path)["cells"][0]))
+    if runs := re.search(r"\*\*How long:\*\*\s*([^.,;:\n]+)", head):
+        parts.append(f"runs in {runs[1]}")
+    if minutes := sorted({int(lesson.minutes) for lesson in own}):
+        least, most = minutes[0], minutes[-1]
+        parts.append(f"{least if least == most else f'{least} to {most}'} minutes in class")
+    needs = re.search(r"\*\*What you need:\*\*.*", head)
     numbers = re.findall(r"\b\d\d\b", needs[0]) if needs else []
     before = [other for other in notebooks if other.stem[:2] in numbers and other != path]
     links = ", ".join(f"[{other.stem[:2]}]({other.name})" for other in before)
@@ -158,7 +160,7 @@ def marks(cell: Mapping[str, Any]) -> Iterator[tuple[int, str | None]]:
             text = " ".join((found["asked"] or "").split())
             # Up to its last question mark; of a request, the first sentence.
             asked = text[: text.rfind("?") + 1] or re.split(r"(?<=\.)\s", text)[0]
-            yield found.start(), asked or None
+            yield found.start(), f"{asked[:1].upper()}{asked[1:]}" or None
 
 
 def _answer(cells: Sequence[Cell], index: int) -> str:

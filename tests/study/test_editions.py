@@ -1,4 +1,4 @@
-"""The student's and the teacher's edition: what they leave out, what they add, and that a student's runs where it is."""
+"""The student's and the teacher's edition: what they leave out, what they add, and that the student's runs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def project(tmp_path):
         prose(FIRST),
         prose("Look at the result."),
         code("from helpers.n50 import SEVEN\nSEVEN", 2),
-        prose("That is that.\n\n## Exercises\n\n**1.** *Predict* the $\\tau_1$. It is \"small\"."),
+        prose('That is that.\n\n## Exercises\n\n**1.** *Predict* the $\\tau_1$. It is "small".'),
         code("print(2)", 3, tags=["solution"], jupyter=editions.FOLDED),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "50_second.ipynb")
@@ -108,7 +108,9 @@ def test_a_teacher_finds_outputs_open_solutions_and_what_each_section_asks(proje
     outputs = [[cell.outputs, cell.execution_count] for cell in notebook.cells if cell.cell_type == "code"]
     assert outputs == [[cell.outputs, cell.execution_count] for cell in stored.cells if cell.cell_type == "code"]
     assert notebook.cells[-1].metadata == {"tags": ["solution"]}
-    asked = "> **Asked in this section**\n>\n> - How many files will differ? And which? Answered by cell [2].\n\n## Files"
+    asked = (
+        "> **Asked in this section**\n>\n> - How many files will differ? And which? Answered by cell [2].\n\n## Files"
+    )
     assert notebook.cells[3].source == FIRST.replace("## Files", asked)
     assert "> - The $\\tau_1$. Answered by cell [3].\n\n## Exercises" in notebook.cells[-2].source
     assert notebook.cells[0].source.splitlines()[1:] == [
@@ -195,7 +197,8 @@ def test_a_box_keeps_what_was_written_and_an_empty_one_predicts_nothing(monkeypa
 
 
 @pytest.mark.slow
-def test_a_student_edition_runs_in_a_fresh_kernel_from_its_folder(project):
+def test_a_student_edition_runs_in_a_fresh_kernel_from_its_folder(project, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # and no helpers of ours
     notebook = made(project, "student")
     place = texts(notebook).index('prediction(2, "The $\\\\tau_1$.")')
     notebook.cells[place].source += '.value = "tiny"'  # as if it was typed into the box

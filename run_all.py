@@ -6,6 +6,7 @@
     run_all.py --retrain                    train anew and compare the scores with the published ones
     run_all.py --scheduler tcp://host:8786  on the workers of a Dask cluster, which all see this folder
     run_all.py --site                       build/site: notebooks, figures and verdicts as pages; open its index.html
+    run_all.py --class                      build/class: a student's and a teacher's edition of the notebooks
 
 A notebook runs again only when it, the library, its parameters, the published checkpoints or the versions of the
 packages have changed, or a file that it wrote has gone. A run may be interrupted at any moment: every file is written
@@ -39,14 +40,15 @@ from filelock import FileLock, Timeout
 
 from xuqlib.scale.cluster import check_versions, connected
 from xuqlib.scale.store import needs
+from xuqlib.study import editions, runs
 from xuqlib.study import record as study
-from xuqlib.study import runs
 from xuqlib.study.runs import read_notebook
 from xuqlib.study.site.pages import PLACEHOLDER
 
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # names a model that lives no longer than its kernel
 SITE = Path("build") / "site"
+CLASS = Path("build") / "class"
 STORED_LIMIT = 300_000  # bytes of a stored notebook
 MOST_JOBS = 64
 HEARTBEAT = 30.0  # seconds without news after which a run tells what it is doing
@@ -420,7 +422,7 @@ def cleaned(notebook: dict[str, Any]) -> dict[str, Any]:
             continue
         kept = {**cell, "metadata": {"tags": tags(cell)} if tags(cell) else {}}
         if "solution" in tags(cell):
-            kept["metadata"]["jupyter"] = {"source_hidden": True}  # folded, until the reader opens it
+            kept["metadata"]["jupyter"] = dict(editions.FOLDED)
         if cell["cell_type"] == "code":
             kept["execution_count"] = 1 + sum(other["cell_type"] == "code" for other in cells)
             kept["outputs"] = [dict(output) for output in cell["outputs"]]
@@ -628,6 +630,19 @@ def make_site(args: argparse.Namespace, workers: int) -> int:
     return failures
 
 
+def make_editions(args: argparse.Namespace) -> int:
+    """Write the student's and the teacher's edition of the notebooks. Returns how many notebooks are damaged."""
+    found, problems = readable(args)
+    place = args.editions.resolve()
+    for edition in ("student", "teacher"):
+        if place == (args.project / CLASS).resolve():  # a folder of the reader's own is only added to
+            shutil.rmtree(place / edition, ignore_errors=True)
+    editions.build(args.project, found, place)
+    shown = os.path.relpath(place)
+    print(f"{len(found)} notebooks in {shown}/student and {shown}/teacher; open one: jupyter lab {shown}/student")
+    return tell(problems)
+
+
 def listing(args: argparse.Namespace) -> int:
     """Print the notebooks that can be read, and what is damaged; return how much is."""
     found, problems = readable(args)
@@ -663,6 +678,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--store", action="store_true", help="write the outputs back into the stored notebooks (quick preset)")
     add("--list", action="store_true", help="show the notebooks, parameters and last times, and run nothing")
     add("--site", type=folder, nargs="?", const=SITE, metavar="FOLDER", help="build pages in FOLDER (build/site)")
+    told = "write a student's and a teacher's edition of the notebooks into FOLDER (build/class)"
+    add("--class", dest="editions", type=folder, nargs="?", const=CLASS, metavar="FOLDER", help=told)
     add("-p", "--parameter", action="append", default=[], metavar="name=value", help="set a parameter")
     add("parameters", nargs="*", metavar="name=value", help="the same, without -p")
     add("--project", type=folder, default=study.ROOT, help="folder that holds notebooks/, figures/ and build/")
@@ -678,6 +695,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parameters = args.parameter or args.parameters
     if args.site and (args.preset != "quick" or args.only or args.store or args.retrain or parameters):
         parser.error("--site shows what is stored and published; leave out presets, -p, --only, --store and --retrain")
+    others = args.site or args.list or args.scheduler or args.force or args.jobs or args.data
+    if args.editions and (args.preset != "quick" or args.only or args.store or args.retrain or parameters or others):
+        parser.error("--class shows what is stored, and runs nothing; leave out all but its folder and --project")
+    if args.editions == CLASS:
+        args.editions = args.project / CLASS
+    if args.editions and args.editions.resolve().is_relative_to(args.project / "notebooks"):
+        parser.error(f"--class {args.editions} lies in notebooks/, which it copies; name a folder outside of it")
     if args.site == SITE:
         args.site = args.project / SITE
     if args.store and (args.preset != "quick" or args.retrain or parameters):
@@ -691,6 +715,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.list:
             return listing(args)
+        if args.editions:
+            return make_editions(args)
         workers = args.jobs or min(cores(), 3)  # each takes most of a gigabyte
         return make_site(args, workers) if args.site else run_notebooks(args, workers)
     except study.DamagedError as error:  # a table of claims, which the site and the README show

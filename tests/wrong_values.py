@@ -126,6 +126,7 @@ INTERNAL = {
     "study.check": COMMANDS,
     "study.checked": "the checks themselves",
     "study.data.download": BEHIND,
+    "study.editions": COMMANDS,
     "study.data.fer": BEHIND,
     "study.data.planted.background": BEHIND,
     "study.data.planted.colours": BEHIND,
@@ -721,6 +722,8 @@ CALLS: Calls = {
         "baseline": lambda: "a",
     },
     "study.judging.variance.variance_split": {"explainer": lambda: smoothgrad, "options": lambda: {"num_samples": 2}},
+    "study.predictions.predicted": {"number": lambda: 1},
+    "study.predictions.prediction": {"number": lambda: 1, "question": lambda: "How many?"},
     "study.record.Notebook.__init__": {
         "number": lambda: "04",
         "folder": scratch,
@@ -903,7 +906,7 @@ KINDS: dict[str, Kind] = {
         num_examples: int | None, num_features, num_folds, num_jobs, num_members, num_networks, num_outputs,
         num_pixels, num_raters, num_repeats, num_resamples, num_rounds, num_samples, num_segments, num_starts,
         num_steps, num_train, num_tries, num_words, patch, patience, seeds, severity, size: int, width,
-        window
+        window, study.predictions.prediction(number), study.predictions.predicted(number)
         """,
         COUNT,
     ),

@@ -129,7 +129,7 @@ def test_three_exercises_have_folded_solutions_that_check_themselves(path):
     assert len(found) == 3
     for number, (question, solution) in enumerate(found, 1):
         assert re.search(rf"^\*\*{number}\. .+\*\* ", text(question), re.MULTILINE)
-        assert solution["metadata"]["jupyter"] == {"source_hidden": True}
+        assert solution["metadata"]["jupyter"] == {"outputs_hidden": True, "source_hidden": True}
         assert re.search(r"\bassert\b", text(solution))
         assert re.search(r"print\(|display\(", text(solution)) or solution["outputs"]
     assert "## Exercises" in text(found[0][0])

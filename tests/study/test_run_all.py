@@ -322,6 +322,10 @@ def test_figures_that_a_notebook_no_longer_makes_are_dropped(tmp_path):
         (["--data", __file__], "is no folder; name one"),
         (["--site", __file__], "is no folder; name one"),
         (["--site", "out", "seed=1"], "--site shows what is stored and published"),
+        (["--class", __file__], "is no folder; name one"),
+        (["--class", "out", "seed=1"], "--class shows what is stored, and runs nothing; leave out all but its folder"),
+        *((["--class", *words], "--class shows what is stored") for words in (["--site"], ["--list"], ["--jobs", "2"])),
+        *((["--class", *words], "--class shows what is stored") for words in (["--only", "50"], ["--preset", "full"])),
         (["--store", "--preset", "full"], "--store keeps the quick run"),
     ],
 )

@@ -57,32 +57,29 @@ def notebook(path: Path, title: str, *cells) -> Path:
 
 @pytest.fixture
 def project(tmp_path):
-    """Two notebooks, one with a chooser; one figure, one table of claims."""
+    return make_project(tmp_path)
+
+
+def make_project(tmp_path: Path, rows: int = 1) -> Path:
+    """Two notebooks, one with a chooser; one figure, one table of as many claims.
+
+    Their values fall from the first; every tenth fails.
+    """
     notebook(tmp_path / "notebooks" / "50_first.ipynb", "Why & how?", cell("1 + 1", plain="2"))
     notebook(tmp_path / "notebooks" / "51_second.ipynb", "And then?", cell("explore(x)", plain=CHOOSER))
     full = tmp_path / "figures" / "full"
     full.mkdir(parents=True)
     draw(FRAME, {"posterior": "a"})[0].savefig(full / "50_bars.png")
     FRAME.to_csv(full / "50_bars.csv", index=False)
-    row = (
-        "C1",
-        "<b> moves",
-        "cifar10",
-        0.5,
-        0.25,
-        0.75,
-        "nats",
-        20,
-        1,
-        "holds",
-        "arXiv",
-        "95 % over examples",
-        "claim",
-        "above 0",
-        "mean",
-        "",
-    )
-    pd.DataFrame([row], columns=list(CLAIM_COLUMNS)).to_csv(full / "50_claims.csv", index=False)
+    told = ("arXiv", "95 % over examples", "claim", "above 0", "mean", "")
+    claims = [
+        (
+            *("C1", f"<b> moves{f' {k}' * (k > 0)}", "cifar10", 0.5 - k, 0.25 - k, 0.75 - k, "nats", 20, 1),
+            *("fails" if k % 10 == 9 else "holds", *told),
+        )
+        for k in range(rows)
+    ]
+    pd.DataFrame(claims, columns=list(CLAIM_COLUMNS)).to_csv(full / "50_claims.csv", index=False)
     recipe = {"notebook": "50", "dataset": "cifar10", "seed": 7}
     files = {"50_bars": ("50_bars.csv", "50_bars.png"), "50_claims": ("50_claims.csv",)}
     index = {
@@ -391,7 +388,7 @@ def test_what_was_found_is_said_from_the_rows_and_what_is_undecided_is_not(proje
     rows = decided(project, C1=["cifar10"], C2=["mnist"])
     text = verdict_page.findings(rows)
     assert '<b class="holds">holds</b>, on cifar10: C1 &lt;moves&gt;. Measured: 0.5 nats (0.25 to 0.75).' in text
-    assert "2 numbers were chosen before the run to decide the claims; 1 of them hold or fail, and 1 have not" in text
+    assert "chosen before the run: 2 (1 holds, 1 not measured)." in text
     assert "C2" not in text
     fails = rows.assign(value=-0.5, verdict=["fails", "not measured"], why=["the opposite", ""])
     assert "fails</b>, the opposite, on cifar10" in verdict_page.findings(fails)
@@ -408,7 +405,7 @@ def test_of_many_findings_each_claim_is_told_once_before_any_is_told_twice(proje
 def test_without_a_measured_number_the_front_page_says_so(project, tmp_path):
     choose(project, C1=["mnist"])
     text = (pages.build(project, tmp_path / "site").parent / "index.html").read_text()
-    assert "1 numbers were chosen before the run to decide the claims; 0 of them hold or fail, and 1 have not" in text
+    assert "chosen before the run: 1 (1 not measured)." in text
 
 
 def test_ways_in_name_the_notebooks_that_are_here(project, tmp_path):
@@ -523,7 +520,7 @@ def test_the_index_of_the_search_holds_headings_and_paragraphs_with_their_anchor
     index = json.loads(stored)
     assert index["pages"] == [["50_first.html", "50 Why & how?"], ["51_second.html", "51 And then?"]]
     assert [0, "More", "More", ""] in index["texts"]
-    assert [0, "Why-&-how?", "Why & how?", "Its mean is , $5."] in index["texts"]
+    assert [0, "Why-&-how?", "Why & how?", "Its mean is …, $5."] in index["texts"]
 
 
 def test_what_is_searched_ends_no_script():

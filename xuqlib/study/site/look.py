@@ -46,8 +46,10 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bot
 .wide { overflow-x: auto; }
 .verdicts th { font-weight: 400; width: 38%; }
 .verdicts div { display: inline-block; margin: 0 .4rem .3rem 0; padding: .1rem .5rem; border-radius: 4px; }
-.claims td:nth-child(3) { min-width: 16rem; }
-.claims td:first-child { white-space: nowrap; }
+.claims { table-layout: fixed; width: 70rem; overflow-wrap: anywhere; }
+.claims th { width: 6rem; }
+.claims th:nth-child(2) { width: 17rem; }
+.claims th:nth-child(3), .claims th:nth-child(5), .claims th:nth-child(7) { width: 10rem; }
 .claims th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0;
   cursor: pointer; }
 th[aria-sort="ascending"] button::after { content: " ▲"; }

@@ -143,7 +143,7 @@ def reachable(body: str) -> str:
 
 
 def searchable(body: str) -> list[tuple[str, str, str]]:
-    """The paragraphs of a page: anchor of the heading above it, that heading, and the text; code and formulas not."""
+    """The paragraphs of a page: anchor of the heading above it, that heading, and the text; a formula is dots."""
     found, anchor, above = list[tuple[str, str, str]](), "", ""
     words, is_heading = list[str](), False
 
@@ -161,6 +161,8 @@ def searchable(body: str) -> list[tuple[str, str, str]]:
             end()
             is_heading = node.name in HEADINGS and node.kind == "start"
             anchor = node.attributes.get("id") or anchor if is_heading else anchor
+        elif node.name == "math" and node.kind == "start":
+            words.append("…")
         elif node.kind == "text" and {*HEADINGS, "p", "li"} & {*node.inside}:
             link = is_heading and "a" in node.inside  # the heading's own anchor
             if not link and not {"math", "script", "style", "pre", "live"} & {*node.inside}:

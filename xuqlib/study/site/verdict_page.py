@@ -138,7 +138,7 @@ def verdicts_body(
             "notebook": sorted(set(claims["notebook"])),
         }
         parts.append(controls("claims", "every", selects))
-        heads = ("name", "claim", "statement", "data", "value", "interval", "verdict", "source", "from")
+        heads = ("name", "statement", "data", "value", "interval", "verdict", "source", "from")
         parts.append('<table class="claims sortable" id="every"><thead>')
         parts.append(f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr></thead><tbody>")
         parts += [_claim_row(row, pages) for row in claims.to_dict("records")]
@@ -155,7 +155,8 @@ def _claim_row(row: Mapping[Any, Any], pages: Mapping[str, str]) -> str:
     order = {"value": row["value"], "low": row["low"]}
     keys = {key: f' data-order="{value}"' if pd.notna(value) else ' data-order=""' for key, value in order.items()}
     cells = [f'<td><a href="#{name}">{name}</a></td>']
-    cells += [f"<td>{escaped(row[key])}</td>" for key in ("claim", "statement", "dataset")]
+    claim = f"<b>{escaped(row['claim'])}</b>: " if row["claim"] != name else ""
+    cells.append(f"<td>{claim}{escaped(row['statement'])}</td><td>{escaped(row['dataset'])}</td>")
     cells.append(
         f"<td{keys['value']}>{_value(row) if pd.notna(row['value']) else ''}</td><td{keys['low']}>{interval}</td>"
     )

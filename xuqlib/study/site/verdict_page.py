@@ -93,11 +93,9 @@ def findings(numbers: pd.DataFrame, most: int = 10) -> str:
     turn = decided.groupby("claim").cumcount().sort_values(kind="stable")
     shown = decided.loc[turn.index[:most]].sort_index()
     lines = "".join(f"<li>{_finding(row)}</li>" for row in shown.to_dict("records"))
-    rest = (
-        f"{len(numbers)} numbers were chosen before the run to decide the claims; {len(decided)} of them hold or fail"
-    )
-    unmeasured = int((numbers["verdict"] == "not measured").sum())
-    rest += f", and {unmeasured} have not been measured." if unmeasured else "."
+    counts = {verdict: int((numbers["verdict"] == verdict).sum()) for verdict in (*VERDICTS.values(), "not measured")}
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    rest = f"Numbers that decide the claims, chosen before the run: {len(numbers)} ({told})."
     return f'<ul class="found">{lines}</ul><p>{rest}</p>' if lines else f"<p>{rest}</p>"
 
 

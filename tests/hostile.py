@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import yaml
 
 from xuqlib.study.figures import choosers
 from xuqlib.study.figures.charts import Picture
@@ -84,6 +85,11 @@ def hostile_site(folder: Path) -> Path:
         (folder / part).mkdir()
         for stem in (f"50_{PIECES['element without blanks'].replace('/', ' ')}", f"51_{PIECES['formula']}\"'&"):
             nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / part / f"{stem}.ipynb")
+    claim = {"source": "", "notebook": "50", "row": "C1", "smallest": 1}
+    chosen = {f"C1 {n}": {**claim, "says": n, "datasets": ["C1", n], "measure": n, "unit": n} for n in names}
+    terms = {f"{k} {n}": {"says": n, "notebook": "50", "also": [n] if n else []} for k, n in enumerate(names)}
+    for part, content in (("claims", chosen), ("glossary", terms)):
+        (folder / "notebooks" / f"{part}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     (folder / "README.md").write_text(f"# {everything}\n\n" + "\n\n".join(names), encoding="utf-8")
     full = folder / "figures" / "full"
     full.mkdir(parents=True)

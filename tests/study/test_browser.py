@@ -23,7 +23,7 @@ import nbformat
 import pytest
 import torch
 from hostile import hostile_site
-from test_site import check_links
+from test_site import check_links, make_project
 from torch import nn
 
 from xuqlib import report
@@ -236,6 +236,83 @@ def test_a_slider_of_the_site_is_operated_by_keyboard_without_a_kernel(browser, 
     visit.context.close()
 
 
+def test_thousands_of_claims_and_the_gallery_are_filtered_and_sorted_by_keyboard(browser, tmp_path):
+    folder = pages.build(make_project(tmp_path, rows=3000), tmp_path / "site").parent
+    visit = Visit(browser)
+    page = visit.page
+    page.goto((folder / "verdicts.html").as_uri())
+    count, rows = page.locator(".controls output"), page.locator("#every tbody tr:visible")
+    assert count.inner_text() == "3000 of 3000 claims"
+    first = "() => document.querySelector('#every tbody tr:not([hidden])').id"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    page.locator("#every th button", has_text="value").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate(first) == "50-3000"  # as numbers: -9 is no less than -2999
+    assert page.locator("#every th[aria-sort=ascending]").inner_text().startswith("value")
+    page.keyboard.press("Enter")
+    assert page.evaluate(first) == "50-1"
+    assert page.locator("#every th[aria-sort]").get_attribute("aria-sort") == "descending"
+    page.locator(".controls input").focus()
+    page.keyboard.type("MOVES 2999")
+    page.locator(".controls select").first.select_option("fails")
+    assert count.inner_text() == "1 of 3000 claims" and rows.count() == 1  # 50-2999 holds
+    visit.shoot("site_filtered")
+    page.evaluate("location.hash = '50-7'")  # a link to a row that is filtered away brings all rows back
+    page.locator("tr:target").wait_for(state="visible")
+    assert count.inner_text() == "3000 of 3000 claims"
+    page.goto((folder / "gallery.html").as_uri())
+    page.locator(".controls select").select_option("quick")
+    assert count.inner_text() == "0 of 2 figures" and not page.locator("section:visible").count()
+    assert (visit.outside, visit.errors) == ([], [])
+    visit.context.close()
+    bare = browser.new_context(java_script_enabled=False).new_page()
+    bare.goto((folder / "verdicts.html").as_uri())
+    assert bare.locator("#every tbody tr:visible").count() == 3000 and not bare.locator(".controls:visible").count()
+    bare.context.close()
+
+
+def test_a_search_finds_headings_and_paragraphs_and_code_is_scrolled_by_keyboard(browser, tmp_path):
+    project = make_project(tmp_path)
+    terms = "mean: {says: What lies in the middle., notebook: '50'}"
+    (project / "notebooks" / "glossary.yaml").write_text(terms, encoding="utf-8")
+    path = next((project / "notebooks").glob("50_*"))
+    content = nbformat.read(path, 4)
+    content.cells[1].source = f"number = '{'1' * 400}'"
+    nbformat.write(content, path)
+    folder = pages.build(project, tmp_path / "site").parent
+    visit = Visit(browser)
+    page = visit.page
+    page.goto((folder / "search.html").as_uri())
+    page.locator("#query").focus()
+    page.keyboard.type("MORE")
+    assert page.locator("#found a").all_inner_texts() == ["50 Why & how?: More", "51 And then?: More"]
+    assert page.locator(".controls output").inner_text() == "2 found"
+    page.locator("#query").fill("mean nowhere")
+    assert page.locator("#found li").count() == 0
+    page.locator("#query").fill("mean")
+    assert "Its mean is" in page.locator("#found li").first.inner_text()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/50_first.html#*")
+    assert page.locator(":target").inner_text().startswith("Why & how?")
+    code = page.locator(".highlight pre").first
+    code.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("code => code.scrollLeft > 0", arg=code.element_handle())
+    term = page.locator("a.term")
+    assert term.get_attribute("title") == "What lies in the middle."
+    page.emulate_media(media="print")
+    assert not page.locator("nav:visible, .skip:visible").count()
+    page.emulate_media(media="screen")
+    term.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/glossary.html#mean")
+    assert (visit.outside, visit.errors) == ([], [])
+    visit.context.close()
+
+
 ATTACKS = (
     "<script>document.title = 'hit'</script>",
     "<img src=x onerror=\"document.title = 'hit'\">",
@@ -258,7 +335,7 @@ def test_a_script_that_gets_into_a_page_does_not_run(browser, attack, tmp_path):
         visit.page.goto((tmp_path / f"{name}.html").as_uri(), wait_until="load")
         visit.page.wait_for_timeout(150)  # a picture that is not there, and a fold that opens, tell so a little later
         titles.append(visit.page.title())
-        assert visit.page.locator("nav.top a").count() == 3
+        assert visit.page.locator("nav.top a").count() == len(pages.NAVIGATION)
         visit.context.close()
     assert titles == ["hit", "safe"]
 

@@ -105,6 +105,17 @@ def test_saving_writes_picture_numbers_and_recipe(figures):
     assert set(entry["files"]) == {"04_std_error.csv", "04_std_error.png"}
 
 
+def test_a_recipe_holds_the_title_of_its_figure(figures):
+    figure = Figure(figsize=(1, 1))
+    save(figure, FRAME, "plain", **RECIPE)
+    figure.suptitle("It moves\nlittle")
+    save(figure, FRAME, "titled", **RECIPE)
+    save(None, FRAME, "table", **RECIPE)
+    entries = json.loads((figures / "quick" / "index.json").read_text())
+    titles = {name: entry.get("title") for name, entry in entries.items()}
+    assert titles == {"04_plain": None, "04_titled": "It moves little", "04_table": None}
+
+
 def test_the_same_figure_gives_the_same_bytes(figures):
     written = []
     for _ in range(2):

@@ -13,12 +13,14 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 
 import run_all
 from xuqlib.study.figures import choosers as widgets
 from xuqlib.study.figures.charts import Picture
 from xuqlib.study.record import CLAIM_COLUMNS, update_index
-from xuqlib.study.site import pages
+from xuqlib.study.site import glossary, markup, pages, verdict_page
+from xuqlib.study.verdicts import gather, primary, read_chosen
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAME = pd.DataFrame({"posterior": ["a", "a", "b"], "statistic": ["cv", "entropy", "cv"], "value": [1, 2, 3]})
@@ -55,32 +57,29 @@ def notebook(path: Path, title: str, *cells) -> Path:
 
 @pytest.fixture
 def project(tmp_path):
-    """Two notebooks, one with a chooser; one figure, one table of claims."""
+    return make_project(tmp_path)
+
+
+def make_project(tmp_path: Path, rows: int = 1) -> Path:
+    """Two notebooks, one with a chooser; one figure, one table of as many claims.
+
+    Their values fall from the first; every tenth fails.
+    """
     notebook(tmp_path / "notebooks" / "50_first.ipynb", "Why & how?", cell("1 + 1", plain="2"))
     notebook(tmp_path / "notebooks" / "51_second.ipynb", "And then?", cell("explore(x)", plain=CHOOSER))
     full = tmp_path / "figures" / "full"
     full.mkdir(parents=True)
     draw(FRAME, {"posterior": "a"})[0].savefig(full / "50_bars.png")
     FRAME.to_csv(full / "50_bars.csv", index=False)
-    row = (
-        "C1",
-        "<b> moves",
-        "cifar10",
-        0.5,
-        0.25,
-        0.75,
-        "nats",
-        20,
-        1,
-        "holds",
-        "arXiv",
-        "95 % over examples",
-        "claim",
-        "above 0",
-        "mean",
-        "",
-    )
-    pd.DataFrame([row], columns=list(CLAIM_COLUMNS)).to_csv(full / "50_claims.csv", index=False)
+    told = ("arXiv", "95 % over examples", "claim", "above 0", "mean", "")
+    claims = [
+        (
+            *("C1", f"<b> moves{f' {k}' * (k > 0)}", "cifar10", 0.5 - k, 0.25 - k, 0.75 - k, "nats", 20, 1),
+            *("fails" if k % 10 == 9 else "holds", *told),
+        )
+        for k in range(rows)
+    ]
+    pd.DataFrame(claims, columns=list(CLAIM_COLUMNS)).to_csv(full / "50_claims.csv", index=False)
     recipe = {"notebook": "50", "dataset": "cifar10", "seed": 7}
     files = {"50_bars": ("50_bars.csv", "50_bars.png"), "50_claims": ("50_claims.csv",)}
     index = {
@@ -171,14 +170,14 @@ def test_a_page_has_its_title_its_neighbours_its_notebook_and_stored_outputs(pro
         project / "notebooks" / "51_second.ipynb"
     ).read_bytes()
     assert '<span class="mi">1</span>' in (folder / "50_first.html").read_text()  # highlighted
-    assert re.search(r"<pre>2</pre>|<pre>2\n</pre>", (folder / "50_first.html").read_text())
+    assert re.search(r"<pre [^>]*>2\n?</pre>", (folder / "50_first.html").read_text())
 
 
 def test_a_solution_is_folded_with_its_output_and_no_other_cell_is(project, tmp_path):
     solution = cell("answer = 6 * 7", plain="forty-two")
     solution.metadata.update(tags=["solution", "nbval-ignore-output"], jupyter={"source_hidden": True})
     path = notebook(project / "notebooks" / "50_first.ipynb", "Why?", cell("2 < 3", plain="before"), solution)
-    text = pages.notebook_page(path, path, [], [])
+    text = pages.notebook_body(path, path)
     assert text.count("<summary>Solution</summary>") == 1
     folded = text.split('<details class="solution"><summary>Solution</summary>')[1].split("</details>")[0]
     assert ">answer<" in folded and "forty-two" in folded
@@ -204,7 +203,7 @@ def test_the_verdicts_show_value_interval_and_row_and_statements_are_escaped(pro
     folder = pages.build(project, tmp_path / "site").parent
     text = (folder / "verdicts.html").read_text()
     assert '<div class="holds"><b>cifar10</b> 1 holds</div>' in text
-    claim = text.split("Every claim")[1]
+    claim = text.split("<tbody>")[1]
     for part in ("&lt;b&gt; moves", "0.5 nats", "0.25 to 0.75", 'href="figures/full/50_claims.csv">row 1<'):
         assert part in claim
     assert '<div class="holds">' in (folder / "index.html").read_text()
@@ -344,3 +343,188 @@ def test_damaged_notebooks_and_recipes_are_left_out_and_the_others_shown(project
     assert [stem for _, stem in pages.published(project / "figures")] == ["50_claims"]
     index.write_text("[]")
     assert pages.published(project / "figures") == {}
+
+
+def choose(project: Path, **entries: list[str]) -> Path:
+    """Name the row of the project's claims as the one that decides each claim, on these data sets."""
+    told = {"source": "this study", "notebook": "50", "row": "<b> moves", "measure": "above 0 & so on"}
+    told |= {"unit": "images", "smallest": 0.1}
+    path = project / "notebooks" / "claims.yaml"
+    path.write_text(
+        yaml.safe_dump({name: {**told, "says": f"{name} <moves>", "datasets": sets} for name, sets in entries.items()})
+    )
+    return path
+
+
+def decided(project: Path, **entries: list[str]) -> pd.DataFrame:
+    return primary(gather(project / "figures" / "full"), read_chosen(choose(project, **entries)))
+
+
+def test_each_claim_has_one_row_per_data_set_with_its_number(project, tmp_path):
+    choose(project, C1=["cifar10", "mnist"])
+    text = (pages.build(project, tmp_path / "site").parent / "verdicts.html").read_text()
+    table = text.split('class="primary"')[1].split("</table>")[0]
+    cells = [re.findall("<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    claim = "<b>C1</b>: C1 &lt;moves&gt;<br><small>above 0 &amp; so on</small>"
+    assert [row[:2] for row in cells] == [[claim, "cifar10"], [claim, "mnist"]]
+    assert cells[0][2:6] == ["0.5 nats", "0.25 to 0.75", "below 0.001", "holds"]
+    assert cells[1][2:6] == ["", "", "", "not measured"]
+    assert text.index('class="primary"') < text.index('class="claims sortable"')
+
+
+def test_each_claim_has_an_anchor_and_what_it_can_be_filtered_and_sorted_by(project, tmp_path):
+    text = (pages.build(project, tmp_path / "site").parent / "verdicts.html").read_text()
+    row = text.split('<tr id="50-1" ')[1].split("</tr>")[0]
+    assert row.startswith('data-verdict="holds" data-data="cifar10" data-notebook="50">')
+    assert '<a href="#50-1">50-1</a>' in row and '<td data-order="0.5">0.5 nats</td><td data-order="0.25">' in row
+    for name, value in (("verdict", "undecided"), ("data", "cifar10"), ("notebook", "50")):
+        options = text.split(f'<select data-name="{name}">')[1].split("</select>")[0]
+        assert f'<option value="{value}">' in options
+    assert "hidden" not in row  # without a script, everything is seen
+    assert 'data-items="claims" hidden>' in text  # and nothing that does not work
+
+
+def test_what_was_found_is_said_from_the_rows_and_what_is_undecided_is_not(project):
+    rows = decided(project, C1=["cifar10"], C2=["mnist"])
+    text = verdict_page.findings(rows)
+    assert '<b class="holds">holds</b>, on cifar10: C1 &lt;moves&gt;. Measured: 0.5 nats (0.25 to 0.75).' in text
+    assert "chosen before the run: 2 (1 holds, 1 not measured)." in text
+    assert "C2" not in text
+    fails = rows.assign(value=-0.5, verdict=["fails", "not measured"], why=["the opposite", ""])
+    assert "fails</b>, the opposite, on cifar10" in verdict_page.findings(fails)
+
+
+def test_of_many_findings_each_claim_is_told_once_before_any_is_told_twice(project):
+    (one,) = decided(project, C1=["cifar10"]).to_dict("records")
+    rows = pd.DataFrame([{**one, "claim": name, "dataset": str(k)} for name in "ab" for k in range(8)])
+    text = verdict_page.findings(rows, most=3)
+    assert re.findall("on ([0-9]):", text) == ["0", "1", "0"]
+    assert "none" not in text and text.count("<li>") == 3
+
+
+def test_without_a_measured_number_the_front_page_says_so(project, tmp_path):
+    choose(project, C1=["mnist"])
+    text = (pages.build(project, tmp_path / "site").parent / "index.html").read_text()
+    assert "chosen before the run: 1 (1 not measured)." in text
+
+
+def test_ways_in_name_the_notebooks_that_are_here(project, tmp_path):
+    notebook(project / "notebooks" / "00_start.ipynb", "Begin <here>?")
+    text = (pages.build(project, tmp_path / "site").parent / "index.html").read_text()
+    ways = re.findall('<b>(A \\w+)</b>.*?<ol class="path">(.*?)</ol>', text)
+    link = '<li><a href="00_start.html">00 Begin &lt;here&gt;?</a></li>'
+    assert ways == [("A student", link), ("A teacher", link)]
+    assert {number for _, numbers in pages.PATHS.values() for number in numbers} <= {
+        path.name[:2] for path in (ROOT / "notebooks").glob("*.ipynb")
+    }
+
+
+def test_a_figure_is_described_by_its_title_where_its_recipe_has_one():
+    recipe = {"dataset": "cifar10", "files": {"50_bars.png": ""}}
+    path = ROOT / "notebooks" / "00_one_image_thirty_explanations.ipynb"
+    plain = pages._card("full", "50_bars", recipe, path)
+    titled = pages._card("full", "50_bars", {**recipe, "title": 'It "moves"'}, path)
+    assert 'alt="bars: full run, cifar10"' in plain
+    assert 'alt="It &quot;moves&quot; (bars: full run, cifar10)"' in titled
+
+
+def test_a_page_is_reached_by_keyboard_and_has_one_h1():
+    text = pages.page("t", "<h1>One</h1><h1 id='b'>Two</h1><div class='highlight'><pre>x</pre></div><table></table>")
+    assert text.index('<a class="skip" href="#to-main">') < text.index("<nav") < text.index('<main id="to-main"')
+    assert '<html lang="en">' in text
+    assert "<h1>One</h1><h2 id='b'>Two</h2>" in text
+    assert '<pre role="region" tabindex="0" aria-label="Two: code">x</pre>' in text
+    assert '<div class="wide" role="region" tabindex="0" aria-label="Two: table"><table></table></div>' in text
+    assert 'aria-label="link to this heading" class="anchor-link" href="#two"' in pages.page("t", markup.heading("Two"))
+
+
+def test_every_page_has_one_h1_and_no_heading_without_an_anchor(project, tmp_path):
+    for path in pages.build(project, tmp_path / "site").parent.glob("*.html"):
+        text = path.read_text()
+        assert text.count("<h1") == text.count("</h1>") == 1, path.name
+        assert not re.search("<h2>|<h3>", text), path.name
+
+
+@pytest.mark.parametrize("text", ["a < b & c<p", '<p title="a>b">x &amp; y<br/>', "<p>ä\n<b>z</p></i>", "<!-- <p> -->"])
+def test_a_page_is_walked_without_losing_a_sign(text):
+    nodes = markup.walk(text)
+    assert all(text[node.start : node.end] == node.text for node in nodes if node.kind != "end")
+    assert markup.reachable(text) == text
+
+
+TERMS = {"draw": ("one network", "glossary.html#draw"), "LIME": ("a & b", "glossary.html#lime")}
+
+
+def test_the_first_use_of_a_term_in_running_text_leads_to_what_it_means():
+    text = "<h2>draws</h2><p><code>draw</code> <a>draw</a> drawn withdraw Draws, draw lime</p><li>LIME LIME</li>"
+    link = '<a class="term" href="glossary.html#{}" title="{}">{}</a>'
+    wanted = text.replace("Draws", link.format("draw", "one network", "Draws"))
+    wanted = wanted.replace("<li>LIME", "<li>" + link.format("lime", "a &amp; b", "LIME"))
+    assert markup.marked(text, TERMS) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<table><td><p>draw</p></table>", "<p aria-live='polite'>draw</p>", "<p><math><mi>draw</mi></math></p>", "draw"],
+)
+def test_no_term_is_marked_where_a_link_does_not_belong(text):
+    assert markup.marked(text, TERMS) == text
+
+
+def test_a_longer_term_is_found_before_a_shorter_one_and_another_word_for_it_counts_as_it():
+    terms = {"uncertainty": ("u", "#u"), "total uncertainty": ("t", "#t"), "doubt": ("u", "#u")}
+    text = markup.marked("<p>total uncertainty, doubt, uncertainty</p>", terms)
+    assert re.findall('href="(#.)"[^>]*>([^<]*)<', text) == [("#t", "total uncertainty"), ("#u", "doubt")]
+
+
+def test_the_glossary_of_this_project_names_its_notebooks_and_each_term_is_one_sentence():
+    terms = glossary.read_glossary(ROOT / "notebooks" / "glossary.yaml")
+    here = {path.name[:2] for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert len(terms) > 25
+    for name, term in terms.items():
+        assert term.notebook in here, name
+        assert re.fullmatch(r"[A-Z][^\n]*[a-z0-9]\.", term.says) and ". " not in term.says, name
+    words = [word.lower() for name, term in terms.items() for word in (name, *term.also)]
+    assert len(words) == len(set(words))
+
+
+def test_the_glossary_is_a_page_that_notebooks_lead_to(project, tmp_path):
+    told = {"mean": {"says": "A <middle>.", "notebook": "50"}, "far": {"says": "Not near.", "notebook": "99"}}
+    (project / "notebooks" / "glossary.yaml").write_text(yaml.safe_dump(told))
+    folder = pages.build(project, tmp_path / "site").parent
+    check_links(folder)
+    text = (folder / "glossary.html").read_text()
+    assert '<p>A &lt;middle&gt;. Taught in <a href="50_first.html">50 Why &amp; how?</a>.</p>' in text
+    assert "no notebook that is here" in text
+    link = '<a class="term" href="glossary.html#mean" title="A &lt;middle&gt;.">mean</a>'
+    assert link in (folder / "50_first.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"a": {"says": "x"}}, "glossary.yaml: 'a' needs says and notebook"),
+        ({"a b": {"says": "x", "notebook": "00"}, "a-b": {"says": "y", "notebook": "00"}}, "rename one of them"),
+        ({"?": {"says": "x", "notebook": "00"}}, "rename one of them"),
+    ],
+)
+def test_a_glossary_with_a_wrong_entry_is_one_sentence(tmp_path, told, message):
+    (tmp_path / "glossary.yaml").write_text(yaml.safe_dump(told))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        glossary.read_glossary(tmp_path / "glossary.yaml")
+
+
+def test_the_index_of_the_search_holds_headings_and_paragraphs_with_their_anchors(project, tmp_path):
+    text = (pages.build(project, tmp_path / "site").parent / "search.html").read_text()
+    (stored,) = re.findall('<script type="application/json" id="index">(.*?)</script>', text, re.DOTALL)
+    index = json.loads(stored)
+    assert index["pages"] == [["50_first.html", "50 Why & how?"], ["51_second.html", "51 And then?"]]
+    assert [0, "More", "More", ""] in index["texts"]
+    assert [0, "Why-&-how?", "Why & how?", "Its mean is …, $5."] in index["texts"]
+
+
+def test_what_is_searched_ends_no_script():
+    found = markup.searchable("<h2 id='x'>A &lt;/script&gt;<a>¶</a></h2><p>b <code>c</code></p><p></p><pre>d</pre>")
+    assert found == [("x", "A </script>", ""), ("x", "A </script>", "b c")]
+    text = pages.search_page([("a.html", "<!-- a")], [found])
+    assert "A \\u003c/script>" in text and "<!-- a" not in text

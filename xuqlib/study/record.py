@@ -241,6 +241,8 @@ def save(
         "seconds": None if seconds is None else round(seconds, 1),
         "files": {file: hashlib.sha256(content).hexdigest() for file, content in sorted(files.items())},
     }
+    if figure is not None and figure.get_suptitle():
+        recipe["title"] = " ".join(figure.get_suptitle().split())  # what the picture says, for those who do not see it
     update_index(folder, {stem: recipe})
 
 

@@ -220,7 +220,7 @@ def _example(numbers: Mapping[str, Any], given: Given, maps: Mapping[str, Tensor
     ]
     heads = ("", "value", "mean", "spread", "5 %", "95 %", "sign certainty", "uncertainty from here")
     head = "".join(f"<th>{each}</th>" for each in heads)
-    return f'{text}<div class="wide"><table class="numbers"><tr>{head}</tr>{"".join(cells)}</table></div>'
+    return f'{text}<table class="numbers"><tr>{head}</tr>{"".join(cells)}</table>'
 
 
 def _feature_names(given: Given, row: int, values: Tensor) -> list[str]:

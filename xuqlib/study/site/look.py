@@ -1,4 +1,4 @@
-"""The look of the static site, light and dark, and the script that switches between the pictures of a chooser."""
+"""The look of the static site, light, dark and printed, and its script: choosers, filters, sorting and search."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ STYLE = """
 body { margin: 0; color: var(--text); background: var(--back); font: 17px/1.55 system-ui, sans-serif; }
 main { max-width: 60rem; margin: 0 auto; padding: 0 1.2rem 4rem; }
 a { color: var(--link); }
-a.anchor-link { visibility: hidden; text-decoration: none; margin-left: .3em; }
-h1:hover a.anchor-link, h2:hover a.anchor-link, h3:hover a.anchor-link { visibility: visible; }
+a.anchor-link { opacity: 0; text-decoration: none; margin-left: .3em; }
+:is(h1, h2, h3):hover a.anchor-link, a.anchor-link:focus { opacity: 1; }
+a.term { color: inherit; text-decoration: underline dotted; text-underline-offset: .2em; cursor: help; }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+main:focus { outline: none; }
+.skip { position: absolute; left: -100rem; }
+.skip:focus { left: 1rem; top: .5rem; padding: .3rem .8rem; background: var(--back); }
+:target { scroll-margin-top: 1rem; }
+tr:target { outline: 2px solid var(--link); }
 h1, h2, h3 { line-height: 1.25; }
 h2 { margin-top: 2.2em; border-bottom: 1px solid var(--line); }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 @media (prefers-color-scheme: dark) { img { filter: brightness(.92); padding: 6px; } }
-nav.top { display: flex; gap: 1.4rem; padding: .7rem 1.2rem; background: var(--soft); }
+nav.top { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; padding: .7rem 1.2rem; background: var(--soft); }
 nav.turn { display: flex; justify-content: space-between; gap: 2rem; margin: 1.5rem 0 1rem; }
 .own { font-size: .9em; }
 pre { margin: 0; overflow-x: auto; font: 14px/1.45 ui-monospace, monospace; }
@@ -39,7 +46,24 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bot
 .wide { overflow-x: auto; }
 .verdicts th { font-weight: 400; width: 38%; }
 .verdicts div { display: inline-block; margin: 0 .4rem .3rem 0; padding: .1rem .5rem; border-radius: 4px; }
-.claims td:nth-child(2) { min-width: 16rem; }
+/* Rows out of sight are laid out when they are scrolled to: a table of thousands opens ten times as fast. */
+.claims, .claims thead, .claims tbody { display: block; width: 70rem; }
+.claims tr { display: grid; grid-template-columns: 5rem 18rem 10rem 7rem 11rem 6rem 10rem 6rem; }
+.claims tr[hidden] { display: none; }
+.claims tbody tr { content-visibility: auto; contain-intrinsic-size: auto 5rem; overflow-wrap: anywhere; }
+.claims th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0;
+  cursor: pointer; }
+th[aria-sort="ascending"] button::after { content: " ▲"; }
+th[aria-sort="descending"] button::after { content: " ▼"; }
+.primary td:first-child { min-width: 18rem; }
+.found b { padding: 0 .4rem; border-radius: 4px; }
+.controls { position: sticky; top: 0; z-index: 1; padding: .6rem 0; background: var(--back);
+  display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align-items: center; }
+.controls[hidden] { display: none; }
+.controls input, .controls select { font: inherit; color: inherit; background: var(--soft); max-width: 18rem;
+  border: 1px solid var(--line); border-radius: 4px; padding: .15rem .4rem; }
+.path { margin: 0; padding-left: 1.4rem; }
+.way { padding: .2rem .9rem .9rem; border: 1px solid var(--line); border-radius: 6px; }
 .holds { background: var(--holds); }
 .fails { background: var(--fails); }
 .undecided { background: var(--undecided); }
@@ -73,6 +97,14 @@ summary { cursor: pointer; }
 .maps { display: grid; grid-template-columns: repeat(7, minmax(0, 1fr)); gap: .5rem; margin: .5rem 0 1rem; }
 .maps figure { margin: 0; }
 .maps img { width: 100%; padding: 0; border-radius: 2px; image-rendering: pixelated; }
+@media print {
+  nav, .skip, .controls, a.anchor-link { display: none !important; }
+  body { color: #000; background: #fff; font-size: 11pt; }
+  a { color: inherit; text-decoration: none; }
+  pre { white-space: pre-wrap; }
+  .wide, .output_area, pre, figcaption pre { overflow: visible; max-height: none; }
+  figure, tr, img { break-inside: avoid; }
+  details::details-content { content-visibility: visible; block-size: auto; } }
 @media (max-width: 50rem) { .maps { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
 """
 
@@ -99,4 +131,93 @@ document.querySelectorAll(".chooser").forEach((chooser, number) => {
     chooser.querySelector("[aria-live]").textContent = sentence;
   });
 });
+
+const wordsOf = (box) => box.value.toLowerCase().split(/\\s+/).filter(Boolean);
+document.querySelectorAll(".controls[data-of]").forEach((form) => {
+  const scope = document.getElementById(form.dataset.of);
+  const items = [...scope.querySelectorAll("[data-notebook]")];
+  const texts = items.map((item) => item.textContent.toLowerCase());
+  const box = form.querySelector("input");
+  const selects = [...form.querySelectorAll("select")];
+  const show = () => {
+    const words = wordsOf(box);
+    const wanted = selects.filter((select) => select.value);
+    let count = 0;
+    items.forEach((item, place) => {
+      item.hidden = !words.every((word) => texts[place].includes(word))
+        || !wanted.every((select) => item.dataset[select.dataset.name] === select.value);
+      count += !item.hidden;
+    });
+    scope.querySelectorAll("section").forEach((part) => {
+      part.hidden = words.length + wanted.length > 0 && !part.querySelector("[data-notebook]:not([hidden])");
+    });
+    form.querySelector("output").textContent = `${count} of ${items.length} ${form.dataset.items}`;
+  };
+  form.hidden = false;
+  form.addEventListener("input", show);
+  addEventListener("hashchange", () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target?.closest("[hidden]")) return;
+    [box, ...selects].forEach((field) => { field.value = ""; });
+    show();
+    target.scrollIntoView();
+  });
+  show();
+});
+
+const collator = new Intl.Collator("en", { numeric: true });
+document.querySelectorAll("table.sortable").forEach((table) => {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      heads.forEach((each) => each.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+      const rows = [...table.tBodies[0].rows].map((row) => {
+        const cell = row.cells[column];
+        return { row, number: cell.dataset.order, text: cell.dataset.order ?? cell.textContent };
+      });
+      rows.sort((a, b) => (a.text === "") - (b.text === "")
+        || sign * (a.number === undefined ? collator.compare(a.text, b.text) : a.number - b.number));
+      table.tBodies[0].append(...rows.map((each) => each.row));
+    });
+  });
+});
+
+const index = document.getElementById("index");
+if (index) {
+  const { pages, texts } = JSON.parse(index.textContent);
+  const box = document.getElementById("query");
+  const list = document.getElementById("found");
+  const low = texts.map(([, , heading, text]) => (text || heading).toLowerCase());
+  const excerpt = (text, word) => {
+    const start = Math.max(text.toLowerCase().indexOf(word) - 80, 0);
+    return `${start ? "…" : ""}${text.slice(start, start + 240)}${start + 240 < text.length ? "…" : ""}`;
+  };
+  const find = () => {
+    const words = wordsOf(box);
+    const found = words.length ? texts.filter((_, place) => words.every((word) => low[place].includes(word))) : [];
+    found.sort((a, b) => (a[3] !== "") - (b[3] !== ""));
+    list.replaceChildren(...found.slice(0, 60).map(([page, anchor, heading, text]) => {
+      const item = document.createElement("li");
+      const link = document.createElement("a");
+      link.href = `${pages[page][0]}#${encodeURIComponent(anchor)}`;
+      link.textContent = `${pages[page][1]}: ${heading}`;
+      item.append(link);
+      if (text) item.append(document.createElement("br"), excerpt(text, words[0]));
+      return item;
+    }));
+    const most = found.length > 60 ? ", the first 60 of them shown" : "";
+    box.closest(".controls").querySelector("output").textContent = words.length ? `${found.length} found${most}` : "";
+  };
+  box.closest(".controls").hidden = false;
+  box.addEventListener("input", find);
+  find();
+}
+
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => { each.open = true; }));
 """

@@ -19,14 +19,15 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-import pandas as pd
 import PIL.Image
 
-from xuqlib.study.names import plain
-from xuqlib.study.record import PRESETS, VERDICTS, DamagedError, replace_file, whole_recipes
+from xuqlib.study.names import in_script, plain
+from xuqlib.study.record import PRESETS, DamagedError, replace_file, whole_recipes
 from xuqlib.study.runs import read_notebook
+from xuqlib.study.site import glossary, verdict_page
 from xuqlib.study.site.look import SCRIPT, STYLE
-from xuqlib.study.verdicts import STATEMENTS, gather, tally
+from xuqlib.study.site.markup import escaped, heading, marked, reachable, searchable
+from xuqlib.study.verdicts import gather, primary, read_chosen
 
 # What a stored notebook shows where a widget stood; run_all.py writes it.
 PLACEHOLDER = "Run this notebook to use the widget that stands here."
@@ -56,7 +57,17 @@ MATH_ATTRIBUTES = {
     *("movablelimits", "open", "rowlines", "rowspacing", "rspace", "scriptlevel", "separator", "stretchy", "voffset"),
     "width",
 }
-NAVIGATION = (("index.html", "Notebooks"), ("gallery.html", "Gallery"), ("verdicts.html", "What held up"))
+NAVIGATION = (
+    *(("index.html", "Notebooks"), ("gallery.html", "Gallery"), ("verdicts.html", "What held up")),
+    *((glossary.PAGE, "Glossary"), ("search.html", "Search")),
+)
+# Ways through the notebooks, by what a reader comes for.
+PATHS = {
+    "A student": ("what these maps are, and how far they move", ("00", "02", "03", "04", "09")),
+    "A teacher": ("a class of 90 minutes; the README has the plan", ("00", "02", "04", "06", "09", "14")),
+    "A researcher": ("what held up, what failed, and what can be proved", ("14", "07", "10", "22", "25")),
+    "An engineer": ("your own network: how far to trust it, and at what cost", ("15", "13", "25", "23")),
+}
 
 
 def build(project: Path, folder: Path, executed: Path | None = None) -> Path:
@@ -75,22 +86,33 @@ def build(project: Path, folder: Path, executed: Path | None = None) -> Path:
     notebooks = readable(project / "notebooks")
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     entries = published(project / "figures")
+    terms = glossary.read_glossary(project / "notebooks" / "glossary.yaml")
+    words, paragraphs = glossary.meanings(terms), []
     for place, path in enumerate(notebooks):
         copy = executed / path.name if executed else path
         before, after = notebooks[max(place - 1, 0) : place], notebooks[place + 1 : place + 2]
-        _write(folder, f"{path.stem}.html", notebook_page(path, copy if copy.exists() else path, [*before], [*after]))
+        body = notebook_body(path, copy if copy.exists() else path)
+        paragraphs.append(searchable(body))
+        _write(folder, f"{path.stem}.html", notebook_page(path, marked(body, words), [*before], [*after]))
         shutil.copyfile(path, folder / "notebooks" / path.name)
     for preset, stem in entries:
         _copy_figure(project / "figures" / preset, folder / "figures" / preset, stem)
-    full = project / "figures" / "full"
+    full, choices = project / "figures" / "full", project / "notebooks" / "claims.yaml"
     claims = gather(full) if list(full.glob("*_claims.csv")) else None
+    chosen = read_chosen(choices) if choices.exists() else {}
+    numbers = primary(claims, chosen) if claims is not None and chosen else None
     pages = {path.stem[:2]: _address(path) for path in notebooks}
+    verdicts = verdict_page.verdicts_body(claims, numbers, chosen, pages)
+    titles = {path.stem[:2]: (quote(f"{path.stem}.html"), _name(path)) for path in notebooks}
     _write(folder, "gallery.html", gallery(entries, notebooks))
-    _write(folder, "verdicts.html", verdicts_page(claims, pages))
+    _write(folder, "verdicts.html", page("What held up?", verdicts))
+    _write(folder, glossary.PAGE, page("Glossary", glossary.glossary_body(terms, titles)))
+    _write(folder, "search.html", search_page(list(titles.values()), paragraphs))
     promises = project / "tests" / "README.md"
     if promises.exists():
         _write(folder, "promises.html", page("What is promised", markdown(promises.read_text(encoding="utf-8"))))
-    _write(folder, "index.html", front_page(project, notebooks, entries, claims))
+    found = "" if numbers is None else verdict_page.findings(numbers)
+    _write(folder, "index.html", front_page(project, notebooks, entries, found, verdict_page.verdict_table(claims)))
     return folder / "index.html"
 
 
@@ -235,42 +257,55 @@ def with_choosers(stored: dict[str, Any], executed: Mapping[str, Any]) -> dict[s
     return stored
 
 
-def notebook_page(path: Path, executed: Path, before: Sequence[Path], after: Sequence[Path]) -> str:
-    """A stored notebook as a page.
+def notebook_body(path: Path, executed: Path) -> str:
+    """A stored notebook as HTML.
 
     Args:
         path: the notebook.
         executed: a copy run with $XUQ_STILLS set, or the notebook itself.
-        before, after: the notebook before and after it, if there is one.
     """
     import nbformat
 
     notebook = with_choosers(read_notebook(path), read_notebook(executed))
     body, _ = _exporter().from_notebook_node(nbformat.reads(json.dumps(notebook), as_version=4))
-    title = title_of(notebook)
-    body = body.replace("No description has been provided for this image", f"Figure of: {_text(title)}")
+    return str(body).replace(
+        "No description has been provided for this image", f"Figure of: {escaped(title_of(notebook))}"
+    )
+
+
+def notebook_page(path: Path, body: str, before: Sequence[Path], after: Sequence[Path]) -> str:
+    """The page of a notebook.
+
+    Args:
+        path: the notebook.
+        body: from `notebook_body`.
+        before, after: the notebook before and after it, if there is one.
+    """
     heads = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', body)
     contents = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in heads)
     links = [f'<a href="{_address(other)}">← {_title(other)}</a>' for other in before]
     links += [f'<a href="{_address(other)}">{_title(other)} →</a>' for other in after]
-    turn = f'<nav class="turn">{"".join(links)}</nav>'
+    above, below = (
+        f'<nav class="turn" aria-label="{where}">{"".join(links)}</nav>' for where in ("turn", "turn, below")
+    )
     own = f'<p class="own"><a href="notebooks/{_address(path, path.suffix)}" download>Notebook {path.stem[:2]}</a>'
     own += f' · <a href="gallery.html#{path.stem[:2]}">its figures, numbers and recipes</a> · quick run</p>'
-    return page(title, f"{turn}{own}<details><summary>Contents</summary><ul>{contents}</ul></details>{body}{turn}")
+    contents = f"<details><summary>Contents</summary><ul>{contents}</ul></details>"
+    return page(title_of(read_notebook(path)), f"{above}{own}{contents}{body}{below}")
+
+
+def _name(path: Path) -> str:
+    """Number and title of a notebook, as text."""
+    return f"{path.stem[:2]} {title_of(read_notebook(path))}"
 
 
 def _title(path: Path) -> str:
-    return f"{path.stem[:2]} {_text(title_of(read_notebook(path)))}"
+    return escaped(_name(path))
 
 
 def _address(notebook: Path, suffix: str = ".html") -> str:
     """The address of a notebook's page."""
     return html.escape(quote(f"{notebook.stem}{suffix}"))
-
-
-def _text(name: object) -> str:
-    """A name or sentence that came with data, as a part of a page."""
-    return html.escape(plain(name, 500))
 
 
 def _policy(script: str) -> str:
@@ -291,14 +326,17 @@ def page(title: str, body: str, *, alone: bool = False) -> str:
         alone: for a page that is no part of the site: without a script, and without links to other pages.
     """
     links = "".join(f'<a href="{address}">{text}</a>' for address, text in NAVIGATION)
-    top, script = ("", "") if alone else (f'<nav class="top"><b>xuq</b>{links}</nav>', SCRIPT)
+    skip = '<a class="skip" href="#to-main">Skip to the content</a>'
+    top = "" if alone else f'{skip}<nav class="top" aria-label="site"><b>xuq</b>{links}</nav>'
+    script = "" if alone else SCRIPT
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
         '<meta name="color-scheme" content="light dark">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{_text(title)}</title><style>{STYLE}"
-        f"</style></head><body>{top}<main>{body}</main>{script and f'<script>{script}</script>'}</body></html>\n"
+        f"<title>{escaped(title)}</title><style>{STYLE}</style></head><body>{top}"
+        f'<main id="to-main" tabindex="-1">{reachable(body)}</main>'
+        f"{script and f'<script>{script}</script>'}</body></html>\n"
     )
 
 
@@ -306,79 +344,64 @@ def gallery(entries: Mapping[tuple[str, str], Mapping[str, Any]], notebooks: Seq
     """All published figures by notebook, each with links to its notebook, its numbers and its recipe."""
     parts = ["<h1>Every figure, with its numbers and its recipe</h1>"]
     parts.append("<p>Full figures are of real data, quick ones of what is embedded. Click one to see it large.</p>")
+    parts.append(verdict_page.controls("figures", "figures", {"preset": reversed(list(PRESETS))}))
+    parts.append('<div id="figures">')
     for path in notebooks:
         own = {key: recipe for key, recipe in entries.items() if key[1][:2] == path.stem[:2]}
         ordered = sorted(own, key=lambda key: f"{key[1]}.png" not in own[key]["files"])  # tables come last
         cards = "".join(_card(*key, own[key], path) for key in ordered)
-        parts.append(f'<h2 id="{path.stem[:2]}"><a href="{_address(path)}">{_title(path)}</a></h2>')
-        parts.append(f'<div class="cards">{cards}</div>' if cards else "<p>It has published nothing yet.</p>")
-    return page("Gallery", "".join(parts))
+        title = heading(f'<a href="{_address(path)}">{_title(path)}</a>', 2, path.stem[:2])
+        shown = f'<div class="cards">{cards}</div>' if cards else "<p>It has published nothing yet.</p>"
+        parts.append(f"<section>{title}{shown}</section>")
+    return page("Gallery", f"{''.join(parts)}</div>")
 
 
 def _card(preset: str, stem: str, recipe: Mapping[str, Any], notebook: Path) -> str:
     words, base = html.escape(stem[3:].replace("_", " ")), f"figures/{preset}/{stem}"
-    picture = f'<a href="{base}.webp"><img loading="lazy" src="{base}.webp" alt="{words}, {preset} run"></a>'
+    told = f"{words}: {preset} run, {escaped(recipe['dataset'])}"
+    title = f"{escaped(recipe['title'])} ({told})" if recipe.get("title") else told
+    picture = f'<a href="{base}.webp"><img loading="lazy" src="{base}.webp" alt="{title}"></a>'
     links = f'<a href="{_address(notebook)}">notebook {stem[:2]}</a> · <a href="{base}.csv">numbers</a>'
     details = html.escape(json.dumps(recipe, indent=1))
     return (
-        f'<figure id="{preset}-{stem}">{picture if f"{stem}.png" in recipe["files"] else ""}<figcaption><b>{words}</b>'
-        f" ({preset}, {_text(recipe['dataset'])})<br>{links}<details><summary>recipe</summary>"
+        f'<figure id="{preset}-{stem}" data-preset="{preset}" data-notebook="{stem[:2]}">'
+        f"{picture if f'{stem}.png' in recipe['files'] else ''}<figcaption><b>{words}</b>"
+        f" ({preset}, {escaped(recipe['dataset'])})<br>{links}<details><summary>recipe</summary>"
         f"<pre>{details}</pre></details></figcaption></figure>"
     )
 
 
-def verdict_table(claims: pd.DataFrame | None) -> str:
-    """The claims of `STATEMENTS` and how their rows fell on each data set."""
-    if claims is None:
-        return "<p>No full run has been published yet: <code>run_all.py --preset full</code> makes one.</p>"
-    counts = tally(claims)
-    rows = ["<tr><th>claim</th><th>what was found, on each data set (rows of each verdict)</th></tr>"]
-    for name, text in STATEMENTS.items():
-        found = "".join(_verdict(row) for row in counts[counts["claim"] == name].to_dict("records"))
-        rows.append(f"<tr><th>{html.escape(name)}: {html.escape(text)}</th><td>{found or 'not measured'}</td></tr>")
-    return f'<table class="verdicts">{"".join(rows)}</table>'
+def search_page(pages: Sequence[tuple[str, str]], paragraphs: Sequence[Sequence[tuple[str, str, str]]]) -> str:
+    """A box that finds headings and paragraphs of the notebooks; what it searches is inside the page.
 
-
-def _verdict(row: Mapping[Any, Any]) -> str:
-    counted = ", ".join(f"{row[verdict]} {verdict}" for verdict in VERDICTS.values() if row[verdict])
-    known = f"{row['verdict']}: " if row["verdict"] == "mixed" else ""
-    return f'<div class="{row["verdict"]}"><b>{_text(row["dataset"])}</b> {known}{counted}</div>'
-
-
-def verdicts_page(claims: pd.DataFrame | None, pages: Mapping[str, str]) -> str:
-    """The table of verdicts, then every claim with its value, interval, notebook and row of the CSV."""
-    parts = ["<h1>What held up?</h1><p>Counted are rows: one for each way to draw networks, each explainer, each"]
-    parts.append(f" definition. A claim is <i>mixed</i> where its rows differ.</p>{verdict_table(claims)}")
-    if claims is not None:
-        heads = ("claim", "statement", "data", "value", "interval", "verdict", "source", "from")
-        parts.append("<h2>Every claim</h2><div class='wide'><table class='claims'>")
-        parts.append(f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>")
-        parts += [_claim_row(row, pages) for row in claims.to_dict("records")]
-        parts.append("</table></div>")
-    return page("What held up?", "".join(parts))
-
-
-def _claim_row(row: Mapping[Any, Any], pages: Mapping[str, str]) -> str:
-    known = pd.notna(row["low"])
-    interval = f"{row['low']:.3g} to {row['high']:.3g}<br><small>{_text(row['note'])}</small>" if known else ""
-    value = f"{row['value']:.3g} {_text(row['unit'])}" if pd.notna(row["value"]) else ""
-    number = row["notebook"]
-    origin = f'<a href="{pages.get(number, "index.html")}">{number}</a>, '
-    origin += f'<a href="figures/full/{number}_claims.csv">row {row["row"]}</a>'
-    fields = [_text(row[name]) for name in ("claim", "statement", "dataset")]
-    plain = [*fields, value, interval]
-    cells = [*(f"<td>{text}</td>" for text in plain), f'<td class="{row["verdict"]}">{row["verdict"]}</td>']
-    cells += [f"<td>{text}</td>" for text in (_text(row["source"]), origin)]
-    return f"<tr>{''.join(cells)}</tr>"
+    Args:
+        pages: address and title of each page.
+        paragraphs: of each page, from `searchable`.
+    """
+    texts = [[number, *each] for number, found in enumerate(paragraphs) for each in found]
+    body = '<h1>Search</h1><div class="controls" role="search" hidden><label>words '
+    body += '<input type="search" id="query" autofocus></label><output></output></div>'
+    body += '<ol id="found"></ol><noscript><p>To search, this page needs its script, which is switched off here.</p>'
+    index = in_script({"pages": [[address, plain(title, 500)] for address, title in pages], "texts": texts})
+    return page("Search", f'{body}</noscript><script type="application/json" id="index">{index}</script>')
 
 
 def front_page(
     project: Path,
     notebooks: Sequence[Path],
     entries: Mapping[tuple[str, str], Mapping[str, Any]],
-    claims: pd.DataFrame | None,
+    found: str,
+    verdicts: str,
 ) -> str:
-    """What the README says before its first section, the notebooks with a picture each, and the verdicts."""
+    """What the README says before its first section, what was found, ways in, the notebooks, and the verdicts.
+
+    Args:
+        project: see `build`.
+        notebooks: those that can be read.
+        entries: from `published`.
+        found: what was found, as HTML; "" leaves the section out.
+        verdicts: how all rows fell, as HTML.
+    """
     readme = project / "README.md"
     opening = readme.read_text(encoding="utf-8").partition("\n## ")[0] if readme.exists() else "# The study"
     opening = re.sub(r"(\]\(figures/.*?)\.png\)", r"\1.webp)", opening)
@@ -389,8 +412,23 @@ def front_page(
         ]
         image = f'<img loading="lazy" src="figures/{own[0][0]}/{own[0][1]}.webp" alt="">' if own else ""
         cards.append(f'<a class="card" href="{_address(path)}">{image}<b>{_title(path)}</b></a>')
-    body = f'{markdown(opening)}<h2>The notebooks</h2><div class="cards">{"".join(cards)}</div>'
-    body += f"<h2>What held up?</h2>{verdict_table(claims)}"
+    body = markdown(opening)
+    if found:
+        body += f'{heading("What was found")}{found}<p><a href="verdicts.html#numbers">All of these numbers</a></p>'
+    body += f'{heading("Where to begin")}{_paths(notebooks)}<p>A word is new? It is in the <a href="{glossary.PAGE}">'
+    body += 'glossary</a>. Looking for something? <a href="search.html">Search the notebooks</a>.</p>'
+    body += f'{heading("The notebooks")}<div class="cards">{"".join(cards)}</div>'
+    body += f"{heading('What held up?', name='held-up')}{verdicts}"
     if (project / "tests" / "README.md").exists():
         body += '<p><a href="promises.html">What is promised, and how it is tested</a></p>'
     return page("xuq", body)
+
+
+def _paths(notebooks: Sequence[Path]) -> str:
+    """Ways through the notebooks that are here."""
+    here, ways = {path.stem[:2]: path for path in notebooks}, []
+    for reader, (purpose, numbers) in PATHS.items():
+        steps = "".join(f'<li><a href="{_address(here[n])}">{_title(here[n])}</a></li>' for n in numbers if n in here)
+        if steps:
+            ways.append(f'<div class="way"><p><b>{reader}</b>: {purpose}</p><ol class="path">{steps}</ol></div>')
+    return f'<div class="cards">{"".join(ways)}</div>' if ways else ""

@@ -23,7 +23,7 @@ from xuqlib.study.human_study.page import page
 from xuqlib.study.human_study.pairs import Pair, PairStudy
 from xuqlib.study.names import file_name, in_script, plain, plain_lines, seen
 from xuqlib.study.record import CLAIM_COLUMNS, Notebook, csv_bytes, save, update_index
-from xuqlib.study.site import pages
+from xuqlib.study.site import pages, verdict_page
 from xuqlib.study.verdicts import gather, markdown_table, tally, verdict_bars, verdict_grid
 
 each_name = pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
@@ -278,7 +278,7 @@ def test_a_row_of_verdicts_stays_a_row(name, tmp_path):
     assert len(re.findall(r"(?<!\\)\|", table.split("\n")[2])) == 4
     found = assert_harmless(pages.markdown(table))
     assert found.tags.count("td") == 3 and "a" not in found.tags
-    assert_harmless(pages.verdicts_page(claims, {}))
+    assert_harmless(pages.page("What held up?", verdict_page.verdicts_body(claims, None, {}, {})))
 
 
 def test_a_site_of_hostile_names_holds_no_markup_of_them(tmp_path):

@@ -824,7 +824,8 @@ class OnGpu(Tensor):
 def test_the_rounding_of_tf32_excuses_no_missing_term_or_fullgrad_would_never_warn_on_a_gpu():
     x = randn(2, 3, dtype=torch.float32)
     for last, is_complete in ((nn.Softplus(), False), (nn.ReLU(), True)):
-        graph = LogitGraph(nn.Sequential(nn.Linear(3, 4), last, nn.Linear(4, 2)).eval(), x)
+        network = nn.Sequential(linear([[1.0, 0, 0], [0, 1.0, 0]]), last, linear([[1.0, 2.0], [0, 1.0]])).float()
+        graph = LogitGraph(network.eval(), x)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             graph.saliencies(graph.one_hot(0)[None].as_subclass(OnGpu), "raw")

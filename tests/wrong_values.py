@@ -86,7 +86,6 @@ INTERNAL = {
     "explain.predicted": BEHIND,
     "explain.mean_probs": BEHIND,
     "explain.most_probable": BEHIND,
-    "explainers.adapters.given_copies": BEHIND,
     "explainers.adapters.seeded": BEHIND,
     "explainers.baselines.expand": BEHIND,
     "explainers.declaring": BEHIND,

@@ -82,28 +82,6 @@ def test_examples_may_have_any_number_of_axes(name, shape):
     assert_close(from_captum(name)(network, x, 1, **options), wanted.detach(), rtol=1e-6, atol=1e-7)
 
 
-class Doubled(nn.Module):
-    """Twice its input, written into it or not; then a network."""
-
-    def __init__(self, network, in_place):
-        super().__init__()
-        self.network, self.in_place = network, in_place
-
-    def forward(self, x):
-        return self.network(x.mul_(2) if self.in_place else x * 2)
-
-
-@pytest.mark.parametrize("name", ["Saliency", "InputXGradient", "IntegratedGradients", "DeepLift", "GuidedBackprop"])
-def test_a_network_may_write_into_its_input(name):
-    inside, x, target = seeded(table_mlp).eval(), randn(*TABLE), tensor([0, 2, 1, 1])
-    given = x.clone()
-    networks = [Doubled(inside, in_place) for in_place in (True, False)]
-    writing, plain = (from_captum(name)(network, x, target) for network in networks)
-    assert_close(writing, plain)
-    assert torch.equal(x, given)
-    assert not any(network._forward_pre_hooks for network in networks)
-
-
 def test_a_method_around_another_says_how_it_is_passed():
     with pytest.raises(TypeError, match=r"NoiseTunnel is built around .* lambda network: NoiseTunnel\(Saliency"):
         from_captum("NoiseTunnel")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xuqlib.checks import check_attribution, check_choice, check_examples, check_logits, check_target
 from xuqlib.explainers.declaring import Explainer
@@ -59,34 +59,12 @@ def from_captum(method: Callable[..., Any] | str, **init_options: Any) -> Explai
             told = "Setting (forward, )?backward hooks|Input Tensor|You are providing multiple inputs"
             warnings.filterwarnings("ignore", message=told)
             inside = build(network, **init_options)
-            with given_copies(network):
-                answer = classes if output.dim() == 2 else None
-                returned = inside.attribute(x.detach().clone(), target=answer, **options)
+            returned = inside.attribute(x.detach().clone(), target=classes if output.dim() == 2 else None, **options)
         return check_attribution(returned, x, name).detach().to(x.dtype)
 
     explainer.__name__ = explainer.__qualname__ = f"captum_{name}"
     explainer.__doc__ = f"Attribute each target logit with captum.attr.{name}. Returns a map shaped like x."
     return explainer
-
-
-@contextmanager
-def given_copies(network: Network) -> Iterator[None]:
-    """Let a network that writes into its input write into a copy: autograd refuses changes of an input of its own."""
-    if not isinstance(network, nn.Module):
-        yield
-        return
-    hook = network.register_forward_pre_hook(lambda _, given: _copies(given))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _copies(given: Any) -> Any:
-    """What a network is given, with tensors of its own; DeepLift gives it tuples of tensors."""
-    if isinstance(given, tuple):
-        return tuple(map(_copies, given))
-    return given.clone() if isinstance(given, Tensor) else given
 
 
 @contextmanager

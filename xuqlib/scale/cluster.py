@@ -49,25 +49,18 @@ def by_dask(
 
 def _awaited(ended: Any, client: Any) -> Iterator[Any]:
     """The futures of an `as_completed` as they end, with a word where there is nobody to work."""
-    distributed, seen, is_told = needs("distributed"), time.monotonic(), False
+    seen = time.monotonic()
     while not ended.is_empty():
         if ended.has_ready():
             yield next(ended)
             seen = time.monotonic()
-            continue
-        time.sleep(0.01)
-        if time.monotonic() - seen < PATIENCE:
-            continue
-        if client.nthreads():
+        elif time.monotonic() - seen < PATIENCE or client.nthreads():
+            time.sleep(0.01)
+        elif isinstance(client.cluster, needs("distributed").LocalCluster):
+            raise ConnectionError("all workers of the local cluster have ended; run the same call again with another")
+        else:
+            warnings.warn(f"no worker is there; start one with `dask worker {client.scheduler.address}`", stacklevel=2)
             seen = time.monotonic()
-        elif isinstance(client.cluster, distributed.LocalCluster):
-            raise ConnectionError(
-                f"the workers of the local cluster have ended, {PATIENCE:.0f} s ago or more; what is whole is kept, so "
-                "run the same call again with a new cluster"
-            )
-        elif not is_told:
-            address, is_told = client.scheduler.address, True
-            warnings.warn(f"no worker is there; start one with `dask worker {address}`; waiting", stacklevel=2)
 
 
 def _sent(client: Any, job: Any) -> Any:

@@ -26,7 +26,11 @@ def run(path: Path, folder: Path, threads: int, monkeypatch: pytest.MonkeyPatch)
     NotebookClient(notebook, timeout=600, startup_timeout=120, resources={"metadata": {"path": path.parent}}).execute()
 
 
-@pytest.mark.parametrize("path", SEVERAL, ids=lambda path: path.stem)
+NIGHTLY = pytest.mark.nightly
+BY_THREADS = [pytest.param(path, id=path.stem, marks=() if path.name[:2] == "00" else NIGHTLY) for path in SEVERAL]
+
+
+@pytest.mark.parametrize("path", BY_THREADS)  # the shortest of them in the test line
 def test_four_threads_give_the_published_numbers(path, tmp_path, monkeypatch):
     run(path, tmp_path, 4, monkeypatch)
     check_published(tmp_path, path.name[:2])

@@ -53,14 +53,14 @@ def _awaited(ended: Any, client: Any) -> Iterator[Any]:
     while not ended.is_empty():
         if ended.has_ready():
             yield next(ended)
-            seen = time.monotonic()
-        elif time.monotonic() - seen < PATIENCE or client.nthreads():
+        elif time.monotonic() - seen < PATIENCE:
             time.sleep(0.01)
-        elif isinstance(client.cluster, needs("distributed").LocalCluster):
+            continue
+        elif not client.nthreads() and isinstance(client.cluster, needs("distributed").LocalCluster):
             raise ConnectionError("all workers of the local cluster have ended; run the same call again with another")
-        else:
+        elif not client.nthreads():
             warnings.warn(f"no worker is there; start one with `dask worker {client.scheduler.address}`", stacklevel=2)
-            seen = time.monotonic()
+        seen = time.monotonic()
 
 
 def _sent(client: Any, job: Any) -> Any:

@@ -172,6 +172,18 @@ def test_nothing_is_stored_that_differs_between_machines(path):
 
 
 @every
+def test_no_output_that_is_compared_shows_an_error_of_rounding(path):
+    """It differs between processors: a cell says that it is below a bound, or its output is not compared."""
+    compared = [cell for cell in cells(path, "code") if "nbval-ignore-output" not in cell["metadata"].get("tags", [])]
+    texts = [
+        output.get("text", output.get("data", {}).get("text/plain", ""))
+        for cell in compared
+        for output in cell["outputs"]
+    ]
+    assert re.findall(r"\d(?:\.\d+)?e-(?:1[3-9]|[2-9]\d)\b", json.dumps(texts)) == []
+
+
+@every
 def test_the_notebook_is_small_enough_for_git(path):
     assert path.stat().st_size <= 300_000
 

@@ -16,6 +16,7 @@ from torch import nn
 
 import xuqlib as xuq
 from xuqlib.scale import explain_dataset
+from xuqlib.scale.cluster import connected
 from xuqlib.scale.stream import IncompleteError
 
 distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
@@ -37,10 +38,7 @@ def posterior() -> xuq.Posterior:
 
 @pytest.fixture(scope="module")
 def client():
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    with connected("local", 2) as client:
         client.run(torch.set_num_threads, 1)
         yield client
 
@@ -79,8 +77,9 @@ def until_whole(*what, **options) -> None:
 
 @pytest.mark.parametrize("kills", [0, 3, pytest.param(20, marks=pytest.mark.nightly)])
 def test_a_cluster_whose_workers_are_killed_writes_the_same_bytes_as_one_process(
-    client, posterior, alone, tmp_path, kills
+    client, posterior, alone, tmp_path, kills, monkeypatch
 ):
+    monkeypatch.setattr("xuqlib.scale.cluster.PATIENCE", 0.5)  # that nobody is there for longer ends nothing
     killed = list[int]()
     for run in range(max(kills, 1)):  # until there were as many kills
         to, stop, before = tmp_path / f"{run}.zarr", threading.Event(), len(killed)
@@ -108,7 +107,7 @@ def test_a_local_cluster_without_workers_is_an_error_and_another_one_a_warning(p
         distributed.Client(cluster) as of_cluster,
         distributed.Client(cluster.scheduler_address) as of_address,
     ):
-        with pytest.raises(ConnectionError, match="workers of the local cluster have ended; run the same call again"):
+        with pytest.raises(ConnectionError, match="workers of the local cluster are given up; run this again"):
             stream(posterior, images(4), tmp_path / "local.zarr", scheduler=of_cluster)
         come = threading.Timer(3, cluster.scale, [1])
         come.start()

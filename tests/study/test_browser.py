@@ -27,6 +27,7 @@ from test_site import check_links, make_project
 from torch import nn
 
 from xuqlib import report
+from xuqlib.study import runs
 from xuqlib.study.figures import choosers as widgets
 from xuqlib.study.site import pages
 
@@ -127,7 +128,7 @@ def site(tmp_path_factory) -> Path:
         source = next((ROOT / "notebooks").glob(f"{number}_*.ipynb"))
         copy = nbformat.read(source, 4)
         for each in copy.cells:
-            if pages.PLACEHOLDER in json.dumps(each.get("outputs", [])):
+            if runs.PLACEHOLDER in json.dumps(each.get("outputs", [])):
                 each.outputs = cell("", chooser).outputs
         nbformat.write(copy, folder / "copies" / source.name)
     pages.build(ROOT, folder / "site", folder / "copies")

@@ -16,15 +16,17 @@ import pytest
 import yaml
 
 import run_all
+from xuqlib.study import runs
 from xuqlib.study.figures import choosers as widgets
 from xuqlib.study.figures.charts import Picture
-from xuqlib.study.record import CLAIM_COLUMNS, update_index
+from xuqlib.study.files import update_index
+from xuqlib.study.record import CLAIM_COLUMNS
 from xuqlib.study.site import glossary, markup, pages, verdict_page
 from xuqlib.study.verdicts import gather, primary, read_chosen
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAME = pd.DataFrame({"posterior": ["a", "a", "b"], "statistic": ["cv", "entropy", "cv"], "value": [1, 2, 3]})
-CHOOSER = pages.PLACEHOLDER
+CHOOSER = runs.PLACEHOLDER
 SENTENCES = {"0 0": "a: 1", "0 1": "a: 2", "1 0": "b: 3", "1 1": widgets.NO_RESULT}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from xuqlib.study.record import CLAIM_COLUMNS, ROOT, Notebook
+from xuqlib.study.files import ROOT
+from xuqlib.study.record import CLAIM_COLUMNS, Notebook
 from xuqlib.study.verdicts import MARKS, about, gather, markdown_table, tally, verdict_bars, verdict_grid, with_table
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xuqlib.study.record import replace_file
+from xuqlib.study.files import replace_file
 from xuqlib.study.runs import read_notebook
 
 Cell = dict[str, Any]

@@ -22,8 +22,9 @@ from xuqlib.checks import check_choice
 from xuqlib.study.checked import Column, Names, Numbers, Table, check_columns, checked, shown
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.figures.charts import HUES, Picture, styled
+from xuqlib.study.files import ROOT, read_published
 from xuqlib.study.names import plain
-from xuqlib.study.record import CLAIM_COLUMNS, ROOT, VERDICTS, read_published
+from xuqlib.study.record import CLAIM_COLUMNS, VERDICTS
 from xuqlib.study.runs import READS
 
 PUBLISHED = ROOT / "figures" / "full"

@@ -21,16 +21,15 @@ from xml.etree import ElementTree
 
 import PIL.Image
 
+from xuqlib.study.files import PRESETS, DamagedError, replace_file, whole_recipes
 from xuqlib.study.names import in_script, plain
-from xuqlib.study.record import PRESETS, DamagedError, replace_file, whole_recipes
-from xuqlib.study.runs import read_notebook
+from xuqlib.study.runs import PLACEHOLDER, read_notebook
 from xuqlib.study.site import glossary, verdict_page
 from xuqlib.study.site.look import SCRIPT, STYLE
 from xuqlib.study.site.markup import escaped, heading, marked, reachable, searchable
 from xuqlib.study.verdicts import gather, primary, read_chosen
 
 # What a stored notebook shows where a widget stood; run_all.py writes it.
-PLACEHOLDER = "Run this notebook to use the widget that stands here."
 NO_KERNEL = "<p><em>Here the notebook has controls that need a kernel: run it to use them.</em></p>"
 # nbconvert's, and cells tagged "solution" folded, whatever they show.
 TEMPLATE = """{%- extends "basic/index.html.j2" -%}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -16,9 +17,10 @@ from torch import nn
 
 import xuqlib as xuq
 from xuqlib.scale import explain_dataset
-from xuqlib.scale.cluster import connected
+from xuqlib.scale.cluster import by_dask, connected
 from xuqlib.scale.stream import IncompleteError
 
+dask = pytest.importorskip("dask", reason="the extra `cluster` is not installed")
 distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
 
 
@@ -115,6 +117,39 @@ def test_a_local_cluster_without_workers_is_an_error_and_another_one_a_warning(p
             stored = stream(posterior, images(4), tmp_path / "other.zarr", scheduler=of_address)
         come.join()
         assert len(stored.dataset["example"]) == 4
+
+
+class DeadlyOnce:
+    """A job that kills the first worker which receives it."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return received, (self.marker,)
+
+
+def received(marker: Path) -> DeadlyOnce | str:
+    if multiprocessing.parent_process() is None:  # the scheduler, which hands it on
+        return DeadlyOnce(marker)
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "job"
+
+
+def told(job: str, number: int, rows: range) -> tuple[int, str]:
+    return number, f"{job} {rows.start}"
+
+
+def test_a_job_whose_receiver_died_is_sent_again(tmp_path):
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        connected("local", 1) as client,
+    ):
+        outcomes = by_dask(client, told, DeadlyOnce(tmp_path / "seen"), {0: range(0, 2), 1: range(2, 4)})
+        assert sorted(outcomes) == [(0, "job 0"), (1, "job 2")]
+    assert (tmp_path / "seen").exists()
 
 
 def test_a_poisoned_example_fails_its_batch_alone_on_a_cluster_too(client, posterior, tmp_path):

@@ -42,6 +42,7 @@ def by_dask(
             yield number, "its workers died again and again; does an example fit into their memory?"
         else:
             deaths[number] += 1
+            sent = _sent(client, job) if sent.status == "error" else sent  # those who died had just fetched the job
             again = client.submit(attempt, sent, number, todo[number], pure=False)
             numbers[again] = number
             ended.add(again)
@@ -56,8 +57,8 @@ def _awaited(ended: Any, client: Any) -> Iterator[Any]:
         elif time.monotonic() - seen < PATIENCE:
             time.sleep(0.01)
             continue
-        elif isinstance(client.cluster, needs("distributed").LocalCluster):  # which starts anew those that died
-            if not client.cluster.workers:
+        elif isinstance(client.cluster, needs("distributed").LocalCluster):  # whose nannies start those that died anew
+            if all(nanny.status.name in ("closing", "closed", "failed") for nanny in client.cluster.workers.values()):
                 raise ConnectionError("all workers of the local cluster are given up; run this again with another")
         elif not client.nthreads():
             warnings.warn(f"no worker is there; start one with `dask worker {client.scheduler.address}`", stacklevel=2)
@@ -118,8 +119,8 @@ def connected(scheduler: Any, num_workers: int | None = None) -> AbstractContext
 
 @contextmanager
 def _local(num_workers: int | None) -> Iterator[Any]:
-    """A cluster on this machine. Dask gives up a worker that is away for 15 s; to import torch can take longer."""
-    patient = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
+    """A cluster on this machine. Dask gives up whom it misses 15 s after a death; to import torch can take longer."""
+    patient = {"distributed.deploy.lost-worker-timeout": "10 days"}
     options = {"n_workers": num_workers, "threads_per_worker": 1, "dashboard_address": ":0", "set_as_default": False}
     with needs("dask").config.set(patient), needs("distributed").Client(processes=True, **options) as client:
         yield client

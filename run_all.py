@@ -363,6 +363,8 @@ def run_elsewhere(
 
 def execute(job: Job) -> None:
     """Run the notebook in a kernel of its own, into a temporary copy."""
+    # For seconds jsonschema would build a grammar of web addresses, to check some that no notebook holds.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill  # takes seconds, and a run that finds everything cached does without
     from traitlets.config import Config
 

@@ -49,6 +49,7 @@ THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
 WIDGET = "application/vnd.jupyter.widget-view+json"  # names a model that lives no longer than its kernel
 SITE = Path("build") / "site"
 CLASS = Path("build") / "class"
+READY = Path("build") / "ready"  # what the site shows and no notebook does
 STORED_LIMIT = 300_000  # bytes of a stored notebook
 MOST_JOBS = 64
 HEARTBEAT = 30.0  # seconds without news after which a run tells what it is doing
@@ -624,10 +625,22 @@ def make_site(args: argparse.Namespace, workers: int) -> int:
             failures += run_jobs(jobs, args, workers)
         if args.site == (args.project / SITE).resolve():  # a folder of the reader's own is only added to
             shutil.rmtree(args.site, ignore_errors=True)
-        build(args.project, args.site, copies)
+        build(args.project, args.site, copies, make_ready_for(args.project))
     size = sum(path.stat().st_size for path in args.site.rglob("*") if path.is_file())
     print(f"site of {size / 1e6:.0f} MB; open {shown} in a browser")
     return failures
+
+
+def make_ready_for(project: Path) -> Path | None:
+    """The report and the figures with sliders of this library's own project, made where they are not there yet."""
+    if project != study.ROOT:
+        return None  # their networks are published in this one
+    from xuqlib.study.site.ready import make_ready
+
+    start = time.monotonic()
+    if make_ready(project / READY, environment_key(project)):
+        print(f"report and sliders made in {runs.in_words(time.monotonic() - start)}", flush=True)
+    return project / READY
 
 
 def make_editions(args: argparse.Namespace) -> int:

@@ -87,6 +87,11 @@ summary { cursor: pointer; }
 .chooser legend { float: left; min-width: 7rem; padding: 0; opacity: .75; }
 .chooser input[type="range"] { width: 20rem; max-width: 60%; }
 .chooser img { display: block; width: 640px; }
+.chooser h3 { margin: 0; }
+.sliders { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
+.sliders .chooser { margin: 0; }
+.sliders .chooser input[type="range"] { max-width: 45%; }
+.sliders .chooser img { width: 100%; padding: 0; border-radius: 2px; }
 .passed { background: var(--holds); }
 .failed { background: var(--fails); }
 .unclear { background: var(--mixed); }

@@ -61,6 +61,8 @@ NAVIGATION = (
     *(("index.html", "Notebooks"), ("gallery.html", "Gallery"), ("verdicts.html", "What held up")),
     *((glossary.PAGE, "Glossary"), ("search.html", "Search")),
 )
+REPORT, SLIDERS = ("report.html", "report.json", "report.safetensors"), "sliders.html"  # of `make_ready`
+REPORT_LINK = f'<p><a href="{REPORT[0]}">A ready report</a>, as <code>xuq report</code> writes it of your network</p>'
 # Ways through the notebooks, by what a reader comes for.
 PATHS = {
     "A student": ("what these maps are, and how far they move", ("00", "02", "03", "04", "09")),
@@ -70,13 +72,14 @@ PATHS = {
 }
 
 
-def build(project: Path, folder: Path, executed: Path | None = None) -> Path:
+def build(project: Path, folder: Path, executed: Path | None = None, ready: Path | None = None) -> Path:
     """Build the site of a project.
 
     Args:
         project: holds notebooks/, figures/ and README.md. Stored notebooks are shown as they are stored.
         folder: where the site goes. Files of the same name are replaced; nothing else in it is touched.
         executed: folder of copies of the notebooks, run with $XUQ_STILLS set: the choosers' pictures are theirs.
+        ready: what `make_ready` made; without it, the site has no report and no figures with sliders.
 
     Notebooks and recipes that are damaged are left out; a damaged table of claims is an error.
 
@@ -111,8 +114,13 @@ def build(project: Path, folder: Path, executed: Path | None = None) -> Path:
     promises = project / "tests" / "README.md"
     if promises.exists():
         _write(folder, "promises.html", page("What is promised", markdown(promises.read_text(encoding="utf-8"))))
-    found = "" if numbers is None else verdict_page.findings(numbers)
-    _write(folder, "index.html", front_page(project, notebooks, entries, found, verdict_page.verdict_table(claims)))
+    found = "" if claims is None or numbers is None else verdict_page.findings(numbers, claims, chosen, entries)
+    parts = {"found": found, "verdicts": verdict_page.verdict_table(claims)}
+    if ready is not None:
+        for name in REPORT:
+            shutil.copyfile(ready / name, folder / name)
+        parts["sliders"] = (ready / SLIDERS).read_text(encoding="utf-8")
+    _write(folder, "index.html", front_page(project, notebooks, entries, **parts))
     return folder / "index.html"
 
 
@@ -390,8 +398,10 @@ def front_page(
     project: Path,
     notebooks: Sequence[Path],
     entries: Mapping[tuple[str, str], Mapping[str, Any]],
+    *,
     found: str,
     verdicts: str,
+    sliders: str = "",
 ) -> str:
     """What the README says before its first section, what was found, ways in, the notebooks, and the verdicts.
 
@@ -401,6 +411,7 @@ def front_page(
         entries: from `published`.
         found: what was found, as HTML; "" leaves the section out.
         verdicts: how all rows fell, as HTML.
+        sliders: figures to step through, as HTML; "" leaves the section out, and with it the link to the report.
     """
     readme = project / "README.md"
     opening = readme.read_text(encoding="utf-8").partition("\n## ")[0] if readme.exists() else "# The study"
@@ -415,7 +426,10 @@ def front_page(
     body = markdown(opening)
     if found:
         body += f'{heading("What was found")}{found}<p><a href="verdicts.html#numbers">All of these numbers</a></p>'
-    body += f'{heading("Where to begin")}{_paths(notebooks)}<p>A word is new? It is in the <a href="{glossary.PAGE}">'
+    if sliders:
+        body += f"{heading('Try it')}{sliders}"
+    more = {"An engineer": REPORT_LINK} if sliders else {}
+    body += f'{heading("Where to begin")}{_paths(notebooks, more)}<p>A word is new? It is in the <a href="{glossary.PAGE}">'
     body += 'glossary</a>. Looking for something? <a href="search.html">Search the notebooks</a>.</p>'
     body += f'{heading("The notebooks")}<div class="cards">{"".join(cards)}</div>'
     body += f"{heading('What held up?', name='held-up')}{verdicts}"
@@ -424,11 +438,11 @@ def front_page(
     return page("xuq", body)
 
 
-def _paths(notebooks: Sequence[Path]) -> str:
-    """Ways through the notebooks that are here."""
+def _paths(notebooks: Sequence[Path], more: Mapping[str, str]) -> str:
+    """Ways through the notebooks that are here, each with what else there is for its reader."""
     here, ways = {path.stem[:2]: path for path in notebooks}, []
     for reader, (purpose, numbers) in PATHS.items():
         steps = "".join(f'<li><a href="{_address(here[n])}">{_title(here[n])}</a></li>' for n in numbers if n in here)
         if steps:
-            ways.append(f'<div class="way"><p><b>{reader}</b>: {purpose}</p><ol class="path">{steps}</ol></div>')
+            ways.append(f'<div class="way"><p><b>{reader}</b>: {purpose}</p><ol class="path">{steps}</ol>{more.get(reader, "")}</div>')
     return f'<div class="cards">{"".join(ways)}</div>' if ways else ""

@@ -6,6 +6,7 @@
     run_all.py --retrain                    train anew and compare the scores with the published ones
     run_all.py --scheduler tcp://host:8786  on the workers of a Dask cluster, which all see this folder
     run_all.py --site                       build/site: notebooks, figures and verdicts as pages; open its index.html
+    run_all.py --address URL                say where this repository lies: its badges and citation are written anew
     run_all.py --class                      build/class: a student's and a teacher's edition of the notebooks
 
 A notebook runs again only when it, the library, its parameters, the published checkpoints or the versions of the
@@ -671,6 +672,21 @@ def listing(args: argparse.Namespace) -> int:
     )
 
 
+def write_address(args: argparse.Namespace) -> int:
+    """Write the address of the repository into README.md and CITATION.cff."""
+    from xuqlib.study.address import with_address, with_badges
+
+    for name, changed in (("README.md", with_badges), ("CITATION.cff", with_address)):
+        path = args.project / name
+        try:
+            fresh = changed(path.read_text(encoding="utf-8"), args.address)
+        except (FileNotFoundError, ValueError) as error:
+            stop(str(error))
+        study.replace_file(path, fresh.encode())
+    print(f"README.md and CITATION.cff name {args.address}; commit them")
+    return 0
+
+
 def folder(text: str) -> Path:
     """A folder named on the command line, which may not be there yet."""
     if not text.strip() or (Path(text).exists() and not Path(text).is_dir()):
@@ -693,6 +709,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--site", type=folder, nargs="?", const=SITE, metavar="FOLDER", help="build pages in FOLDER (build/site)")
     told = "write a student's and a teacher's edition of the notebooks into FOLDER (build/class)"
     add("--class", dest="editions", type=folder, nargs="?", const=CLASS, metavar="FOLDER", help=told)
+    add(
+        "--address",
+        metavar="URL",
+        help="https://github.com/OWNER/NAME: write the badges of the README, and CITATION.cff",
+    )
     add("-p", "--parameter", action="append", default=[], metavar="name=value", help="set a parameter")
     add("parameters", nargs="*", metavar="name=value", help="the same, without -p")
     add("--project", type=folder, default=study.ROOT, help="folder that holds notebooks/, figures/ and build/")
@@ -726,6 +747,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for. Returns the number of notebooks that failed or are damaged."""
     args = parse(argv)
     try:
+        if args.address is not None:
+            return write_address(args)
         if args.list:
             return listing(args)
         if args.editions:

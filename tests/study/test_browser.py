@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,12 +24,16 @@ import nbformat
 import pytest
 import torch
 from hostile import hostile_site
+from test_human_study import build as human_pairs
 from test_site import check_links, make_project
 from torch import nn
 
 from xuqlib import report
 from xuqlib.study.figures import choosers as widgets
+from xuqlib.study.human_study.pairs import PairStudy
+from xuqlib.study.human_study.serving import StudyServer
 from xuqlib.study.site import pages
+from xuqlib.study.site.ready import make_ready
 
 playwright = pytest.importorskip("playwright.sync_api") if not os.environ.get("CI") else None
 if playwright is None:
@@ -130,7 +135,8 @@ def site(tmp_path_factory) -> Path:
             if pages.PLACEHOLDER in json.dumps(each.get("outputs", [])):
                 each.outputs = cell("", chooser).outputs
         nbformat.write(copy, folder / "copies" / source.name)
-    pages.build(ROOT, folder / "site", folder / "copies")
+    make_ready(folder / "ready", "this run's")
+    pages.build(ROOT, folder / "site", folder / "copies", folder / "ready")
     return folder / "site"
 
 
@@ -311,6 +317,56 @@ def test_a_search_finds_headings_and_paragraphs_and_code_is_scrolled_by_keyboard
     page.wait_for_url("**/glossary.html#mean")
     assert (visit.outside, visit.errors) == ([], [])
     visit.context.close()
+
+
+def test_a_rater_works_the_page_alone_by_keyboard_and_every_answer_is_in_the_file(browser, tmp_path):
+    study = PairStudy(tmp_path / "study.db", human_pairs(), repeats=0.5)
+    with StudyServer(study, shortest=0) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        visit = Visit(browser)
+        page = visit.page
+        page.set_viewport_size({"width": 1366, "height": 768})
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        assert page.evaluate("document.activeElement.name") == "rater"
+        page.keyboard.type("Ann")
+        page.keyboard.press("Enter")
+        page.locator(".pair").wait_for()
+        assert not re.search(r"\b(up|down|flat)\b|<code|<pre", page.content())
+        for size in ({"width": 1366, "height": 768}, {"width": 390, "height": 844}):
+            page.set_viewport_size(size)
+            for side in ("left", "right"):
+                button = page.get_by_role("button", name=side).bounding_box()
+                picture = page.get_by_alt_text(f"{side} map").bounding_box()
+                assert 0 <= button["y"] - picture["y"] - picture["height"] < 20  # under its map, and as wide
+                assert abs(button["x"] - picture["x"]) < 2 and abs(button["width"] - picture["width"]) < 2
+                assert button["y"] + button["height"] < size["height"] and button["height"] >= 24
+            assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+            visit.shoot(f"rater_{size['width']}")
+        keys = {"ArrowRight": "right", "ArrowLeft": "left", "ArrowDown": "cannot say"}
+        for number, (key, choice) in enumerate(keys.items(), 1):
+            page.keyboard.press(key)
+            assert page.evaluate("document.activeElement.value") == choice and len(study.answers()) == number - 1
+            page.keyboard.press("Enter")
+            page.get_by_text(f"Ann: {number} of").wait_for()
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.value") == "left"  # the first that Tab meets
+        for value in ("right", "cannot say", "undo"):
+            page.keyboard.press("Tab")
+            assert page.evaluate("document.activeElement.value") == value
+        page.keyboard.press("Space")
+        page.get_by_text("Ann: 2 of").wait_for()
+        assert list(PairStudy(study.path, repeats=0.5).answers()["choice"]) == ["right", "left"]
+        assert (visit.outside, visit.errors) == ([], [])
+        other = Visit(browser)  # a page of another origin sends the same form
+        other.page.goto("data:text/html,<title>foreign</title>")
+        form = f"<form method=post action='http://127.0.0.1:{server.server_port}/'><input name=rater value=Ann></form>"
+        other.page.evaluate("form => { document.body.innerHTML = form; document.forms[0].submit(); }", form)
+        other.page.get_by_text("403").first.wait_for()
+        for one in (visit, other):
+            one.context.close()
+        server.shutdown()
+        thread.join()
 
 
 ATTACKS = (

@@ -397,7 +397,9 @@ def told(project: Path, rows: pd.DataFrame, claims: pd.DataFrame | None = None, 
 def test_what_was_found_is_said_from_the_rows_and_what_is_undecided_is_not(project):
     rows = decided(project, C1=["cifar10"], C2=["mnist"])
     text = told(project, rows)
-    assert '<b class="holds">holds</b>, on cifar10: C1 &lt;moves&gt;. <small>Measured: 0.5 nats (0.25 to 0.75), ' in text
+    assert (
+        '<b class="holds">holds</b>, on cifar10: C1 &lt;moves&gt;. <small>Measured: 0.5 nats (0.25 to 0.75), ' in text
+    )
     assert "n = 20, 1 training (above 0 &amp; so on)." in text and 'href="gallery.html#50"' in text
     assert "chosen before the run: 2 (1 holds, 1 not measured)." in text
     assert "C2" not in text and "*" not in text and "star" not in text

@@ -6,6 +6,7 @@
     run_all.py --retrain                    train anew and compare the scores with the published ones
     run_all.py --scheduler tcp://host:8786  on the workers of a Dask cluster, which all see this folder
     run_all.py --site                       build/site: notebooks, figures and verdicts as pages; open its index.html
+    run_all.py --address URL                say where this repository lies: its badges and citation are written anew
     run_all.py --class                      build/class: a student's and a teacher's edition of the notebooks
 
 A notebook runs again only when it, the library, its parameters, the published checkpoints or the versions of the
@@ -45,6 +46,7 @@ THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
 WIDGET = "application/vnd.jupyter.widget-view+json"  # names a model that lives no longer than its kernel
 SITE = Path("build") / "site"
 CLASS = Path("build") / "class"
+READY = Path("build") / "ready"  # what the site shows and no notebook does
 STORED_LIMIT = 300_000  # bytes of a stored notebook
 MOST_JOBS = 64
 HEARTBEAT = 30.0  # seconds without news after which a run tells what it is doing
@@ -628,10 +630,22 @@ def make_site(args: argparse.Namespace, workers: int) -> int:
             failures += run_jobs(jobs, args, workers)
         if args.site == (args.project / SITE).resolve():  # a folder of the reader's own is only added to
             shutil.rmtree(args.site, ignore_errors=True)
-        build(args.project, args.site, copies)
+        build(args.project, args.site, copies, make_ready_for(args.project))
     size = sum(path.stat().st_size for path in args.site.rglob("*") if path.is_file())
     print(f"site of {size / 1e6:.0f} MB; open {shown} in a browser")
     return failures
+
+
+def make_ready_for(project: Path) -> Path | None:
+    """The report and the figures with sliders of this library's own project, made where they are not there yet."""
+    if project != files.ROOT:
+        return None  # their networks are published in this one
+    from xuqlib.study.site.ready import make_ready
+
+    start = time.monotonic()
+    if make_ready(project / READY, environment_key(project)):
+        print(f"report and sliders made in {runs.in_words(time.monotonic() - start)}", flush=True)
+    return project / READY
 
 
 def make_editions(args: argparse.Namespace) -> int:
@@ -662,6 +676,21 @@ def listing(args: argparse.Namespace) -> int:
     )
 
 
+def write_address(args: argparse.Namespace) -> int:
+    """Write the address of the repository into README.md and CITATION.cff."""
+    from xuqlib.study.address import with_address, with_badges
+
+    for name, changed in (("README.md", with_badges), ("CITATION.cff", with_address)):
+        path = args.project / name
+        try:
+            fresh = changed(path.read_text(encoding="utf-8"), args.address)
+        except (FileNotFoundError, ValueError) as error:
+            stop(str(error))
+        files.replace_file(path, fresh.encode())
+    print(f"README.md and CITATION.cff name {args.address}; commit them")
+    return 0
+
+
 def folder(text: str) -> Path:
     """A folder named on the command line, which may not be there yet."""
     if not text.strip() or (Path(text).exists() and not Path(text).is_dir()):
@@ -684,6 +713,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--site", type=folder, nargs="?", const=SITE, metavar="FOLDER", help="build pages in FOLDER (build/site)")
     told = "write a student's and a teacher's edition of the notebooks into FOLDER (build/class)"
     add("--class", dest="editions", type=folder, nargs="?", const=CLASS, metavar="FOLDER", help=told)
+    add(
+        "--address",
+        metavar="URL",
+        help="https://github.com/OWNER/NAME: write the badges of the README, and CITATION.cff",
+    )
     add("-p", "--parameter", action="append", default=[], metavar="name=value", help="set a parameter")
     add("parameters", nargs="*", metavar="name=value", help="the same, without -p")
     add("--project", type=folder, default=files.ROOT, help="folder that holds notebooks/, figures/ and build/")
@@ -717,6 +751,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for. Returns the number of notebooks that failed or are damaged."""
     args = parse(argv)
     try:
+        if args.address is not None:
+            return write_address(args)
         if args.list:
             return listing(args)
         if args.editions:

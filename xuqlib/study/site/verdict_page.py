@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -14,6 +14,14 @@ from xuqlib.study.verdicts import STATEMENTS, Chosen, tally
 
 NO_RUN = "<p>No full run has been published yet: <code>run_all.py --preset full</code> makes one.</p>"
 DECIDED = ("holds", "fails")
+# The published figure of each claim, by its first word.
+FIGURES = {
+    **{"C1": "04_against_integrated_gradients", "C2": "06_against_single", "C3": "05_at_equal_entropy"},
+    **{"C4": "05_asked", "C5": "12_novel", "C6": "12_forgetting", "C7": "17_ranks", "C8": "12_attack"},
+    **{"U2": "10_blurring", "U3": "10_anomaly", "U4": "10_truth", "U5": "10_seconds", "U6": "11_accuracy"},
+    **{"coverage": "07_coverage", "mended": "07_mended_integrated_gradients", "conformal": "25_coverage"},
+    "signed": "10_blurring",
+}
 
 
 def controls(items: str, of: str, selects: Mapping[str, Iterable[str]]) -> str:
@@ -82,30 +90,59 @@ def _interval(row: Mapping[Any, Any]) -> str:
     return f"{row['low']:.3g} to {row['high']:.3g}" if known else ""
 
 
-def findings(numbers: pd.DataFrame, most: int = 10) -> str:
+def findings(
+    numbers: pd.DataFrame,
+    claims: pd.DataFrame,
+    chosen: Mapping[str, Chosen],
+    figures: Container[tuple[str, str]] = (),
+    most: int = 10,
+) -> str:
     """What was found, a sentence for each number that decides a claim: first one of each claim, then the others.
+
+    A claim whose number no run of this version has measured is told by the same row of the last full run, and by the
+    verdict that this row bears; the sentence says so.
 
     Args:
         numbers: from `primary`.
+        claims: from `gather`.
+        chosen: from `read_chosen`.
+        figures: (preset, NN_slug) of those that are published.
         most: sentences.
     """
-    decided = numbers[numbers["verdict"].isin(DECIDED)]
-    turn = decided.groupby("claim").cumcount().sort_values(kind="stable")
-    shown = decided.loc[turn.index[:most]].sort_index()
-    lines = "".join(f"<li>{_finding(row)}</li>" for row in shown.to_dict("records"))
+    rows = []
+    for row in numbers.to_dict("records"):
+        entry = chosen[row["claim"]]
+        found = row | {"adjusted": True}
+        if row["verdict"] == "not measured":
+            same = claims[(claims["notebook"] == entry.notebook) & (claims["statement"] == entry.row)]
+            same = same[same["dataset"] == row["dataset"]]
+            found = row | (same.iloc[0].to_dict() if len(same) == 1 else {}) | {"claim": row["claim"], "why": ""}
+        rows.append(found | {"notebook": entry.notebook, "measure": entry.measure})
+    told = [row for row in rows if row["verdict"] in DECIDED]
+    turn = pd.DataFrame(told, columns=["claim"]).groupby("claim").cumcount().sort_values(kind="stable")
+    lines = "".join(f"<li>{_finding(told[place], figures)}</li>" for place in sorted(turn.index[:most]))
     counts = {verdict: int((numbers["verdict"] == verdict).sum()) for verdict in (*VERDICTS.values(), "not measured")}
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    rest = f"Numbers that decide the claims, chosen before the run: {len(numbers)} ({told})."
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    rest = f"Numbers that decide the claims, chosen before the run: {len(numbers)} ({counted})."
+    if any("adjusted" not in told[place] for place in turn.index[:most]):
+        rest += " A star marks a row of an earlier full run: judged by its own interval, not adjusted for all claims."
     return f'<ul class="found">{lines}</ul><p>{rest}</p>' if lines else f"<p>{rest}</p>"
 
 
-def _finding(row: Mapping[Any, Any]) -> str:
+def _finding(row: Mapping[Any, Any], figures: Container[tuple[str, str]]) -> str:
     why = f", {escaped(row['why'])}" if row["why"] else ""
+    star = "" if "adjusted" in row else "*"
     interval = f" ({_interval(row)})" if _interval(row) else ""
-    says = escaped(row["says"])
+    n, seeds = row.get("n"), row.get("seeds")
+    facts = [f"n = {int(n)}"] if pd.notna(n) else []
+    facts += [f"{int(seeds)} training{'s' * (seeds != 1)}"] if pd.notna(seeds) else []
+    stem = FIGURES.get(row["claim"].split(" ")[0], "")
+    is_there = ("full", stem) in figures
+    address = f"gallery.html#{f'full-{stem}' if is_there else row['notebook']}"
     return (
-        f'<b class="{row["verdict"]}">{row["verdict"]}</b>{why}, on {escaped(row["dataset"])}: {says}. '
-        f"Measured: {_value(row)}{interval}."
+        f'<b class="{row["verdict"]}">{row["verdict"]}{star}</b>{why}, on {escaped(row["dataset"])}: '
+        f"{escaped(row['says'])}. <small>Measured: {_value(row)}{interval}, {', '.join(facts)} "
+        f'({escaped(row["measure"])}). <a href="{address}">Figure</a></small>'
     )
 
 

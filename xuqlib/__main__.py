@@ -8,12 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from xuqlib.study.check import check
-from xuqlib.study.human_study.pairs import PairStudy
-from xuqlib.study.human_study.serving import ADDRESS, StudyServer
-from xuqlib.study.report.making import report
-from xuqlib.study.report.measuring import OUTPUTS, POSTERIORS
-from xuqlib.study.report.reading import ReportError, load_weights, network_of
+from xuqlib.study.report import OUTPUTS, POSTERIORS
 
 
 def _numbers(text: str) -> list[float]:
@@ -61,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
 
 def study_page(store: Path, port: int, repeats: float) -> int:
     """Give out the page of a study until it is stopped. Returns the exit code, 2 where it cannot begin."""
+    from xuqlib.study.human_study.pairs import PairStudy
+    from xuqlib.study.human_study.serving import ADDRESS, StudyServer
+
     try:
         if not store.is_file():
             begin = f"run_all.py --only 16 -p store={store.resolve()}"
@@ -91,9 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "study-page":
         return study_page(**options)
     if command == "check":
+        from xuqlib.study.check import check
+
         text, damaged = check()
         sys.stdout.write(text)
         return min(damaged, 100)
+    from xuqlib.study.report.making import report
+    from xuqlib.study.report.reading import ReportError, load_weights, network_of
+
     sys.path.insert(0, os.getcwd())
     try:
         network, weights = network_of(options.pop("network")), options.pop("weights")

@@ -476,7 +476,7 @@ def test_the_command_of_the_page_names_what_is_missing(path, capsys):
     assert cli.main(["study-page", str(path)]) == 2
     told = capsys.readouterr().err
     assert f"no study {path}; notebook 16 begins one: run_all.py --only 16 -p store={path}" in told
-    known = run_all.known_parameters(next((run_all.study.ROOT / "notebooks").glob("16_*.ipynb")))
+    known = run_all.known_parameters(next((run_all.files.ROOT / "notebooks").glob("16_*.ipynb")))
     assert {"store", "repeats"} <= set(known)
     PairStudy(path, some_pairs())
     with socket.socket() as taken:

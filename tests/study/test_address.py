@@ -28,14 +28,14 @@ def links(readme: str) -> list[str]:
 @pytest.mark.parametrize("address", ["https://github.com/some-one/xuq", "https://github.com/a/b.c.git"])
 def test_badges_cell_and_citation_follow_from_one_address(project, address, capsys):
     owner = address.removeprefix("https://github.com/").removesuffix(".git")
-    for before in ("https://github.com/former/place", address):  # the second replaces the first
+    for before in ("https://github.com/old-owner/old-name", address):  # the second replaces the first
         assert run_all.main(["--project", str(project), "--address", before]) == 0
     readme = (project / "README.md").read_text()
     (binder, on_binder), (colab, on_colab) = links(readme)
     assert on_binder == f"https://mybinder.org/v2/gh/{owner}/HEAD?urlpath=lab/tree/{FIRST}"
     assert on_colab == f"https://colab.research.google.com/github/{owner}/blob/HEAD/{FIRST}"
     assert binder.endswith("badge_logo.svg") and colab.endswith("colab-badge.svg")
-    assert f"git clone --depth 1 https://github.com/{owner} xuq" in readme and "former" not in readme
+    assert f"git clone --depth 1 https://github.com/{owner} xuq" in readme and "old-owner" not in readme
     cited = yaml.safe_load((project / "CITATION.cff").read_text())
     own = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert cited == {**own, "repository-code": f"https://github.com/{owner}"}

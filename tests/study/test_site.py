@@ -435,6 +435,10 @@ def test_of_many_findings_each_claim_is_told_once_before_any_is_told_twice(proje
     text = told(project, rows, most=3)
     assert re.findall("on ([0-9]):", text) == ["0", "1", "0"]
     assert "none" not in text and text.count("<li>") == 3
+    earlier = gather(project / "figures" / "full").assign(test="", verdict="fails")
+    mixed = pd.DataFrame([{**one, "claim": "a", "verdict": "not measured"}, {**one, "claim": "b"}])
+    assert '<b class="holds">holds</b>' in told(project, mixed, earlier, most=1)  # what is adjusted comes first
+    assert told(project, mixed, earlier).index("fails*") < told(project, mixed, earlier).index("holds</b>")
 
 
 def test_what_was_made_ready_is_in_the_site_and_its_report_is_linked_for_the_engineer(project, tmp_path):
@@ -483,7 +487,7 @@ def test_the_sliders_are_of_what_a_plain_loop_finds():
     assert stops[8].name == "50%" and f"their answer {probability:.0%};" in stops[8].sentence
     maps = torch.stack([torch.full((8, 8), float(k % 2)) for k in range(50)])  # means 0, 1/2, 1/3, ... of 1/2
     assert [stop.sentence for stop in sliders.of_draws(maps)][:3] == [
-        f"The mean of the first {k} is {away} away from that of all 50."
+        f"The mean of {k} draw{'s' * (k > 1)} is {away} away from that of all 50."
         for k, away in ((1, "100%"), (2, "0%"), (3, "33%"))
     ]
     total = uncertainties(draws, x).total.item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -78,7 +79,8 @@ def test_the_page_to_print_holds_the_readmes_lines_and_leaves_out_what_is_not_pu
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     own = cheat_sheet.cheat_sheet_body(readme, ROOT / "figures" / "full")
     lines = own.split("<code>")[1].split("</code>")[0].splitlines()
-    assert len([line for line in lines if line]) == 8 and own.count("<li>") == 3
+    tour = readme.split("```python\n")[1].split("```")[0].splitlines()
+    assert [html.unescape(line) for line in lines] == tour and own.count("<li>") == 3
     assert own.count("<table>") == 3
 
 
@@ -89,7 +91,7 @@ def make_class(tmp_path: Path) -> Path:
     content = nbformat.read(path, 4)
     prose = nbformat.v4.new_markdown_cell
     content.cells += [
-        prose("## Two <i>\n\n*Predict:* why `so`?"),
+        prose("## Two <i>\n\nThe `first` words.\nAnd more.\n\nNot these.\n\n*Predict:* why `so`?"),
         nbformat.v4.new_code_cell("1", outputs=[PICTURE, PICTURE]),
         prose("## Exercises\n\n**1. One.** No.\n\n**2. Find it.** *Where* is $x$?"),
     ]
@@ -103,8 +105,9 @@ def test_slides_show_what_the_path_names_in_its_order(tmp_path):
     text = (folder / slides.PAGE).read_text()
     heads = re.findall(r"<h[12][^>]*>(.*?)</h[12]>", text)
     assert heads[1:4] == ["Why &amp; how?", "Two &lt;i&gt;", 'Exercise 2 of <a href="50_first.html">notebook 50</a>']
-    assert heads[4:] == ["And then?", "More"] and "35 minutes" in text
+    assert heads[4:] == ["And then?", "More"] and "A class of 90 minutes." in text
     two = text.split("Two &lt;i&gt;</h2>")[1].split("</section>")[0]
+    assert "<p>The first words. And more.</p>" in two and "Not these" not in two
     assert "<b>Predict:</b> Why so?" in two and two.count("<img") == 1
     assert 'src="data:image/png;base64,aGVsbG8="' in two and 'alt="Figure of the section: Two &lt;i&gt;"' in two
     assert "Find it. Where is x?" in text and "One. No." not in text

@@ -27,7 +27,7 @@ def cheat_sheet_body(readme: str, figures: Path) -> str:
     code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
     parts = ["<h1>xuq on one page</h1>"]
     if code:
-        parts.append(f"{heading('Eight lines')}<pre><code>{escaped_code(code[1])}</code></pre>")
+        parts.append(f"{heading('The tour')}<pre><code>{escaped_code(code[1])}</code></pre>")
     if ideas := re.findall(r"^\d\. (A[^\n]*\*\*[^\n]*)$", readme, re.MULTILINE):
         told = "".join(f"<li>{escaped(re.sub('[*`]', '', idea))}</li>" for idea in ideas[:3])
         parts.append(f"{heading('Three ideas')}<ol>{told}</ol>")

@@ -89,7 +89,10 @@ summary { cursor: pointer; }
 .chooser h3 { margin: 0; }
 .sliders { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
 .sliders .chooser { margin: 0; }
-.sliders .chooser input[type="range"] { max-width: 45%; }
+.sliders .chooser fieldset { flex-wrap: nowrap; gap: .7rem; align-items: center; }
+.sliders .chooser legend { min-width: 0; flex: none; }
+.sliders .chooser input[type="range"] { flex: 1 1 4rem; width: auto; min-width: 0; max-width: none; }
+.sliders .chooser output { min-width: 3ch; text-align: right; }
 .sliders .chooser img { width: 100%; padding: 0; border-radius: 2px; }
 button, .rater input { font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--edge);
   border-radius: 4px; padding: .35rem .9rem; }
@@ -117,6 +120,7 @@ html:has(.slides) { scroll-snap-type: y proximity; }
 .slide p { margin: 0; }
 .slide .turn { margin-top: auto; display: flex; justify-content: space-between; font-size: .8em; }
 .sheet h2 { margin-top: 1.2em; }
+.sheet pre { white-space: pre-wrap; }
 @media (min-width: 50rem) { .sheet { columns: 2; column-gap: 2rem; } .sheet h1 { column-span: all; }
   .sheet > * { break-inside: avoid; } }
 @page { margin: 12mm; }

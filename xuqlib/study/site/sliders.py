@@ -93,7 +93,7 @@ def of_draws(maps: Tensor) -> list[Stop]:
         Stop(
             str(k),
             [drawn[f"draw {k}"], drawn[f"mean {k}"]],
-            f"The mean of the first {k} is {away[k - 1]:.0%} away from that of all {len(maps)}.",
+            f"The mean of {k} draw{'s' * (k > 1)} is {away[k - 1]:.0%} away from that of all {len(maps)}.",
         )
         for k in DRAWS
     ]

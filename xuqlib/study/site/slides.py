@@ -16,9 +16,10 @@ CLOSING = ("Exercises", "What holds", "References", "Bring your own network", "L
 
 
 class Section(NamedTuple):
-    """A part of a notebook: its heading, what it asks, and its first picture (PNG in base64), if it has one."""
+    """A part of a notebook: heading, first paragraph, what it asks, and its first picture (PNG in base64), if any."""
 
     heading: str
+    words: str
     asked: list[str]
     picture: str
 
@@ -33,9 +34,8 @@ def slides_body(readme: str, notebooks: Mapping[str, Path]) -> str:
     plan = [lesson for lesson in lessons(readme) if lesson.path == WHICH and lesson.notebook in notebooks]
     if not plan:
         return ""
-    total = sum(int(lesson.minutes) for lesson in lessons(readme) if lesson.path == WHICH)
     first = '<h1>How far can you trust a neural network\'s explanation?</h1><p class="about">A class of '
-    shown = [f"{first}{total} minutes. The next slide: Page Down, the arrow keys, or the links below.</p>"]
+    shown = [f"{first}{WHICH.removeprefix('In ')}. The next slide: Page Down, the arrow keys, or the links below.</p>"]
     for lesson in plan:
         shown += lesson_slides(lesson, read_notebook(notebooks[lesson.notebook]), notebooks[lesson.notebook].stem)
     parts = []
@@ -66,7 +66,8 @@ def lesson_slides(lesson: Lesson, notebook: Mapping[str, Any], stem: str) -> lis
             asked = "".join(f"<p><b>Predict:</b> {escaped(_plain(each))}</p>" for each in section.asked)
             words = f"Figure of the section: {section.heading}"
             image = f'<img src="data:image/png;base64,{section.picture}" alt="{escaped(words)}">'
-            shown.append(f"<h2>{escaped(_plain(section.heading))}</h2>{asked}{image if section.picture else ''}")
+            prose = f"<p>{escaped(section.words)}</p>" if section.words else ""
+            shown.append(f"<h2>{escaped(_plain(section.heading))}</h2>{prose}{asked}{image if section.picture else ''}")
     for number in re.findall(r"\d+", lesson.exercises):
         if found := exercise(cells, number):
             shown.append(f"<h2>Exercise {number} of {link}</h2><p>{escaped(found)}</p>")
@@ -81,7 +82,7 @@ def sections(cells: Sequence[Mapping[str, Any]]) -> list[Section]:
         if cell["cell_type"] == "markdown":
             for offset, asked in marks(cell):
                 if asked is None:
-                    found.append(Section(text[offset:].partition("\n")[0].lstrip("# ").strip(), [], ""))
+                    found.append(Section(*_begun(text[offset:]), [], ""))
                 elif found:
                     found[-1].asked.append(asked)
         elif found and not found[-1].picture and "solution" not in cell["metadata"].get("tags", []):
@@ -90,6 +91,14 @@ def sections(cells: Sequence[Mapping[str, Any]]) -> list[Section]:
             ]
             found[-1] = found[-1]._replace(picture=re.sub(r"[^A-Za-z0-9+/=]", "", "".join(pictures[:1])))
     return found
+
+
+def _begun(text: str) -> tuple[str, str]:
+    """Heading and first paragraph of a section; "" where that is a formula, a list, a table, or asks."""
+    head, _, rest = text.partition("\n")
+    first = rest.strip().partition("\n\n")[0]
+    is_prose = not re.search(r"\$|\*Predict|^[|>#*-]|^\d+\.", first, re.MULTILINE)
+    return head.lstrip("# ").strip(), _plain(first)[:400] if is_prose else ""
 
 
 def exercise(cells: Sequence[Mapping[str, Any]], number: str) -> str:

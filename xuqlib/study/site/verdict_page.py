@@ -97,7 +97,8 @@ def findings(
     figures: Container[tuple[str, str]] = (),
     most: int = 10,
 ) -> str:
-    """What was found, a sentence for each number that decides a claim: first one of each claim, then the others.
+    """What was found, a sentence for each number that decides a claim: first one of each claim, then the others,
+    and those with an adjusted p-value before those without.
 
     A claim whose number no run of this version has measured is told by the same row of the last full run, and by the
     verdict that this row bears; the sentence says so.
@@ -119,12 +120,13 @@ def findings(
             found = row | (same.iloc[0].to_dict() if len(same) == 1 else {}) | {"claim": row["claim"], "why": ""}
         rows.append(found | {"notebook": entry.notebook, "measure": entry.measure})
     told = [row for row in rows if row["verdict"] in DECIDED]
-    turn = pd.DataFrame(told, columns=["claim"]).groupby("claim").cumcount().sort_values(kind="stable")
-    lines = "".join(f"<li>{_finding(told[place], figures)}</li>" for place in sorted(turn.index[:most]))
+    turns = pd.DataFrame(told, columns=["claim"]).groupby("claim").cumcount().tolist()
+    order = sorted(range(len(told)), key=lambda place: (turns[place], "adjusted" not in told[place]))[:most]
+    lines = "".join(f"<li>{_finding(told[place], figures)}</li>" for place in sorted(order))
     counts = {verdict: int((numbers["verdict"] == verdict).sum()) for verdict in (*VERDICTS.values(), "not measured")}
     counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     rest = f"Numbers that decide the claims, chosen before the run: {len(numbers)} ({counted})."
-    if any("adjusted" not in told[place] for place in turn.index[:most]):
+    if any("adjusted" not in told[place] for place in order):
         rest += " A star marks a row of an earlier full run: judged by its own interval, not adjusted for all claims."
     return f'<ul class="found">{lines}</ul><p>{rest}</p>' if lines else f"<p>{rest}</p>"
 

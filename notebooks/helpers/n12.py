@@ -77,6 +77,6 @@ def blind_dots(frame: pd.DataFrame) -> Figure:
         f"Line: {OVER_EXAMPLES}.",
         own=True,
         title=f"{spoken(keeper)} is steadiest for {steadiest.sum()} of "
-        f"{len(steadiest)} posteriors; {left.min():.2f} to {left.max():.2f} of its map is left "
-        "when all layers forgot",
+        f"{len(steadiest)} posteriors; {left.min():.2f} to {left.max():.2f} of its map "
+        "is left when all layers forgot",
     )

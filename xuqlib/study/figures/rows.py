@@ -77,8 +77,9 @@ def _places(frame: pd.DataFrame) -> tuple[dict[tuple[str, str], float], dict[str
     return rows, heads, height, at
 
 
-def _draw(axes: Axes, part: pd.DataFrame, marks: Sequence[str], rows: dict[tuple[str, str], float]) -> None:
-    lanes = list(dict.fromkeys(part["lane"])) if "lane" in part else []
+def _draw(
+    axes: Axes, part: pd.DataFrame, marks: Sequence[str], rows: dict[tuple[str, str], float], lanes: list[str]
+) -> None:
     size: dict[str, Any] = {"markersize": 6 if lanes else 9, "markeredgewidth": 1.6}
     for mark, (colour, marker, face) in reversed(_looks(marks).items()):
         some = part[part["mark"] == mark]
@@ -139,6 +140,7 @@ def row_dots(
     if strangers := sorted({str(mark) for mark in frame["mark"]} - {str(mark) for mark in marks}):
         raise ValueError(f"mark is {strangers[0]!r}, which is not in marks; pass marks with all of its values")
     rows, heads, height, total = _places(frame)
+    lanes = list(dict.fromkeys(frame["lane"])) if "lane" in frame else []
     panels = list(frame.groupby("panel", sort=False))
     title, caption = _wrapped(title[:1].upper() + title[1:], 7 * WIDTH), _wrapped(caption, 8 * WIDTH)
     names = [_wrapped(plain(name), 5.6 * WIDTH / len(panels)) for name, _ in panels]
@@ -152,8 +154,8 @@ def row_dots(
                 axes.axhspan(place - height / 2, place + height / 2, color="#f1f1f1", linewidth=0, zorder=0)
         if line is not None:
             axes.axvline(line, color="black", linewidth=1.2)
-        _draw(axes, part, marks, rows)
-        _scale(axes, log, max(3, 7 - len(panels)))
+        _draw(axes, part, marks, rows, lanes)
+        _scale(axes, log, max(3 if log else 4, 7 - len(panels)))
         axes.grid(visible=False, axis="y")
         axes.set_title(name)
         axes.tick_params(axis="y", length=0)

@@ -154,11 +154,11 @@ def test_titles_count_what_the_numbers_say():
     figure = n05.class_factors(frame.assign(low=[1.1, 0.9], high=[1.3, 1.1]), "CV")
     assert counted(figure.get_suptitle()) == [1, 2]
     rows = [
-        ("e", name, kind, auc) for name, auc in (("mean", 0.4), ("random", 0.5)) for kind in ("deletion", "insertion")
+        ("e", name, kind, auc) for name, auc in (("mean", 0.4), ("random", 0.7)) for kind in ("deletion", "insertion")
     ]
     frame = pd.DataFrame(rows, columns=["explainer", "ordering", "curve", "auc"])
     frame = frame.assign(dataset="d", posterior="p", low=frame["auc"] - 0.1, high=frame["auc"] + 0.1)
-    assert counted(n06.area_dots(frame).get_suptitle()) == [1, 0, 1]  # low is good in deletion alone
+    assert counted(n06.area_dots(frame).get_suptitle()) == [1, 1, 0, 1]  # low is good in deletion alone
     frame = pd.DataFrame({"posterior": "p", "definition": "cv_ratio", "quotient": [0.5, 2.0, 0.9]})
     frame = frame.assign(dataset=["d", "d", "e"], low=[0.4, 1.5, 0.8], high=[0.6, 3.0, 1.1])
     title = n17.quotient_dots(frame.assign(panel=frame["dataset"] + ": against lime")).get_suptitle()

@@ -579,6 +579,16 @@ CALLS: Calls = {
         "share": lambda: "xy",
         "draw": lambda: lambda axes, part: axes.plot(part["value"]),
     },
+    "study.figures.rows.behind_first": {
+        "by": lambda: ["posterior", "seed"],
+        "frame": lambda: frame().assign(good=1),
+    },
+    "study.figures.rows.row_dots": {
+        "frame": lambda: frame().assign(panel="p", group="g", row="r", mark="m"),
+        "marks": lambda: ["m"],
+        "label": lambda: "value",
+        "line": lambda: 1.0,
+    },
     "study.human_study.page.pairs_of": {"maps": lambda: {"a": maps(), "b": maps()}},
     "study.human_study.pairs.PairStudy.__init__": {"pairs": lambda: [pair(0), pair(1)]},
     "study.human_study.pairs.PairStudy.simulated": {"num_raters": lambda: 2, "accuracy": lambda: 0.8},

@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 from xuqlib.metrics.deletion import FILL_OF, deletion, perturbed
 from xuqlib.posteriors.draws import Draws
-from xuqlib.study.figures.charts import HUES, LINES, MARKERS, dots
+from xuqlib.study.figures.charts import HUES, LINES, dots
 from xuqlib.study.figures.choosers import explore
 from xuqlib.study.figures.maps import map_grid
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.figures.rows import row_dots
 from xuqlib.study.intervals import OVER_EXAMPLES, over_examples
+from xuqlib.study.names import spoken
+
+SHOWN = {"mean": "mean map", "sobel": "edges (Sobel)", "random": "random order"}
 
 # (explainer, ordering, curve) to (example, step)
 Scores = Mapping[tuple[str, str, str], Tensor]
@@ -72,31 +76,38 @@ def mean_areas(aucs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return frame.assign(n=number, fill=frame["curve"].map(FILL_OF))
 
 
-def area_dots(frame: pd.DataFrame, *, title: str) -> Figure:
-    """Draw `mean_areas`: a panel per posterior and curve, a line per ordering."""
+def area_dots(frame: pd.DataFrame) -> Figure:
+    """Draw of `mean_areas` the mean map between an order that knows nothing and edges.
 
-    def draw(axes: Axes, part: pd.DataFrame) -> None:
-        names = list(dict.fromkeys(part["ordering"]))
-        for i, (name, one) in enumerate(part.groupby("explainer", sort=False)):
-            places = [names.index(each) + 0.24 * (i - 1) for each in one["ordering"]]
-            error = one["high"] - one["auc"]
-            axes.errorbar(one["auc"], places, xerr=error, fmt=MARKERS[i], label=name)
-        axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
-
-    parts = frame.assign(panel=frame["posterior"] + ",\n" + frame["curve"])
-    title = f"{title} (lines: {OVER_EXAMPLES})"
-    figure = panels(
-        parts,
-        draw,
-        by="panel",
-        labels=("", ""),
-        share="",
-        columns=2,
-        size=(5.6, 4.4),
-        title=title,
+    Args:
+        frame: of `mean_areas` by dataset, posterior, explainer, ordering and curve.
+    """
+    some = frame[frame["ordering"].isin(SHOWN)]
+    good = some["curve"].map({"deletion": "low", "insertion": "high"})
+    keys = ["explainer", "posterior"]
+    counts = []
+    for kind, part in some.groupby("curve", sort=False):
+        ends = part.pivot(index=keys, columns="ordering", values=["low", "high"])
+        low, high = ends["low"], ends["high"]
+        clear = low["mean"] > high["random"]
+        if kind == "deletion":
+            clear = high["mean"] < low["random"]
+        counts.append(f"by {kind} in {clear.sum()} of {len(clear)} cases")
+    return row_dots(
+        some.assign(
+            panel=some["curve"] + ": " + good + " is good",
+            group=some["explainer"].map(spoken),
+            row=some["posterior"].map(spoken),
+            lane=some["ordering"],
+            value=some["auc"],
+            mark=some["ordering"].map(SHOWN),
+        ).sort_values("lane", key=lambda each: each.map(list(SHOWN).index)),
+        marks=list(SHOWN.values()),
+        label="area under the curve",
+        caption=f"Line: {OVER_EXAMPLES}.",
+        title=f"{spoken(frame['dataset'].iloc[0])}: the mean map is clear of a random "
+        f"order {', '.join(counts)}",
     )
-    return _with_legend(figure, "area under the curve")
 
 
 def _with_legend(figure: Figure, label: str) -> Figure:

@@ -1,4 +1,4 @@
-"""Notebook 12: what is left of a map while the network forgets."""
+"""Notebook 12: what is left of a map while the network forgets, and beside its CV."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.figures.rows import row_dots
+from xuqlib.study.intervals import OVER_EXAMPLES
+from xuqlib.study.names import spoken
+
+CV, LEFT = "CV, intact network", "left of mean map, all forgot"
+HEADS = {
+    CV: "CV of the intact network",
+    LEFT: "left of its map when all layers forgot",
+}
+KEEPS, LOSES = "keeps most of its map", "keeps less"
 
 
 def forgetting_panels(frame: pd.DataFrame, *, title: str = "") -> Figure:
@@ -39,4 +49,34 @@ def forgetting_panels(frame: pd.DataFrame, *, title: str = "") -> Figure:
         columns=3,
         size=(4.3, 3.4),
         title=title,
+    )
+
+
+def blind_dots(frame: pd.DataFrame) -> Figure:
+    """Draw each explainer's CV beside what is left of its map when all layers forgot.
+
+    Args:
+        frame: columns what (CV or LEFT), case (explainer, posterior), value, low, high.
+    """
+    cases = frame["case"].str.split(", ", n=1, expand=True)
+    frame = frame.assign(explainer=cases[0], posterior=cases[1])
+    wide = frame.pivot(index=["explainer", "posterior"], columns="what", values="value")
+    keeper = wide[LEFT].groupby("explainer").mean().idxmax()
+    steadiest = wide[CV].unstack("explainer").idxmin(axis=1) == keeper
+    left = wide.loc[keeper, LEFT]
+    return row_dots(
+        frame.assign(
+            panel=frame["what"].map(HEADS),
+            group=frame["explainer"].map(spoken),
+            row=frame["posterior"].map(spoken),
+            mark=(frame["explainer"] == keeper).map({True: KEEPS, False: LOSES}),
+        ),
+        marks=(KEEPS, LOSES),
+        label="no unit",
+        caption="What is left: rank correlation with the mean map before. "
+        f"Line: {OVER_EXAMPLES}.",
+        own=True,
+        title=f"{spoken(keeper)} is steadiest for {steadiest.sum()} of "
+        f"{len(steadiest)} posteriors; {left.min():.2f} to {left.max():.2f} of its map "
+        "is left when all layers forgot",
     )

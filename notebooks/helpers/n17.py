@@ -1,8 +1,6 @@
-"""Figures of notebook 17: tiles, scores with intervals, score against score."""
+"""Figures of notebook 17: tiles, rows of dots, score against score."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -13,8 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from xuqlib.study.figures.charts import HUES, MARKERS
-from xuqlib.study.figures.maps import SIGNED
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.figures.rows import behind_first, row_dots
+from xuqlib.study.intervals import OVER_EXAMPLES
+from xuqlib.study.names import spoken
+
+SHORT = {"integrated_gradients": "IG", "lime": "LIME"}
+STEADIER = ("steadier", "less steady", "undecided")
+PLACES = ("first", "decidedly behind", "might as well be first")
 
 
 def tiles(
@@ -26,7 +30,6 @@ def tiles(
     by: str = "dataset",
     text: str | None = None,
     log: bool = False,
-    middle: float | None = None,
     panel_columns: int = 3,
     title: str = "",
 ) -> Figure:
@@ -38,19 +41,13 @@ def tiles(
         columns, rows, by: columns of the frame.
         text: column of words to write instead of the number.
         log: colours on a logarithmic scale, for values above 0.
-        middle: on such a scale, the value of the neutral colour; colours then end at a
-            third and three times it.
         panel_columns: panels side by side.
         title: the claim of the figure.
     """
     heads = [list(dict.fromkeys(frame[axis])) for axis in (rows, columns)]
-    low, high = (
-        (frame[value].min(), frame[value].max())
-        if middle is None
-        else (middle / 3, middle * 3)
-    )
+    low, high = frame[value].min(), frame[value].max()
     scale = (LogNorm if log else Normalize)(low, high, clip=True)
-    colours = mpl.colormaps["viridis"] if middle is None else SIGNED
+    colours = mpl.colormaps["viridis"]
 
     def draw(axes: Axes, part: pd.DataFrame) -> None:
         axes.grid(visible=False)
@@ -97,49 +94,76 @@ def tiles(
     )
 
 
-def scores(frame: pd.DataFrame, posteriors: Sequence[str]) -> Figure:
-    """Each posterior's score and interval; a panel per data set and criterion.
+def quotient_dots(frame: pd.DataFrame) -> Figure:
+    """Draw CV of Guided Backprop / CV of the rival: a panel per definition of the CV.
 
     Args:
-        frame: columns dataset, criterion, size, who, value, low, high.
-        posteriors: from the top.
+        frame: columns dataset, posterior, definition, panel (data set and rival),
+            quotient, low and high.
     """
-
-    def draw(axes: Axes, part: pd.DataFrame) -> None:
-        for number, (size, rows) in enumerate(part.groupby("size", sort=False)):
-            places, colour = (
-                rows["who"].map(list(posteriors).index) + 0.3 * number - 0.15,
-                HUES[number],
-            )
-            axes.hlines(places, rows["low"], rows["high"], color=colour, linewidth=1.5)
-            axes.plot(
-                rows["value"], places, MARKERS[number], color=colour, label=str(size)
-            )
-        axes.set_yticks(range(len(posteriors)), list(posteriors))
-        axes.set_ylim(len(posteriors) - 0.5, -0.5)
-
-    named = frame.assign(panel=frame["dataset"] + ": " + frame["criterion"])
-    title = "How well the predictions are calibrated"
-    figure = panels(
-        named,
-        draw,
-        by="panel",
-        labels=("", ""),
-        share="y",
-        columns=3,
-        size=(4.0, 2.9),
-        title=title,
+    low, high = frame["high"] < 1, frame["low"] > 1
+    marks = pd.Series(np.select([low, high], STEADIER[:2], STEADIER[2]), frame.index)
+    pairs = zip(frame["dataset"], frame["panel"], strict=True)
+    rivals = [panel.removeprefix(f"{name}: against ") for name, panel in pairs]
+    rows = pd.Series([SHORT.get(name, spoken(name)) for name in rivals], frame.index)
+    keys = [frame["dataset"], rows]
+    counts = low.groupby(keys).transform("sum").astype(str)
+    sizes = low.groupby(keys).transform("size").astype(str)
+    shares = low.groupby(frame["dataset"]).mean()
+    worst = low[frame["dataset"] == shares.idxmin()]
+    order = "; ".join(map(spoken, dict.fromkeys(frame["posterior"])))
+    return row_dots(
+        frame.assign(
+            panel=frame["definition"].map(spoken).str.replace(" CV", ""),
+            group=frame["dataset"].map(spoken),
+            row="against " + rows,
+            lane=frame["posterior"],
+            value=frame["quotient"],
+            mark=marks,
+            note=counts + " of " + sizes,
+        ),
+        marks=STEADIER,
+        label="CV of Guided Backprop / CV of the rival (right: how often steadier)",
+        caption=f"Line: {OVER_EXAMPLES}. A panel per definition of the CV. "
+        f"From the top of a row: {order}.",
+        line=1,
+        log=True,
+        title=f"Guided Backprop is steadier in {low.sum()} of {len(low)} comparisons; "
+        f"fewest on {spoken(shares.idxmin())}, {worst.sum()} of {len(worst)}",
     )
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-        title="score (lines: 95 % bootstrap, seeds and examples) at T =",
-        title_fontsize=15,
-        fontsize=15,
+
+
+def calibration_dots(frame: pd.DataFrame) -> Figure:
+    """Draw how far each posterior lies behind the first by each score, at the usual T.
+
+    Args:
+        frame: columns dataset, criterion, size, who, value, low, high and tied.
+    """
+    by = ["criterion", "dataset"]
+    usual = frame[frame["size"] == "usual"].assign(good=-1)
+    usual = behind_first(usual, by)
+    marks = usual["tied"].map({True: PLACES[2], False: PLACES[1]})
+    ties = usual.groupby(by, sort=False)["tied"].sum()
+    firsts = usual[usual["first"]].set_index(by)["who"]
+    leader = firsts.value_counts().idxmax()
+    alone = (firsts == leader) & (ties == 1)
+    sets = ", ".join(map(spoken, dict.fromkeys(usual["dataset"])))
+    return row_dots(
+        usual.assign(
+            panel=usual["criterion"].map(spoken),
+            group="",
+            row=usual["who"].map(spoken),
+            lane=usual["dataset"],
+            mark=marks.where(~usual["first"], PLACES[0]),
+        ),
+        marks=PLACES,
+        label="distance behind the first, in half-widths of an interval",
+        caption="Line: 95 % bootstrap over trainings and examples. "
+        f"From the top of a row: {sets}.",
+        line=0,
+        title=f"{spoken(leader)} is first in {(firsts == leader).sum()} of "
+        f"{len(firsts)} contests of calibration, beyond doubt in {alone.sum()}",
     )
-    return figure
 
 
 def crosses(frame: pd.DataFrame) -> Figure:

@@ -161,12 +161,14 @@ def test_figures_show_every_panel_line_and_dot():
     assert [axes.get_title() for axes in figure.axes] == ["ig,\ndeletion", "ig,\ninsertion"]
     assert figure.axes[1].lines[0].get_ydata().tolist() == pytest.approx([0.75, 0.25, 0.26])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean"]
-    table = cells.areas_of(SCORES).assign(posterior="p")
-    frame = n06.mean_areas(table, ["posterior", "explainer", "ordering", "curve"])
-    figure = n06.area_dots(frame, title="areas")
-    assert figure.axes[0].lines[0].get_xdata().tolist() == pytest.approx([(0.25 + 0.505) / 2])
-    assert figure.axes[1].get_xlabel() == "area under the curve"
-    assert "standard errors" in figure.get_suptitle()
+    table = cells.areas_of(SCORES).assign(posterior="p", dataset="d")
+    frame = n06.mean_areas(table, ["dataset", "posterior", "explainer", "ordering", "curve"])
+    figure = n06.area_dots(pd.concat([frame, frame.assign(ordering="random", auc=0.0, low=-0.1, high=0.1)]))
+    assert figure.axes[0].lines[-1].get_xdata().tolist() == pytest.approx([(0.25 + 0.505) / 2])
+    assert figure.legends[0].get_title().get_text() == f"area under the curve\nLine: {n06.OVER_EXAMPLES}."
+    assert (
+        figure.get_suptitle().replace("\n", " ").endswith("by deletion in 0 of 1 cases, by insertion in 1 of 1 cases")
+    )
 
 
 def test_gains_are_drawn_with_their_mean_and_a_line_at_zero():

@@ -45,3 +45,36 @@ def file_name(name: str) -> str:
 def in_script(value: Any) -> str:
     """JSON that can stand inside <script>: no sign of it ends the script, or begins a comment."""
     return json.dumps(value).replace("<", "\\u003c")
+
+
+SPOKEN = {  # names that are code, as a figure shows them
+    "deep_ensemble": "deep ensemble",
+    "mc_dropout": "dropout, last layer",
+    "mc_dropout_all": "dropout, every block",
+    "mc_dropconnect": "DropConnect",
+    "flipout": "Flipout",
+    "laplace": "Laplace",
+    "guided_backprop": "Guided Backprop",
+    "integrated_gradients": "Integrated Gradients",
+    "GBP": "Guided Backprop",
+    "IG": "Integrated Gradients",
+    "lime": "LIME",
+    "cifar10": "CIFAR-10",
+    "fer_plus": "FER+",
+    "mnist": "MNIST",
+    "california_housing": "California Housing",
+    "r2": "R2",
+    "nll": "NLL",
+    "brier": "Brier",
+    "ece": "ECE",
+    "cv_ratio": "ratio CV",
+    "cv_pooled": "pooled CV",
+    "cv_signed": "signed CV",
+    "cv_paper": "paper CV",
+    "cv_paper_unscaled": "paper CV, unscaled",
+}
+
+
+def spoken(name: object) -> str:
+    """A name as it is said: that of a method or a data set in words, another `plain`, its underscores as spaces."""
+    return SPOKEN.get(str(name), plain(name).replace("_", " "))

@@ -479,13 +479,18 @@ def compare_retrained(jobs: Sequence[Job], project: Path) -> None:
 
 def refresh_readme(project: Path) -> None:
     """Bring the README's table of verdicts up to what is published."""
-    from xuqlib.study.verdicts import gather, with_table
+    from xuqlib.study.verdicts import gather, primary, read_chosen, with_findings, with_table
 
     path, folder = project / "README.md", project / "figures" / "full"
     if not path.exists() or not list(folder.glob("*_claims.csv")):
         return
     text = path.read_text(encoding="utf-8")
-    if (fresh := with_table(text, gather(folder))) != text:
+    claims = gather(folder)
+    fresh = with_table(text, claims)
+    if (project / "notebooks" / "claims.yaml").exists():
+        chosen = read_chosen(project / "notebooks" / "claims.yaml")
+        fresh = with_findings(fresh, primary(claims, chosen), claims, chosen)
+    if fresh != text:
         files.replace_file(path, fresh.encode())
 
 

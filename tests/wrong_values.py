@@ -151,6 +151,8 @@ INTERNAL = {
     "study.judging.variance.VarianceSplit": RECORD,
     "study.names": "makes text of whatever it is given",
     "study.verdicts.Chosen.__init__": RECORD,
+    "study.verdicts.found": COMMANDS,
+    "study.verdicts.with_findings": COMMANDS,
     "study.record.csv_bytes": COMMANDS,
     "study.files.figures_folder": COMMANDS,
     "study.files.index_problems": COMMANDS,

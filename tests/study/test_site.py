@@ -25,7 +25,7 @@ from xuqlib.study.files import update_index
 from xuqlib.study.record import CLAIM_COLUMNS
 from xuqlib.study.site import glossary, markup, pages, ready, sliders, verdict_page
 from xuqlib.study.training.loading import train_or_load
-from xuqlib.study.verdicts import gather, primary, read_chosen
+from xuqlib.study.verdicts import FIGURES, gather, primary, read_chosen
 from xuqlib.uncertainty import uncertainties
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -424,9 +424,9 @@ def test_a_number_of_an_earlier_full_run_is_told_by_its_own_verdict_and_marked(p
 
 def test_the_figures_that_findings_lead_to_are_published():
     entries = pages.published(ROOT / "figures")
-    assert {stem for stem in verdict_page.FIGURES.values() if ("full", stem) not in entries} == set()
+    assert {stem for stem in FIGURES.values() if ("full", stem) not in entries} == set()
     names = {name.split(" ")[0] for name in read_chosen(ROOT / "notebooks" / "claims.yaml")}
-    assert names == set(verdict_page.FIGURES)
+    assert names == set(FIGURES)
 
 
 def test_of_many_findings_each_claim_is_told_once_before_any_is_told_twice(project):

@@ -10,20 +10,12 @@ import pandas as pd
 
 from xuqlib.study.record import VERDICTS
 from xuqlib.study.site.markup import escaped, heading
-from xuqlib.study.verdicts import STATEMENTS, Chosen, tally
+from xuqlib.study.verdicts import FIGURES, STARRED, STATEMENTS, Chosen, found, tally
 
 NO_RUN = "<p>No full run has been published yet: <code>run_all.py --preset full</code> makes one.</p>"
-DECIDED = ("holds", "fails")
+
+
 # The published figure of each claim, by its first word.
-FIGURES = {
-    **{"C1": "04_against_integrated_gradients", "C2": "06_against_single", "C3": "05_at_equal_entropy"},
-    **{"C4": "05_asked", "C5": "12_novel", "C6": "12_forgetting", "C7": "17_ranks", "C8": "12_attack"},
-    **{"U2": "10_blurring", "U3": "10_anomaly", "U4": "10_truth", "U5": "10_seconds", "U6": "11_accuracy"},
-    **{"coverage": "07_coverage", "mended": "07_mended_integrated_gradients", "conformal": "25_coverage"},
-    "signed": "10_blurring",
-}
-
-
 def controls(items: str, of: str, selects: Mapping[str, Iterable[str]]) -> str:
     """A box and selects that leave of some items those that fit; a script shows and works them.
 
@@ -97,11 +89,7 @@ def findings(
     figures: Container[tuple[str, str]] = (),
     most: int = 10,
 ) -> str:
-    """What was found, a sentence for each number that decides a claim: first one of each claim, then the others,
-    and those with an adjusted p-value before those without.
-
-    A claim whose number no run of this version has measured is told by the same row of the last full run, and by the
-    verdict that this row bears; the sentence says so.
+    """What was found, a sentence for each of `found`, and how many numbers decide the claims.
 
     Args:
         numbers: from `primary`.
@@ -110,24 +98,13 @@ def findings(
         figures: (preset, NN_slug) of those that are published.
         most: sentences.
     """
-    rows = []
-    for row in numbers.to_dict("records"):
-        entry = chosen[row["claim"]]
-        found = row | {"adjusted": True}
-        if row["verdict"] == "not measured":
-            same = claims[(claims["notebook"] == entry.notebook) & (claims["statement"] == entry.row)]
-            same = same[same["dataset"] == row["dataset"]]
-            found = row | (same.iloc[0].to_dict() if len(same) == 1 else {}) | {"claim": row["claim"], "why": ""}
-        rows.append(found | {"notebook": entry.notebook, "measure": entry.measure})
-    told = [row for row in rows if row["verdict"] in DECIDED]
-    turns = pd.DataFrame(told, columns=["claim"]).groupby("claim").cumcount().tolist()
-    order = sorted(range(len(told)), key=lambda place: (turns[place], "adjusted" not in told[place]))[:most]
-    lines = "".join(f"<li>{_finding(told[place], figures)}</li>" for place in sorted(order))
+    told = found(numbers, claims, chosen, most)
+    lines = "".join(f"<li>{_finding(row, figures)}</li>" for row in told)
     counts = {verdict: int((numbers["verdict"] == verdict).sum()) for verdict in (*VERDICTS.values(), "not measured")}
     counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     rest = f"Numbers that decide the claims, chosen before the run: {len(numbers)} ({counted})."
-    if any("adjusted" not in told[place] for place in order):
-        rest += " A star marks a row of an earlier full run: judged by its own interval, not adjusted for all claims."
+    if any("adjusted" not in row for row in told):
+        rest += f" {STARRED}"
     return f'<ul class="found">{lines}</ul><p>{rest}</p>' if lines else f"<p>{rest}</p>"
 
 

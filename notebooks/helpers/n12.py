@@ -63,7 +63,7 @@ def blind_dots(frame: pd.DataFrame) -> Figure:
     wide = frame.pivot(index=["explainer", "posterior"], columns="what", values="value")
     keeper = str(wide[LEFT].groupby("explainer").mean().idxmax())
     steadiest = wide[CV].unstack("explainer").idxmin(axis=1) == keeper
-    left = wide.loc[keeper, LEFT]
+    left = wide[LEFT].xs(keeper, level="explainer")
     return row_dots(
         frame.assign(
             panel=frame["what"].map(HEADS),

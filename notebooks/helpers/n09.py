@@ -41,8 +41,8 @@ def kind_maps(
         column_titles=["picture", *maps[0]],
         row_titles=names,
         dataset="planted",
-        title=f"The networks disagree most about the {names[most]} picture:\n"
-        f"{share[most]:.0%} of its uncertainty is epistemic",
+        title=f"The epistemic part is largest in the {names[most]} picture:\n"
+        f"{share[most]:.0%} of its uncertainty",
     )
     grid = np.array(figure.axes).reshape(len(maps), -1)
     for line, mask, row in zip(grid, truth, maps, strict=True):

@@ -61,9 +61,9 @@ def blind_dots(frame: pd.DataFrame) -> Figure:
     cases = frame["case"].str.split(", ", n=1, expand=True)
     frame = frame.assign(explainer=cases[0], posterior=cases[1])
     wide = frame.pivot(index=["explainer", "posterior"], columns="what", values="value")
-    keeper = wide[LEFT].groupby("explainer").mean().idxmax()
+    keeper = str(wide[LEFT].groupby("explainer").mean().idxmax())
     steadiest = wide[CV].unstack("explainer").idxmin(axis=1) == keeper
-    left = wide[LEFT].xs(keeper)
+    left = wide[LEFT].xs(keeper, level="explainer")
     return row_dots(
         frame.assign(
             panel=frame["what"].map(HEADS),

@@ -454,6 +454,8 @@ def test_a_rater_works_the_page_alone_by_keyboard_and_every_answer_is_in_the_fil
                 assert 0 <= button["y"] - picture["y"] - picture["height"] < 20  # under its map, and as wide
                 assert abs(button["x"] - picture["x"]) < 2 and abs(button["width"] - picture["width"]) < 2
                 assert button["y"] + button["height"] < size["height"] and button["height"] >= 24
+            left, right = (page.get_by_alt_text(f"{side} map").bounding_box() for side in ("left", "right"))
+            assert left["x"] < right["x"] and left["y"] == right["y"]
             assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
             visit.shoot(f"rater_{size['width']}")
         keys = {"ArrowRight": "right", "ArrowLeft": "left", "ArrowDown": "cannot say"}

@@ -137,6 +137,8 @@ html:has(.slides) { scroll-snap-type: y proximity; }
   .wide, .output_area, pre, figcaption pre { overflow: visible; max-height: none; }
   figure, tr, img { break-inside: avoid; }
   details::details-content { content-visibility: visible; block-size: auto; } }
+@media (max-width: 34rem) { .pair { grid-template-columns: 1fr 1fr; }
+  .pair figure:nth-last-child(3) { grid-column: 1 / -1; max-width: 50%; } }
 @media (max-width: 50rem) { .maps { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
 """
 

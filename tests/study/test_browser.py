@@ -299,14 +299,14 @@ def test_the_page_to_print_is_one_sheet_and_slides_go_on_by_key(browser, site):
     assert len(heights) > 15 and all(767 <= height <= 850 for height in heights)
     top = "() => [...document.querySelectorAll('.slide')]"
     top += ".findIndex(slide => Math.abs(slide.getBoundingClientRect().top) < 30)"
-    for place, key in ((0, "ArrowRight"), (1, "PageDown"), (2, "ArrowLeft"), (1, "ArrowRight"), (2, "ArrowRight")):
+    for place, key in ((1, "ArrowRight"), (2, "PageDown"), (1, "ArrowLeft"), (2, "ArrowRight"), (3, "ArrowRight")):
         page.keyboard.press(key)
         page.wait_for_timeout(100)
         assert page.evaluate(top) == place
     visit.shoot("slides")
-    page.locator(".slide").nth(2).get_by_role("link", name="on").click()
+    page.locator(".slide").nth(3).get_by_role("link", name="on").click()
     page.wait_for_timeout(100)
-    assert page.evaluate(top) == 3
+    assert page.evaluate(top) == 4
     assert (visit.outside, visit.errors) == ([], [])
     visit.context.close()
 

@@ -51,7 +51,7 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bot
 .claims tr { display: grid; grid-template-columns: 5rem 18rem 10rem 7rem 11rem 6rem 10rem 6rem; }
 .claims tr[hidden] { display: none; }
 .claims tbody tr { content-visibility: auto; contain-intrinsic-size: auto 5rem; overflow-wrap: anywhere; }
-.claims th button { font-weight: 600; background: none; border: 0; padding: 0; }
+.claims th button { font-weight: 600; background: none; border: 0; padding: 0; min-height: 1.6rem; }
 th[aria-sort="ascending"] button::after { content: " ▲"; }
 th[aria-sort="descending"] button::after { content: " ▼"; }
 .primary td:first-child { min-width: 18rem; }

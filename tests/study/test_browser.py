@@ -260,6 +260,10 @@ def test_the_first_page_has_a_report_sliders_and_findings_that_lead_to_their_fig
     for chooser in choosers.all():
         line, picture, slider = (chooser.locator(name) for name in ("[aria-live]", "img", "input[type=range]"))
         assert picture.get_attribute("alt").startswith("Left ")
+        ends = [
+            each.bounding_box()["x"] + each.bounding_box()["width"] for each in (chooser.locator("output"), chooser)
+        ]
+        assert ends[0] < ends[1]
         before = [(line.inner_text(), picture.get_attribute("src"))]
         slider.focus()
         for _ in range(2):

@@ -89,8 +89,8 @@ summary { cursor: pointer; }
 .chooser h3 { margin: 0; }
 .sliders { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
 .sliders .chooser { margin: 0; }
-.sliders .chooser fieldset { flex-wrap: nowrap; gap: .7rem; align-items: center; }
-.sliders .chooser legend { min-width: 0; flex: none; }
+.sliders .chooser fieldset { min-width: 0; flex-wrap: nowrap; gap: .7rem; align-items: center; }
+.sliders .chooser legend { min-width: 0; float: none; }
 .sliders .chooser input[type="range"] { flex: 1 1 4rem; width: auto; min-width: 0; max-width: none; }
 .sliders .chooser output { min-width: 3ch; text-align: right; }
 .sliders .chooser img { width: 100%; padding: 0; border-radius: 2px; }

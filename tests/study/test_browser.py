@@ -261,6 +261,10 @@ def test_the_first_page_has_a_report_sliders_and_findings_that_lead_to_their_fig
     for chooser in choosers.all():
         line, picture, slider = (chooser.locator(name) for name in ("[aria-live]", "img", "input[type=range]"))
         assert picture.get_attribute("alt").startswith("Left ")
+        ends = [
+            each.bounding_box()["x"] + each.bounding_box()["width"] for each in (chooser.locator("output"), chooser)
+        ]
+        assert ends[0] < ends[1]
         before = [(line.inner_text(), picture.get_attribute("src"))]
         slider.focus()
         for _ in range(2):
@@ -300,14 +304,14 @@ def test_the_page_to_print_is_one_sheet_and_slides_go_on_by_key(browser, site):
     assert len(heights) > 15 and all(767 <= height <= 850 for height in heights)
     top = "() => [...document.querySelectorAll('.slide')]"
     top += ".findIndex(slide => Math.abs(slide.getBoundingClientRect().top) < 30)"
-    for place, key in ((0, "ArrowRight"), (1, "PageDown"), (2, "ArrowLeft"), (1, "ArrowRight"), (2, "ArrowRight")):
+    for place, key in ((1, "ArrowRight"), (2, "PageDown"), (1, "ArrowLeft"), (2, "ArrowRight"), (3, "ArrowRight")):
         page.keyboard.press(key)
         page.wait_for_timeout(100)
         assert page.evaluate(top) == place
     visit.shoot("slides")
-    page.locator(".slide").nth(2).get_by_role("link", name="on").click()
+    page.locator(".slide").nth(3).get_by_role("link", name="on").click()
     page.wait_for_timeout(100)
-    assert page.evaluate(top) == 3
+    assert page.evaluate(top) == 4
     assert (visit.outside, visit.errors) == ([], [])
     visit.context.close()
 
@@ -455,6 +459,8 @@ def test_a_rater_works_the_page_alone_by_keyboard_and_every_answer_is_in_the_fil
                 assert 0 <= button["y"] - picture["y"] - picture["height"] < 20  # under its map, and as wide
                 assert abs(button["x"] - picture["x"]) < 2 and abs(button["width"] - picture["width"]) < 2
                 assert button["y"] + button["height"] < size["height"] and button["height"] >= 24
+            left, right = (page.get_by_alt_text(f"{side} map").bounding_box() for side in ("left", "right"))
+            assert left["x"] < right["x"] and left["y"] == right["y"]
             assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
             visit.shoot(f"rater_{size['width']}")
         keys = {"ArrowRight": "right", "ArrowLeft": "left", "ArrowDown": "cannot say"}

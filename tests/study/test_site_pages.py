@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-from test_site import cell, check_links, make_project
+from test_site import cell, check_links, make_project, notebook
 
 from xuqlib.study.editions import lessons
 from xuqlib.study.record import csv_bytes
@@ -100,7 +100,9 @@ def make_class(tmp_path: Path) -> Path:
 
 
 def test_slides_show_what_the_path_names_in_its_order(tmp_path):
-    folder = pages.build(make_class(tmp_path), tmp_path / "site").parent
+    project = make_class(tmp_path)
+    notebook(project / "notebooks" / "00_zero.ipynb", "Zero?", cell("1", plain="1"))  # one of the teacher's
+    folder = pages.build(project, tmp_path / "site").parent
     check_links(folder)
     text = (folder / slides.PAGE).read_text()
     heads = re.findall(r"<h[12][^>]*>(.*?)</h[12]>", text)

@@ -51,7 +51,7 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bot
 .claims tr { display: grid; grid-template-columns: 5rem 18rem 10rem 7rem 11rem 6rem 10rem 6rem; }
 .claims tr[hidden] { display: none; }
 .claims tbody tr { content-visibility: auto; contain-intrinsic-size: auto 5rem; overflow-wrap: anywhere; }
-.claims th button { font-weight: 600; background: none; border: 0; padding: 0; }
+.claims th button { font-weight: 600; background: none; border: 0; padding: 0; min-height: 1.6rem; }
 th[aria-sort="ascending"] button::after { content: " ▲"; }
 th[aria-sort="descending"] button::after { content: " ▼"; }
 .primary td:first-child { min-width: 18rem; }
@@ -89,8 +89,8 @@ summary { cursor: pointer; }
 .chooser h3 { margin: 0; }
 .sliders { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
 .sliders .chooser { margin: 0; }
-.sliders .chooser fieldset { flex-wrap: nowrap; gap: .7rem; align-items: center; }
-.sliders .chooser legend { min-width: 0; flex: none; }
+.sliders .chooser fieldset { min-width: 0; flex-wrap: nowrap; gap: .7rem; align-items: center; }
+.sliders .chooser legend { min-width: 0; float: none; }
 .sliders .chooser input[type="range"] { flex: 1 1 4rem; width: auto; min-width: 0; max-width: none; }
 .sliders .chooser output { min-width: 3ch; text-align: right; }
 .sliders .chooser img { width: 100%; padding: 0; border-radius: 2px; }
@@ -137,6 +137,8 @@ html:has(.slides) { scroll-snap-type: y proximity; }
   .wide, .output_area, pre, figcaption pre { overflow: visible; max-height: none; }
   figure, tr, img { break-inside: avoid; }
   details::details-content { content-visibility: visible; block-size: auto; } }
+@media (max-width: 34rem) { .pair { grid-template-columns: 1fr 1fr; }
+  .pair figure:nth-last-child(3) { grid-column: 1 / -1; max-width: 50%; } }
 @media (max-width: 50rem) { .maps { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
 """
 

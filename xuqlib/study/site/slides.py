@@ -97,7 +97,7 @@ def _begun(text: str) -> tuple[str, str]:
     """Heading and first paragraph of a section; "" where that is a formula, a list, a table, or asks."""
     head, _, rest = text.partition("\n")
     first = rest.strip().partition("\n\n")[0]
-    is_prose = not re.search(r"\$|\*Predict|^[|>#*-]|^\d+\.", first, re.MULTILINE)
+    is_prose = not re.search(r"\$|\*Predict|^[|>#]|^[*-] |^\d+\.", first, re.MULTILINE)
     return head.lstrip("# ").strip(), _plain(first)[:400] if is_prose else ""
 
 

@@ -963,7 +963,7 @@ KINDS: dict[str, Kind] = {
         """,
         NUMBER,
     ),
-    "any number": Kind("above, at_least, at_most, bound, value: float, low: float, high: float", NO_NUMBER),
+    "any number": Kind("above, at_least, at_most, bound, line, value: float, low: float, high: float", NO_NUMBER),
     "share": Kind("accuracy, budget, level: float, p, q, repeats, share: float, silent, dropout", SHARE),
     "shares": Kind(
         "levels, budgets, shares: Sequence[float] | Tensor | None",
@@ -1192,14 +1192,14 @@ KINDS: dict[str, Kind] = {
     ),
     "flag": Kind(
         """
-        absolute, overwrite, partial, decides, keep_roots, log: bool, matched, paired, progress, rescale,
+        absolute, overwrite, partial, decides, keep_roots, log: bool, matched, own, paired, progress, rescale,
         retrain, scaled, soft, tokens, within, holds, conservative
         """,
         always(text="no", number=2, nan=math.nan, list=[]),
     ),
     "text": Kind(
         """
-        claim, dataset_digest, interval: str, label, note, notebook, number, posterior: str,
+        caption, claim, dataset_digest, interval: str, label, note, notebook, number, posterior: str,
         posterior: str | None, question, slug, source, statement, text, title, unit, rater,
         study.record.save(name), study.data.loading.Examples.__init__(name), device: str | None,
         dataset: str | None, setup, study.record.Notebook.save(dataset), study.record.save(dataset),
@@ -1220,7 +1220,7 @@ KINDS: dict[str, Kind] = {
     "texts": Kind(
         """
         captions, column_titles, labels: tuple[str, str], labels: tuple[str, str] | None, row_titles, calls,
-        class_names, classes, feature_names, vocabulary, words
+        class_names, classes, feature_names, marks, vocabulary, words
         """,
         always(text="ab", number=3, numbers=[3, 4, 5, 6], short=["a"]),
     ),

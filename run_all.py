@@ -6,6 +6,7 @@
     run_all.py --retrain                    train anew and compare the scores with the published ones
     run_all.py --scheduler tcp://host:8786  on the workers of a Dask cluster, which all see this folder
     run_all.py --site                       build/site: notebooks, figures and verdicts as pages; open its index.html
+    run_all.py --address URL                say where this repository lies: its badges and citation are written anew
     run_all.py --class                      build/class: a student's and a teacher's edition of the notebooks
 
 A notebook runs again only when it, the library, its parameters, the published checkpoints or the versions of the
@@ -38,17 +39,14 @@ from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
-from xuqlib.scale.cluster import check_versions, connected
-from xuqlib.scale.store import needs
-from xuqlib.study import editions, runs
-from xuqlib.study import record as study
-from xuqlib.study.runs import read_notebook
-from xuqlib.study.site.pages import PLACEHOLDER
+from xuqlib.study import editions, files, runs
+from xuqlib.study.runs import PLACEHOLDER, read_notebook
 
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 WIDGET = "application/vnd.jupyter.widget-view+json"  # names a model that lives no longer than its kernel
 SITE = Path("build") / "site"
 CLASS = Path("build") / "class"
+READY = Path("build") / "ready"  # what the site shows and no notebook does
 STORED_LIMIT = 300_000  # bytes of a stored notebook
 MOST_JOBS = 64
 HEARTBEAT = 30.0  # seconds without news after which a run tells what it is doing
@@ -83,7 +81,7 @@ def alone(folder: Path) -> Iterator[None]:
         whose = holder.read_text() if holder.exists() else "it has just begun"
         stop(f"another run writes to {folder} ({whose}); wait until it ends, then run the same again")
     try:
-        study.replace_file(holder, f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
+        files.replace_file(holder, f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -101,7 +99,7 @@ def remove_leftovers(args: argparse.Namespace, jobs: Sequence[Job]) -> None:
         for begun in job.copies.glob("*.tmp.ipynb"):
             begun.unlink()
     for place in places - {None}:
-        study.remove_temporaries(place)
+        files.remove_temporaries(place)
 
 
 @dataclass(frozen=True)
@@ -161,13 +159,13 @@ def known_parameters(path: Path) -> dict[str, str]:
     cells = [cell for cell in read_notebook(path)["cells"] if "parameters" in tags(cell)]
     if len(cells) != 1:
         told = f"{path} has {len(cells)} cells tagged 'parameters'; it should have one: restore the notebook"
-        raise study.DamagedError(told)
+        raise files.DamagedError(told)
     found = {}
     try:
         lines = ast.parse("".join(cells[0]["source"])).body
     except (SyntaxError, ValueError) as error:  # null bytes are another error
         told = f"{path} is damaged: its parameters are no Python ({error}); restore the notebook"
-        raise study.DamagedError(told) from None
+        raise files.DamagedError(told) from None
     for line in lines:
         if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
             found[line.targets[0].id] = ast.unparse(line.value)
@@ -197,7 +195,7 @@ def readable(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
     for path in choose(args.project / "notebooks", args.only):
         try:
             known_parameters(path)
-        except study.DamagedError as error:
+        except files.DamagedError as error:
             problems.append(str(error))
         else:
             found.append(path)
@@ -217,7 +215,7 @@ def record_problems(records: Sequence[Path]) -> list[str]:
     for path in records:
         try:
             runs.read_record(path)
-        except study.DamagedError as error:
+        except files.DamagedError as error:
             found.append(str(error))
     return found
 
@@ -240,9 +238,10 @@ def overrides(words: Sequence[str]) -> dict[str, object]:
 
 def environment_key(project: Path) -> str:
     """Digest of the library, the published checkpoints' manifests, the package versions and the chosen device."""
-    files = sorted([*(project / "xuqlib").rglob("*.py"), *(project / "checkpoints").rglob("*.json")])
-    parts = [[str(file.relative_to(project)), digest(file)] for file in files]
-    return hashlib.sha256(json.dumps([parts, study.versions(), os.environ.get("XUQ_DEVICE")]).encode()).hexdigest()
+    code = [*(project / "xuqlib").rglob("*.py"), *(project / "xuqlib").rglob("*.pyi")]
+    found = sorted([*code, *(project / "checkpoints").rglob("*.json")])
+    parts = [[str(file.relative_to(project)), digest(file)] for file in found]
+    return hashlib.sha256(json.dumps([parts, files.versions(), os.environ.get("XUQ_DEVICE")]).encode()).hexdigest()
 
 
 def sizes(args: argparse.Namespace, number: str) -> dict[str, object]:
@@ -301,14 +300,14 @@ def is_whole(job: Job) -> bool:
     """Whether an earlier run of exactly this job finished, and every file that it left is still what it was."""
     try:
         record = runs.read_record(job.path(".json"))
-        recipes = study.whole_recipes(job.figures)
+        recipes = files.whole_recipes(job.figures)
         return bool(
             record["key"] == job.key
             and digest(job.path(".ipynb")) == record["copy"]
             and all(digest(job.figures / name) == known for name, known in record["figures"].items())
             and all(recipes[stem]["sha256"] == known for stem, known in record["recipes"].items())
         )
-    except (OSError, study.DamagedError, KeyError):
+    except (OSError, files.DamagedError, KeyError):
         return False  # missing, damaged, or not a record that this version wrote
 
 
@@ -339,7 +338,7 @@ def run(job: Job, *, force: bool) -> tuple[str, float]:
             raise
         told = "\n".join(getattr(error, "traceback", ())) or traceback.format_exc()
         told = COLOUR_CODES.sub("", told)
-        study.replace_file(job.path(".error.txt"), told.encode())
+        files.replace_file(job.path(".error.txt"), told.encode())
         if job.path(".tmp.ipynb").exists():
             os.replace(job.path(".tmp.ipynb"), job.path(".failed.ipynb"))
         return "failed", time.monotonic() - start
@@ -354,6 +353,8 @@ def run_elsewhere(
     Raises:
         RuntimeError: it has other versions, or does not see the project's folder.
     """
+    from xuqlib.scale.cluster import check_versions
+
     check_versions(versions)
     if not job.source.exists():
         raise RuntimeError(f"this worker does not see {job.source}; all must share the project's folder")
@@ -364,6 +365,8 @@ def run_elsewhere(
 
 def execute(job: Job) -> None:
     """Run the notebook in a kernel of its own, into a temporary copy."""
+    # For seconds jsonschema would build a grammar of web addresses, to check some that no notebook holds.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill  # takes seconds, and a run that finds everything cached does without
     from traitlets.config import Config
 
@@ -388,12 +391,12 @@ def execute(job: Job) -> None:
 
 def keep(job: Job, before: Mapping[str, int], start: float) -> None:
     """Put the executed copy in place, drop figures that it no longer makes, and last write down that it is whole."""
-    study.replace_file(job.path(".ipynb"), job.path(".tmp.ipynb").read_bytes())
+    files.replace_file(job.path(".ipynb"), job.path(".tmp.ipynb").read_bytes())
     job.path(".tmp.ipynb").unlink()
     written = {name for name, when in own_figures(job).items() if before.get(name) != when}
     drop_stale_figures(job, set(before) - written)
     stems = {Path(name).stem for name in written}
-    recipes = {stem: recipe["sha256"] for stem, recipe in study.whole_recipes(job.figures).items() if stem in stems}
+    recipes = {stem: recipe["sha256"] for stem, recipe in files.whole_recipes(job.figures).items() if stem in stems}
     record = {
         "key": job.key,
         "copy": digest(job.path(".ipynb")),
@@ -402,14 +405,14 @@ def keep(job: Job, before: Mapping[str, int], start: float) -> None:
         "parameters": job.parameters,
         "seconds": round(time.monotonic() - start, 1),
     }
-    sealed = {**record, "sha256": study.seal(record)}
-    study.replace_file(job.path(".json"), json.dumps(sealed, indent=1, default=str).encode())
+    sealed = {**record, "sha256": files.seal(record)}
+    files.replace_file(job.path(".json"), json.dumps(sealed, indent=1, default=str).encode())
 
 
 def drop_stale_figures(job: Job, stale: set[str]) -> None:
     """Remove what an earlier version of this notebook published and this one does not."""
     if stale:
-        study.update_index(job.figures, {Path(name).stem: None for name in stale if name.endswith(".csv")})
+        files.update_index(job.figures, {Path(name).stem: None for name in stale if name.endswith(".csv")})
     for name in stale:
         (job.figures / name).unlink()
 
@@ -444,7 +447,7 @@ def store(job: Job) -> str:
     content = (json.dumps(cleaned(executed), indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
     if len(content) > STORED_LIMIT:
         return f"not stored: {len(content):,} bytes is more than {STORED_LIMIT:,}; show fewer or smaller figures"
-    study.replace_file(job.source, content)
+    files.replace_file(job.source, content)
     return ""
 
 
@@ -454,7 +457,7 @@ def compare(published: Path, retrained: Path, tolerances: Mapping[str, float]) -
 
     if not published.exists():
         return "not published, nothing to compare with"
-    old, new = pd.read_csv(io.BytesIO(study.read_published(published))), pd.read_csv(retrained)
+    old, new = pd.read_csv(io.BytesIO(files.read_published(published))), pd.read_csv(retrained)
     scores = [column for column in tolerances if column in old]
     labels = [column for column in old if not pd.api.types.is_float_dtype(old[column])]
     if list(old) != list(new) or not old[labels].equals(new[labels]) or not scores:
@@ -476,14 +479,19 @@ def compare_retrained(jobs: Sequence[Job], project: Path) -> None:
 
 def refresh_readme(project: Path) -> None:
     """Bring the README's table of verdicts up to what is published."""
-    from xuqlib.study.verdicts import gather, with_table
+    from xuqlib.study.verdicts import gather, primary, read_chosen, with_findings, with_table
 
     path, folder = project / "README.md", project / "figures" / "full"
     if not path.exists() or not list(folder.glob("*_claims.csv")):
         return
     text = path.read_text(encoding="utf-8")
-    if (fresh := with_table(text, gather(folder))) != text:
-        study.replace_file(path, fresh.encode())
+    claims = gather(folder)
+    fresh = with_table(text, claims)
+    if (project / "notebooks" / "claims.yaml").exists():
+        chosen = read_chosen(project / "notebooks" / "claims.yaml")
+        fresh = with_findings(fresh, primary(claims, chosen), claims, chosen)
+    if fresh != text:
+        files.replace_file(path, fresh.encode())
 
 
 def set_environment(args: argparse.Namespace, jobs: Sequence[Job], workers: int) -> None:
@@ -524,11 +532,14 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int
     if args.scheduler is None or not jobs:
         # threads suffice: each notebook's kernel is a process of its own
         return follow(jobs, args, ThreadPoolExecutor(workers), partial(run, force=args.force), ())
+    from xuqlib.scale.cluster import connected
+    from xuqlib.scale.store import needs
+
     inherited = ("XUQ_", "PYTHONPATH", *THREAD_SETTINGS)
     task = partial(
         run_elsewhere,
         environment={name: value for name, value in os.environ.items() if name.startswith(inherited)},
-        versions=study.versions(),
+        versions=files.versions(),
         force=args.force,
     )
     try:
@@ -562,7 +573,7 @@ def follow(
                     status, seconds = future.result()
                 except lost as error:
                     status, seconds = "failed", time.monotonic() - start
-                    study.replace_file(job.path(".error.txt"), f"{type(error).__name__}: {error}\n".encode())
+                    files.replace_file(job.path(".error.txt"), f"{type(error).__name__}: {error}\n".encode())
                 if status == "failed" and (told := job.path(".error.txt")).exists():  # a shared folder may be late
                     sys.stderr.write(f"\n{job.name} failed:\n{told.read_text('utf-8')}\n")
                 problem = store(job) if args.store and status != "failed" else ""
@@ -605,8 +616,8 @@ def make_site(args: argparse.Namespace, workers: int) -> int:
     from xuqlib.study.site.pages import build
 
     sources, problems = readable(args)
-    for preset in study.PRESETS:
-        problems += study.index_problems(args.project / "figures" / preset)
+    for preset in files.PRESETS:
+        problems += files.index_problems(args.project / "figures" / preset)
     failures = tell(problems)
     texts = {path: ["".join(cell["source"]) for cell in read_notebook(path)["cells"]] for path in sources}
     drawn = [path.stem for path in sources if any(CHOOSER.search(text) for text in texts[path])]
@@ -624,10 +635,22 @@ def make_site(args: argparse.Namespace, workers: int) -> int:
             failures += run_jobs(jobs, args, workers)
         if args.site == (args.project / SITE).resolve():  # a folder of the reader's own is only added to
             shutil.rmtree(args.site, ignore_errors=True)
-        build(args.project, args.site, copies)
+        build(args.project, args.site, copies, make_ready_for(args.project))
     size = sum(path.stat().st_size for path in args.site.rglob("*") if path.is_file())
     print(f"site of {size / 1e6:.0f} MB; open {shown} in a browser")
     return failures
+
+
+def make_ready_for(project: Path) -> Path | None:
+    """The report and the figures with sliders of this library's own project, made where they are not there yet."""
+    if project != files.ROOT:
+        return None  # their networks are published in this one
+    from xuqlib.study.site.ready import make_ready
+
+    start = time.monotonic()
+    if make_ready(project / READY, environment_key(project)):
+        print(f"report and sliders made in {runs.in_words(time.monotonic() - start)}", flush=True)
+    return project / READY
 
 
 def make_editions(args: argparse.Namespace) -> int:
@@ -652,10 +675,25 @@ def listing(args: argparse.Namespace) -> int:
         took = runs.in_words(runs.last_seconds(args.project, args.preset, source.stem))
         print(f"{source.stem}  {', '.join(f'{name}={value}' for name, value in values.items())}  (last took: {took})")
     sys.stdout.flush()
-    problems += study.index_problems(args.project / "figures" / args.preset)
+    problems += files.index_problems(args.project / "figures" / args.preset)
     return tell(
         problems + record_problems([args.project / "build" / args.preset / f"{path.stem}.json" for path in found])
     )
+
+
+def write_address(args: argparse.Namespace) -> int:
+    """Write the address of the repository into README.md and CITATION.cff."""
+    from xuqlib.study.address import with_address, with_badges
+
+    for name, changed in (("README.md", with_badges), ("CITATION.cff", with_address)):
+        path = args.project / name
+        try:
+            fresh = changed(path.read_text(encoding="utf-8"), args.address)
+        except (FileNotFoundError, ValueError) as error:
+            stop(str(error))
+        files.replace_file(path, fresh.encode())
+    print(f"README.md and CITATION.cff name {args.address}; commit them")
+    return 0
 
 
 def folder(text: str) -> Path:
@@ -668,7 +706,7 @@ def folder(text: str) -> Path:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--preset", default="quick", choices=list(study.PRESETS))
+    add("--preset", default="quick", choices=list(files.PRESETS))
     add("--only", metavar="00,04", action="append", help="numbers or names of notebooks; all without it")
     add("--jobs", type=int, help="notebooks at a time (3, or as many as there are cores); 1 gives one all the cores")
     add("--scheduler", metavar="ADDRESS", help="run them as tasks of this Dask scheduler, or of a 'local' one")
@@ -680,9 +718,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--site", type=folder, nargs="?", const=SITE, metavar="FOLDER", help="build pages in FOLDER (build/site)")
     told = "write a student's and a teacher's edition of the notebooks into FOLDER (build/class)"
     add("--class", dest="editions", type=folder, nargs="?", const=CLASS, metavar="FOLDER", help=told)
+    add(
+        "--address",
+        metavar="URL",
+        help="https://github.com/OWNER/NAME: write the badges of the README, and CITATION.cff",
+    )
     add("-p", "--parameter", action="append", default=[], metavar="name=value", help="set a parameter")
     add("parameters", nargs="*", metavar="name=value", help="the same, without -p")
-    add("--project", type=folder, default=study.ROOT, help="folder that holds notebooks/, figures/ and build/")
+    add("--project", type=folder, default=files.ROOT, help="folder that holds notebooks/, figures/ and build/")
     args = parser.parse_args(argv)
     args.project = args.project.resolve()
     if args.only and len(args.only) > 1:
@@ -713,13 +756,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for. Returns the number of notebooks that failed or are damaged."""
     args = parse(argv)
     try:
+        if args.address is not None:
+            return write_address(args)
         if args.list:
             return listing(args)
         if args.editions:
             return make_editions(args)
         workers = args.jobs or min(cores(), 3)  # each takes most of a gigabyte
         return make_site(args, workers) if args.site else run_notebooks(args, workers)
-    except study.DamagedError as error:  # a table of claims, which the site and the README show
+    except files.DamagedError as error:  # a table of claims, which the site and the README show
         stop(str(error))
     except OSError as error:
         if error.errno not in UNWRITABLE:
@@ -734,10 +779,10 @@ def run_notebooks(args: argparse.Namespace, workers: int) -> int:
     if not jobs:
         return failures
     figures, copies = jobs[0].figures, jobs[0].copies
-    problems = study.index_problems(figures)
+    problems = files.index_problems(figures)
     try:
-        study.read_index(figures)
-    except study.DamagedError as error:  # no notebook could publish
+        files.read_index(figures)
+    except files.DamagedError as error:  # no notebook could publish
         stop(str(error))
     with alone(copies):
         set_environment(args, jobs, workers)

@@ -10,9 +10,11 @@ import nbformat
 import pandas as pd
 import yaml
 
+from xuqlib.study import runs
 from xuqlib.study.figures import choosers
 from xuqlib.study.figures.charts import Picture
-from xuqlib.study.record import CLAIM_COLUMNS, update_index
+from xuqlib.study.files import update_index
+from xuqlib.study.record import CLAIM_COLUMNS
 from xuqlib.study.site import pages
 
 CALL = "alert(1)"  # a page that runs it has been broken into
@@ -77,7 +79,7 @@ def hostile_site(folder: Path) -> Path:
         nbformat.v4.new_output("stream", name="stdout", text=everything),
         nbformat.v4.new_output("error", ename=names[0], evalue=names[0], traceback=names),
     ]
-    widget = [nbformat.v4.new_output("display_data", {"text/plain": pages.PLACEHOLDER})]
+    widget = [nbformat.v4.new_output("display_data", {"text/plain": runs.PLACEHOLDER})]
     stills = [nbformat.v4.new_output("display_data", {"text/html": choosers.stills(frame, ["kind"], draw)})]
     for part, shown in (("notebooks", widget), ("copies", stills)):
         cells = [nbformat.v4.new_markdown_cell(f"# {name}\n\n## {name}\n\n{name}\n\n- {name}") for name in names]

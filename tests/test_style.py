@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import xuqlib
-from xuqlib.study import handed_on
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "xuqlib"
@@ -91,8 +90,11 @@ def test_the_method_imports_nothing_of_the_study_but_what_the_package_hands_on(p
 
 
 def test_what_the_package_hands_on_of_the_study_is_known():
-    assert set(handed_on.__all__) == HANDED_ON < set(xuqlib.__all__) < set(dir(xuqlib))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    of_study = {name for name in xuqlib.__all__ if getattr(xuqlib, name).__module__.startswith("xuqlib.study")}
+    stub = (LIBRARY / "__init__.pyi").read_text(encoding="utf-8")
+    listed = re.findall(r'"(\w+)"', "".join(re.findall(r"^__all__.*", stub, re.MULTILINE)))  # for type checkers
+    assert of_study == HANDED_ON and sorted(listed) == sorted(xuqlib.__all__) == sorted(dir(xuqlib))
+    with pytest.raises(AttributeError, match="nothing"):
         _ = xuqlib.nothing
 
 
@@ -125,14 +127,14 @@ def test_from_outside_the_fast_path_is_its_engine():
 
 
 def test_the_method_is_read_in_an_afternoon():
-    """3,600 lines; a second fast path, which stays for its speed; what devices ask for, and what they draw; intervals.
+    """3,570 lines; a second fast path, which stays for its speed; what devices ask for, and what they draw; intervals.
 
     Measured, the backward pass by hand of an `nn.Sequential` is 2 to 3.9 times as fast as vmap for convolutional
     networks, and 1.1 to 1.9 times for dense ones. `chain.py`, `layers.py` and what they ask for take about 400 lines.
     To send each number once, to wait for none, and to leave draws where they are takes about 150. That a device draws
     by its own generator takes about 30, and intervals that hold another training's explanation about 230.
     """
-    assert sum(code_lines(path) for path in METHOD) <= 3600 + 450 + 150 + 30 + 230
+    assert sum(code_lines(path) for path in METHOD) <= 3570 + 450 + 150 + 30 + 230
 
 
 def test_the_public_names_are_about_forty():
@@ -140,11 +142,28 @@ def test_the_public_names_are_about_forty():
     assert all(hasattr(xuqlib, name) for name in xuqlib.__all__)
 
 
+def loaded(code: str) -> set[str]:
+    """The packages that a new process has imported after this code."""
+    told = f"{code}\nimport sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    ran = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(ran.stdout.split())
+
+
 def test_importing_the_method_imports_nothing_that_only_the_study_needs():
     heavy = {"IPython", "dask", "joblib", "matplotlib", "pandas", "scipy", "seaborn", "skimage", "sklearn", "xarray"}
-    code = "import sys, xuqlib; print(*{name.partition('.')[0] for name in sys.modules})"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert heavy.isdisjoint(ran.stdout.split()) and {"torch", "xuqlib"} <= set(ran.stdout.split())
+    found = loaded("import xuqlib; xuqlib.explain; xuqlib.MCDropout; xuqlib.lime")
+    assert heavy.isdisjoint(found) and {"torch", "xuqlib"} <= found
+
+
+def test_what_asks_for_no_network_waits_for_no_torch():
+    """The package imports what it offers when that is asked for; run_all.py lists and starts notebooks without it."""
+    found = loaded("import xuqlib, run_all; run_all.plan(run_all.parse([]))")
+    assert {"torch", "numpy", "pandas", "matplotlib"}.isdisjoint(found) and {"run_all", "xuqlib"} <= found
+
+
+def test_a_function_keeps_its_name_where_the_module_of_that_name_is_imported():
+    code = "import xuqlib.explain, xuqlib.ua_backprop, xuqlib.ua_replacement; import xuqlib as x"
+    loaded(f"{code}\nassert all(map(callable, (x.explain, x.ua_backprop, x.ua_replacement)))")
 
 
 def test_statistics_of_the_study_do_without_the_slow_import_of_scipys():

@@ -1,4 +1,4 @@
-"""`xuq`, or `python -m xuqlib`: see what is here, or write a report about a network of your own."""
+"""`xuq`, or `python -m xuqlib`: see what is here, report about a network of your own, or ask people about maps."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from xuqlib.study.check import check
-from xuqlib.study.report.making import report
-from xuqlib.study.report.measuring import OUTPUTS, POSTERIORS
-from xuqlib.study.report.reading import ReportError, load_weights, network_of
+from xuqlib.study.report import OUTPUTS, POSTERIORS
 
 
 def _numbers(text: str) -> list[float]:
@@ -50,16 +47,56 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--num-examples", type=int, default=200)
     one.add_argument("--num-draws", type=int, default=20)
     one.add_argument("--seed", type=int, default=0)
+    asked = commands.add_parser("study-page", help="the raters' page of notebook 16 alone, for a browser here")
+    asked.add_argument("store", type=Path, metavar="FILE.db", help="the study that notebook 16 began")
+    asked.add_argument("--port", type=int, default=0, help="of this machine; a free one")
+    asked.add_argument("--repeats", type=float, default=0.1, help="share of pairs that come twice, as in the notebook")
     return whole
 
 
+def study_page(store: Path, port: int, repeats: float) -> int:
+    """Give out the page of a study until it is stopped. Returns the exit code, 2 where it cannot begin."""
+    from xuqlib.study.human_study.pairs import PairStudy
+    from xuqlib.study.human_study.serving import ADDRESS, StudyServer
+
+    try:
+        if not store.is_file():
+            begin = f"run_all.py --only 16 -p store={store.resolve()}"
+            raise ValueError(f"there is no study {store}; notebook 16 begins one: {begin}")
+        if not 0 <= port < 2**16:
+            raise ValueError(f"--port is {port}; give 0 to {2**16 - 1}")
+        server = StudyServer(PairStudy(store, repeats=repeats), port)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"port {port} cannot be used ({error.strerror}); give another one, or none\n")
+        return 2
+    with server:
+        sys.stdout.write(f"open http://{ADDRESS}:{server.server_port}/ in a browser of this machine; Ctrl-C ends it\n")
+        sys.stdout.flush()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return 0
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: of check the number of damaged things, 100 at most; of report 0 or 2."""
+    """Run a command. Returns the exit code: that of check counts damaged things, up to 100; others give 0 or 2."""
     options = vars(parser().parse_args(argv))
-    if options.pop("command") == "check":
+    command = options.pop("command")
+    if command == "study-page":
+        return study_page(**options)
+    if command == "check":
+        from xuqlib.study.check import check
+
         text, damaged = check()
         sys.stdout.write(text)
         return min(damaged, 100)
+    from xuqlib.study.report.making import report
+    from xuqlib.study.report.reading import ReportError, load_weights, network_of
+
     sys.path.insert(0, os.getcwd())
     try:
         network, weights = network_of(options.pop("network")), options.pop("weights")

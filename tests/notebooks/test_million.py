@@ -9,7 +9,7 @@ import torch
 from notebook_cells import definitions
 from torch import nn
 
-from xuqlib.study.record import ROOT
+from xuqlib.study.files import ROOT
 
 
 def cells(folder=ROOT, **given):

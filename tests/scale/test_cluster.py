@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -16,8 +17,10 @@ from torch import nn
 
 import xuqlib as xuq
 from xuqlib.scale import explain_dataset
+from xuqlib.scale.cluster import by_dask, connected
 from xuqlib.scale.stream import IncompleteError
 
+dask = pytest.importorskip("dask", reason="the extra `cluster` is not installed")
 distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
 
 
@@ -37,10 +40,7 @@ def posterior() -> xuq.Posterior:
 
 @pytest.fixture(scope="module")
 def client():
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    with connected("local", 2) as client:
         client.run(torch.set_num_threads, 1)
         yield client
 
@@ -79,8 +79,9 @@ def until_whole(*what, **options) -> None:
 
 @pytest.mark.parametrize("kills", [0, 3, pytest.param(20, marks=pytest.mark.nightly)])
 def test_a_cluster_whose_workers_are_killed_writes_the_same_bytes_as_one_process(
-    client, posterior, alone, tmp_path, kills
+    client, posterior, alone, tmp_path, kills, monkeypatch
 ):
+    monkeypatch.setattr("xuqlib.scale.cluster.PATIENCE", 0.5)  # that nobody is there for longer ends nothing
     killed = list[int]()
     for run in range(max(kills, 1)):  # until there were as many kills
         to, stop, before = tmp_path / f"{run}.zarr", threading.Event(), len(killed)
@@ -108,7 +109,7 @@ def test_a_local_cluster_without_workers_is_an_error_and_another_one_a_warning(p
         distributed.Client(cluster) as of_cluster,
         distributed.Client(cluster.scheduler_address) as of_address,
     ):
-        with pytest.raises(ConnectionError, match="workers of the local cluster have ended; run the same call again"):
+        with pytest.raises(ConnectionError, match="workers of the local cluster are given up; run this again"):
             stream(posterior, images(4), tmp_path / "local.zarr", scheduler=of_cluster)
         come = threading.Timer(3, cluster.scale, [1])
         come.start()
@@ -116,6 +117,39 @@ def test_a_local_cluster_without_workers_is_an_error_and_another_one_a_warning(p
             stored = stream(posterior, images(4), tmp_path / "other.zarr", scheduler=of_address)
         come.join()
         assert len(stored.dataset["example"]) == 4
+
+
+class DeadlyOnce:
+    """A job that kills the first worker which receives it."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return received, (self.marker,)
+
+
+def received(marker: Path) -> DeadlyOnce | str:
+    if multiprocessing.parent_process() is None:  # the scheduler, which hands it on
+        return DeadlyOnce(marker)
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "job"
+
+
+def told(job: str, number: int, rows: range) -> tuple[int, str]:
+    return number, f"{job} {rows.start}"
+
+
+def test_a_job_whose_receiver_died_is_sent_again(tmp_path):
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        connected("local", 1) as client,
+    ):
+        outcomes = by_dask(client, told, DeadlyOnce(tmp_path / "seen"), {0: range(0, 2), 1: range(2, 4)})
+        assert sorted(outcomes) == [(0, "job 0"), (1, "job 2")]
+    assert (tmp_path / "seen").exists()
 
 
 def test_a_poisoned_example_fails_its_batch_alone_on_a_cluster_too(client, posterior, tmp_path):

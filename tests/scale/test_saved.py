@@ -13,7 +13,7 @@ from torch import nn
 
 import xuqlib as xuq
 from xuqlib.posteriors.base import Posterior
-from xuqlib.study.record import DamagedError
+from xuqlib.study.files import DamagedError
 
 
 def laplace() -> Posterior:

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,12 +24,17 @@ import nbformat
 import pytest
 import torch
 from hostile import hostile_site
+from test_human_study import build as human_pairs
 from test_site import check_links, make_project
 from torch import nn
 
 from xuqlib import report
+from xuqlib.study import runs
 from xuqlib.study.figures import choosers as widgets
+from xuqlib.study.human_study.pairs import PairStudy
+from xuqlib.study.human_study.serving import StudyServer
 from xuqlib.study.site import pages
+from xuqlib.study.site.ready import make_ready
 
 playwright = pytest.importorskip("playwright.sync_api") if not os.environ.get("CI") else None
 if playwright is None:
@@ -127,10 +133,11 @@ def site(tmp_path_factory) -> Path:
         source = next((ROOT / "notebooks").glob(f"{number}_*.ipynb"))
         copy = nbformat.read(source, 4)
         for each in copy.cells:
-            if pages.PLACEHOLDER in json.dumps(each.get("outputs", [])):
+            if runs.PLACEHOLDER in json.dumps(each.get("outputs", [])):
                 each.outputs = cell("", chooser).outputs
         nbformat.write(copy, folder / "copies" / source.name)
-    pages.build(ROOT, folder / "site", folder / "copies")
+    make_ready(folder / "ready", "this run's")
+    pages.build(ROOT, folder / "site", folder / "copies", folder / "ready")
     return folder / "site"
 
 
@@ -188,6 +195,123 @@ def test_a_report_fits_a_laptop_and_fetches_nothing(browser, scheme, tmp_path):
     assert len(tops) == 7 and len(set(tops)) == 1  # side by side
     row.scroll_into_view_if_needed()
     visit.shoot(f"report_{scheme}")
+    assert (visit.outside, visit.errors) == ([], [])
+    visit.context.close()
+
+
+RULES = (ROOT / "tests" / "accessibility.js").read_text(encoding="utf-8")
+KINDS = ("index", "04_*", "gallery", "verdicts", "search", "glossary", "cheat_sheet", "slides", "promises", "report")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_page_can_be_read_and_worked_by_everyone(browser, site, kind):
+    """At the widths of a phone, a tablet and a laptop, light and dark: names, contrast, keys, no overflow."""
+    (path,) = site.glob(f"{kind}.html")
+    visit = Visit(browser)
+    page = visit.page
+    page.goto(path.as_uri())
+    problems = {}
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        for width, height in ((390, 844), (820, 1180), (1366, 768)):
+            page.set_viewport_size({"width": width, "height": height})
+            if found := page.evaluate(RULES):
+                problems[scheme, width] = found[:8]
+            visit.shoot(f"page_{path.stem}_{scheme}_{width}")
+    assert (problems, visit.outside, visit.errors) == ({}, [], [])
+    visit.context.close()
+
+
+FAULTS = {
+    "contrast of": '<p style="color: #999; background: #fff">pale</p>',
+    "image without alt": '<img src="data:,">',
+    "field without a label": "<input>",
+    "link or button without a name": '<a href="#x"></a>',
+    "is followed by": "<h4>too deep</h4>",
+    "scrolls, and no key reaches it": '<div style="overflow: auto; width: 50px; white-space: nowrap">a long line</div>',
+    "page of": '<div style="width: 3000px">wide</div>',
+    "2 of h1": "<h1>again</h1>",
+    "navigation without a name": "<nav>here</nav>",
+    "twice": '<i id="to-main"></i>',
+    "target below 24 px": '<button style="padding: 0; border: 0; font-size: 8px; line-height: 1">go</button>',
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_rules_find_each_fault(browser, fault, tmp_path):
+    text = pages.page("fine", "<h1>One</h1><p>text</p>")  # without its policy, which lets no style in
+    (tmp_path / "page.html").write_text(re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", text))
+    visit = Visit(browser)
+    visit.page.goto((tmp_path / "page.html").as_uri())
+    assert visit.page.evaluate(RULES) == []
+    visit.page.evaluate(
+        "text => { document.querySelector('main').insertAdjacentHTML('beforeend', text) }", FAULTS[fault]
+    )
+    assert any(fault in found for found in visit.page.evaluate(RULES))
+    visit.context.close()
+
+
+def test_the_first_page_has_a_report_sliders_and_findings_that_lead_to_their_figures(browser, site):
+    visit = Visit(browser)
+    page = visit.page
+    page.set_viewport_size({"width": 1366, "height": 768})
+    page.goto((site / "index.html").as_uri())
+    choosers = page.locator(".sliders .chooser")
+    assert choosers.count() == 3
+    for chooser in choosers.all():
+        line, picture, slider = (chooser.locator(name) for name in ("[aria-live]", "img", "input[type=range]"))
+        assert picture.get_attribute("alt").startswith("Left ")
+        ends = [
+            each.bounding_box()["x"] + each.bounding_box()["width"] for each in (chooser.locator("output"), chooser)
+        ]
+        assert ends[0] < ends[1]
+        before = [(line.inner_text(), picture.get_attribute("src"))]
+        slider.focus()
+        for _ in range(2):
+            page.keyboard.press("ArrowRight")
+            before.append((line.inner_text(), picture.get_attribute("src")))
+        assert len(set(before)) == 3
+        assert slider.get_attribute("aria-valuetext") == chooser.locator("output").inner_text()
+        page.keyboard.press("End")
+        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
+    choosers.first.scroll_into_view_if_needed()
+    visit.shoot("site_sliders")
+    found = page.locator(".found li")
+    assert found.count() == 10
+    assert found.locator("a").evaluate_all("links => links.every(link => /#full-/.test(link.href))")
+    found.first.locator("a").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/gallery.html#full-*")
+    assert page.locator("figure:target img").count() == 1
+    page.goto((site / "index.html").as_uri())
+    page.locator(".way", has_text="An engineer").get_by_role("link", name="A ready report").click()
+    page.wait_for_url("**/report.html")
+    assert page.locator(".light").count() > 9
+    assert (visit.outside, visit.errors) == ([], [])
+    visit.context.close()
+
+
+def test_the_page_to_print_is_one_sheet_and_slides_go_on_by_key(browser, site):
+    visit = Visit(browser)
+    page = visit.page
+    page.set_viewport_size({"width": 1366, "height": 768})
+    page.goto((site / "cheat_sheet.html").as_uri())
+    visit.shoot("cheat_sheet")
+    paper = page.pdf(path=str(SCREENSHOTS / "cheat_sheet.pdf"), format="A4")
+    assert len(re.findall(rb"/Type\s*/Page\b", paper)) == 1
+    page.goto((site / "slides.html").as_uri())
+    heights = page.locator(".slide").evaluate_all("slides => slides.map(each => each.getBoundingClientRect().height)")
+    assert len(heights) > 15 and all(767 <= height <= 850 for height in heights)
+    top = "() => [...document.querySelectorAll('.slide')]"
+    top += ".findIndex(slide => Math.abs(slide.getBoundingClientRect().top) < 30)"
+    for place, key in ((1, "ArrowRight"), (2, "PageDown"), (1, "ArrowLeft"), (2, "ArrowRight"), (3, "ArrowRight")):
+        page.keyboard.press(key)
+        page.wait_for_timeout(100)
+        assert page.evaluate(top) == place
+    visit.shoot("slides")
+    page.locator(".slide").nth(3).get_by_role("link", name="on").click()
+    page.wait_for_timeout(100)
+    assert page.evaluate(top) == 4
     assert (visit.outside, visit.errors) == ([], [])
     visit.context.close()
 
@@ -311,6 +435,58 @@ def test_a_search_finds_headings_and_paragraphs_and_code_is_scrolled_by_keyboard
     page.wait_for_url("**/glossary.html#mean")
     assert (visit.outside, visit.errors) == ([], [])
     visit.context.close()
+
+
+def test_a_rater_works_the_page_alone_by_keyboard_and_every_answer_is_in_the_file(browser, tmp_path):
+    study = PairStudy(tmp_path / "study.db", human_pairs(), repeats=0.5)
+    with StudyServer(study, shortest=0) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        visit = Visit(browser)
+        page = visit.page
+        page.set_viewport_size({"width": 1366, "height": 768})
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        assert page.evaluate("document.activeElement.name") == "rater"
+        page.keyboard.type("Ann")
+        page.keyboard.press("Enter")
+        page.locator(".pair").wait_for()
+        assert not re.search(r"\b(up|down|flat)\b|<code|<pre", page.content())
+        for size in ({"width": 1366, "height": 768}, {"width": 390, "height": 844}):
+            page.set_viewport_size(size)
+            for side in ("left", "right"):
+                button = page.get_by_role("button", name=side).bounding_box()
+                picture = page.get_by_alt_text(f"{side} map").bounding_box()
+                assert 0 <= button["y"] - picture["y"] - picture["height"] < 20  # under its map, and as wide
+                assert abs(button["x"] - picture["x"]) < 2 and abs(button["width"] - picture["width"]) < 2
+                assert button["y"] + button["height"] < size["height"] and button["height"] >= 24
+            left, right = (page.get_by_alt_text(f"{side} map").bounding_box() for side in ("left", "right"))
+            assert left["x"] < right["x"] and left["y"] == right["y"]
+            assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+            visit.shoot(f"rater_{size['width']}")
+        keys = {"ArrowRight": "right", "ArrowLeft": "left", "ArrowDown": "cannot say"}
+        for number, (key, choice) in enumerate(keys.items(), 1):
+            page.keyboard.press(key)
+            assert page.evaluate("document.activeElement.value") == choice and len(study.answers()) == number - 1
+            page.keyboard.press("Enter")
+            page.get_by_text(f"Ann: {number} of").wait_for()
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.value") == "left"  # the first that Tab meets
+        for value in ("right", "cannot say", "undo"):
+            page.keyboard.press("Tab")
+            assert page.evaluate("document.activeElement.value") == value
+        page.keyboard.press("Space")
+        page.get_by_text("Ann: 2 of").wait_for()
+        assert list(PairStudy(study.path, repeats=0.5).answers()["choice"]) == ["right", "left"]
+        assert (visit.outside, visit.errors) == ([], [])
+        other = Visit(browser)  # a page of another origin sends the same form
+        other.page.goto("data:text/html,<title>foreign</title>")
+        form = f"<form method=post action='http://127.0.0.1:{server.server_port}/'><input name=rater value=Ann></form>"
+        other.page.evaluate("form => { document.body.innerHTML = form; document.forms[0].submit(); }", form)
+        other.page.get_by_text("403").first.wait_for()
+        for one in (visit, other):
+            one.context.close()
+        server.shutdown()
+        thread.join()
 
 
 ATTACKS = (

@@ -14,8 +14,7 @@ import torch
 
 from xuqlib import __main__ as cli
 from xuqlib.study import check as command
-from xuqlib.study import record as study
-from xuqlib.study import runs
+from xuqlib.study import files, runs
 from xuqlib.study.data import download, readers
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.training import checkpoints
@@ -34,7 +33,7 @@ def places(tmp_path, monkeypatch):
 
 def write_record(path, seconds):
     found = {"seconds": seconds}
-    path.write_text(json.dumps({**found, "sha256": study.seal(found)}))
+    path.write_text(json.dumps({**found, "sha256": files.seal(found)}))
 
 
 def put_mnist(folder, monkeypatch):
@@ -124,8 +123,8 @@ def test_figures_are_compared_with_their_recipes(tmp_path):
     folder = tmp_path / "figures" / "quick"
     folder.mkdir(parents=True)
     (folder / "50_a.csv").write_text("a")
-    files = {"50_a.csv": hashlib.sha256(b"a").hexdigest(), "50_b.csv": "gone"}
-    study.update_index(folder, {"50_a": {"files": files}})
+    listed = {"50_a.csv": hashlib.sha256(b"a").hexdigest(), "50_b.csv": "gone"}
+    files.update_index(folder, {"50_a": {"files": listed}})
     section = command.check_figures(tmp_path)
     assert section.damaged == 1
     assert section.lines[0] == "quick: 2 files, 1 damaged"
@@ -190,7 +189,7 @@ def test_a_damaged_record_of_a_run_is_told_with_its_remedy(tmp_path, content):
 def test_cells_that_are_none_are_told_before_anything_reads_them(tmp_path, cells):
     (tmp_path / "50_a.ipynb").write_text(json.dumps({"cells": cells}))
     with pytest.raises(
-        study.DamagedError, match=r"50_a.ipynb is damaged: it has no cells, or .*; restore the notebook"
+        files.DamagedError, match=r"50_a.ipynb is damaged: it has no cells, or .*; restore the notebook"
     ):
         runs.read_notebook(tmp_path / "50_a.ipynb")
 
@@ -228,7 +227,7 @@ def test_the_last_run_here_goes_before_the_published_one(tmp_path):
         folder.mkdir(parents=True)
     recipes = {"50_x": ("50", 3.0), "50_y": ("50", 9.0), "50_z": ("50", None), "51_x": ("51", 99.0)}
     index = {stem: {"notebook": number, "seconds": seconds} for stem, (number, seconds) in recipes.items()}
-    study.update_index(figures, index)
+    files.update_index(figures, index)
     assert runs.last_seconds(tmp_path, "quick", "50_a") == 9.0
     write_record(build / "50_a.json", 12.5)
     assert runs.last_seconds(tmp_path, "quick", "50_a") == 12.5

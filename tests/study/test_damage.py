@@ -33,8 +33,7 @@ from filelock import FileLock
 from matplotlib.figure import Figure
 
 import run_all
-from xuqlib.study import record as study
-from xuqlib.study import resuming, runs, verdicts
+from xuqlib.study import files, record, resuming, runs, verdicts
 from xuqlib.study.training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +61,7 @@ def job_of(project: Path) -> run_all.Job:
 def publish(folder: Path, frame: pd.DataFrame = FRAME) -> None:
     figure = Figure(figsize=(1, 1))
     figure.subplots().plot([1, 3, 2])
-    study.save(figure, frame, "table", **RECIPE, posterior="p", device="cpu", seconds=9.0, folder=folder)
+    record.save(figure, frame, "table", **RECIPE, posterior="p", device="cpu", seconds=9.0, folder=folder)
 
 
 def finish(project: Path) -> run_all.Job:
@@ -116,23 +115,23 @@ def an_index(folder: Path) -> tuple[Path, Reader]:
     job = finish(folder)
 
     def read() -> object:
-        if problems := study.index_problems(job.figures):
-            raise study.DamagedError(problems[0])
-        return study.read_index(job.figures)
+        if problems := files.index_problems(job.figures):
+            raise files.DamagedError(problems[0])
+        return files.read_index(job.figures)
 
     return job.figures / "index.json", read
 
 
 def a_published_table(folder: Path) -> tuple[Path, Reader]:
-    claims = pd.DataFrame([dict.fromkeys(study.CLAIM_COLUMNS, 1.5) | {"claim": "C1", "verdict": "holds", "n": 8}])
-    study.save(None, claims, "claims", **RECIPE, posterior="p", folder=folder)
+    claims = pd.DataFrame([dict.fromkeys(record.CLAIM_COLUMNS, 1.5) | {"claim": "C1", "verdict": "holds", "n": 8}])
+    record.save(None, claims, "claims", **RECIPE, posterior="p", folder=folder)
     return folder / "50_claims.csv", lambda: verdicts.gather(folder).to_dict()
 
 
 def a_published_picture(folder: Path) -> tuple[Path, Reader]:
     publish(folder)
     path = folder / "50_table.png"
-    return path, lambda: PIL.Image.open(io.BytesIO(study.read_published(path))).tobytes()
+    return path, lambda: PIL.Image.open(io.BytesIO(files.read_published(path))).tobytes()
 
 
 def a_notebook(folder: Path) -> tuple[Path, Reader]:
@@ -142,7 +141,7 @@ def a_notebook(folder: Path) -> tuple[Path, Reader]:
     def read() -> object:
         known, cells = run_all.known_parameters(path), run_all.sources(run_all.read_notebook(path))
         if (known, cells) != whole:
-            raise study.DamagedError(f"{path} has another key")
+            raise files.DamagedError(f"{path} has another key")
         return cells
 
     whole = run_all.known_parameters(path), run_all.sources(run_all.read_notebook(path))
@@ -189,7 +188,7 @@ def outcome(path: Path, read: Reader, whole: object) -> str:
         warnings.simplefilter("always")
         try:
             found = read()
-        except (study.DamagedError, checkpoints.CheckpointError) as error:
+        except (files.DamagedError, checkpoints.CheckpointError) as error:
             told = str(error)
     words = [told, *(str(warning.message) for warning in caught)]
     assert all(path.stem in word for word in filter(None, words)), words
@@ -294,11 +293,11 @@ def assert_crash_is_harmless_or_named(project: Path, step: int, half: bool) -> N
         assert found[1]["noise_variance"] == (0.5 if found[0] == old[0] else 0.25)
     part = resuming.kept(job_of(project).parts / "measure-0123.part", lambda: {"a": torch.ones(3)})
     assert part["a"].tolist() == [1.0] * 3
-    index = study.whole_recipes(job.figures)
-    assert index.keys() == {"50_table"} == study.read_index(job.figures).keys()
+    index = files.whole_recipes(job.figures)
+    assert index.keys() == {"50_table"} == files.read_index(job.figures).keys()
     try:
-        table = study.read_published(job.figures / "50_table.csv").decode()
-    except study.DamagedError as error:  # killed between the table and its recipe
+        table = files.read_published(job.figures / "50_table.csv").decode()
+    except files.DamagedError as error:  # killed between the table and its recipe
         told = "50_table.csv is not what index.json says; restore both, or run notebook 50 again"
         table = "" if str(error).endswith(told) and not run_all.is_whole(job) else str(error)
     assert table in ("", "draws,error,word\n8,0.25,a\n32,0.125,b\n", "draws,error,word\n8,0.5,a\n32,0.75,b\n")
@@ -363,7 +362,7 @@ def run_of(project: Path) -> subprocess.Popen[str]:
 
 
 def tables(project: Path) -> dict[str, bytes]:
-    return {path.name: study.read_published(path) for path in sorted(project.glob("figures/quick/*.csv"))}
+    return {path.name: files.read_published(path) for path in sorted(project.glob("figures/quick/*.csv"))}
 
 
 @pytest.mark.nightly
@@ -392,7 +391,7 @@ def test_runs_killed_at_seeded_moments_lose_tear_and_change_nothing(tmp_path):
         if copies.exists():
             with FileLock(copies / ".run.lock", timeout=0):  # the dead hold nothing
                 pass
-        assert study.whole_recipes(figures) == study.read_index(figures)
+        assert files.whole_recipes(figures) == files.read_index(figures)
         assert all(runs.read_record(path)["seconds"] > 0 for path in copies.glob("*.json"))
         if running.returncode == 0:  # from the beginning, so that kills fall everywhere
             assert tables(project) == expected

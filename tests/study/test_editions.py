@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 import run_all
-from xuqlib.study import editions, predictions
+from xuqlib.study import editions, predictions, record
 from xuqlib.study.predictions import predicted, prediction
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +99,7 @@ def test_a_student_finds_a_box_before_each_answer_and_no_output(project):
 
 
 def test_a_notebook_that_asks_nothing_gets_its_line_alone(project):
-    assert texts(made(project, "student", "49_first"))[1:] == ["# And?", "preset = 1"]
+    assert texts(made(project, "student", "49_first"))[1:] == ["# And?", f"preset = 1\n\n{editions.OWN_FIGURES}"]
 
 
 def test_a_teacher_finds_outputs_open_solutions_and_what_each_section_asks(project):
@@ -194,6 +194,21 @@ def test_a_box_keeps_what_was_written_and_an_empty_one_predicts_nothing(monkeypa
     assert predicted(2) == "nothing was predicted"
     box.value = " "
     assert predicted(1) == "nothing was predicted"
+
+
+@pytest.mark.parametrize("edition", ["student", "teacher"])
+def test_a_copy_publishes_into_its_own_folder_unless_told_otherwise(project, edition, monkeypatch):
+    (cell,) = [cell for cell in made(project, edition).cells if "parameters" in cell.metadata.get("tags", [])]
+    folder = project / "build" / "class" / edition
+    monkeypatch.chdir(folder)
+    for given, found in (("", Path("figures")), ("elsewhere", Path("elsewhere"))):
+        monkeypatch.delenv("XUQ_FIGURES")
+        if given:
+            monkeypatch.setenv("XUQ_FIGURES", given)
+        exec(cell.source, {})
+        assert record.figures_folder("quick") == found / "quick"
+    stored = nbformat.read(project / "notebooks" / "50_second.ipynb", 4)
+    assert "XUQ_FIGURES" not in "".join(texts(stored))
 
 
 @pytest.mark.slow

@@ -19,10 +19,11 @@ from xuqlib import load
 from xuqlib.study.figures import charts, choosers, maps
 from xuqlib.study.figures.charts import Picture, styled
 from xuqlib.study.figures.panels import panels
+from xuqlib.study.files import update_index
 from xuqlib.study.human_study.page import page
 from xuqlib.study.human_study.pairs import Pair, PairStudy
 from xuqlib.study.names import file_name, in_script, plain, plain_lines, seen
-from xuqlib.study.record import CLAIM_COLUMNS, Notebook, csv_bytes, save, update_index
+from xuqlib.study.record import CLAIM_COLUMNS, Notebook, csv_bytes, save
 from xuqlib.study.site import pages, verdict_page
 from xuqlib.study.verdicts import gather, markdown_table, tally, verdict_bars, verdict_grid
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import base64
+import http.client
 import io
 import os
+import re
 import signal
+import socket
 import sqlite3
 import threading
 from types import SimpleNamespace
+from urllib.parse import urlencode
 
 import numpy as np
 import pandas as pd
@@ -13,10 +18,13 @@ import PIL.Image
 import pytest
 import torch
 
+import run_all
+from xuqlib import __main__ as cli
 from xuqlib.study.data.loading import Examples
 from xuqlib.study.human_study.page import page, pairs_of
 from xuqlib.study.human_study.pairs import Pair, PairStudy
 from xuqlib.study.human_study.raters import krippendorff_alpha, results
+from xuqlib.study.human_study.serving import ADDRESS, StudyServer
 
 
 def some_pairs(count=10):
@@ -362,3 +370,122 @@ def test_an_answer_that_cannot_be_kept_is_said_on_the_page(study):
     shown.name.value = "simulated Ann"
     shown.buttons["left"].click()
     assert "Not kept" in shown.progress.value and study.answers().empty
+
+
+# The page alone, given out by a server
+
+
+@pytest.fixture
+def server(study):
+    with StudyServer(study, shortest=0) as made:
+        thread = threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
+
+
+def ask(server, fields=None, path="/", **headers):
+    """Status and text of an answer; a form is sent as a browser sends that of the page itself."""
+    connection = http.client.HTTPConnection(ADDRESS, server.server_port, timeout=10)
+    host = f"{ADDRESS}:{server.server_port}"
+    own = {"Host": host} | ({} if fields is None else {"Origin": f"http://{host}"}) | headers
+    body = None if fields is None else urlencode(fields)
+    connection.request("GET" if fields is None else "POST", path, body, {k: v for k, v in own.items() if v is not None})
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer, text
+
+
+def form(text):
+    return dict(re.findall('type="hidden" name="([a-z]+)" value="([^"]*)"', text))
+
+
+def pictures(text):
+    return [base64.b64decode(each) for each in re.findall('src="data:image/png;base64,([^"]+)"', text)]
+
+
+def test_the_page_alone_asks_what_the_study_asks_and_keeps_each_answer_in_its_file(server, study):
+    _, text = ask(server, {"rater": " Ann  <b> ", "choice": ""})
+    for i, each in enumerate(study.queue("Ann <b>")):
+        maps = (
+            (each.pair.second_map, each.pair.first_map) if each.flipped else (each.pair.first_map, each.pair.second_map)
+        )
+        assert pictures(text) == [each.pair.picture, *maps] and f"Ann &lt;b&gt;: {i} of 9 answered" in text
+        assert not re.search(r"\b(up|down|flat)\b", text)
+        fields = {**form(text), "rater": "Ann <b>", "choice": ("left", "right", "cannot say")[i % 3]}
+        _, text = ask(server, fields)
+        _, again = ask(server, fields)  # a form that is sent twice counts once
+        assert again == text and len(study.answers()) == i + 1
+    answers = PairStudy(study.path, repeats=0.5).answers()
+    assert list(answers["choice"]) == ["left", "right", "cannot say"] * 3
+    assert answers["seconds"].between(0, 60).all() and "Thank you" in text
+    _, text = ask(server, {**form(text), "rater": "Ann <b>", "choice": "undo"})
+    assert study.progress("Ann <b>") == (8, 9) and 'value="left"' in text
+
+
+def test_the_page_alone_answers_to_no_other_origin_and_under_no_other_name(server, study):
+    begin = {"rater": "Ann", "choice": ""}
+    _, text = ask(server, begin)
+    answer = {**form(text), "choice": "left"}
+    port = server.server_port
+    foreign = ["http://example.org", "null", "", None, f"http://{ADDRESS}:{port + 1}", f"https://{ADDRESS}:{port}"]
+    for origin in [*foreign, f"http://localhost:{port}"]:  # the last is not under the name that was asked
+        assert ask(server, answer, Origin=origin)[0].status == 403
+    for host in ("example.org", f"example.org:{port}", ADDRESS, f"{ADDRESS}:{port + 1}", ""):
+        assert ask(server, Host=host)[0].status == 403
+        assert ask(server, answer, Host=host, Origin=f"http://{host}")[0].status == 403
+    assert ask(server, Origin="http://example.org")[0].status == 403
+    assert study.answers().empty
+    host = f"localhost:{port}"
+    assert ask(server, answer, Host=host, Origin=f"http://{host}")[0].status == 200 and len(study.answers()) == 1
+    assert server.server_address[0] == "127.0.0.1"
+
+
+def test_the_page_alone_says_who_may_show_it_and_refuses_what_it_does_not_know(server, study):
+    found, text = ask(server)
+    assert found.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+    assert found.headers["X-Content-Type-Options"] == "nosniff" and found.headers["Cache-Control"] == "no-store"
+    policy = re.search('http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert "default-src 'none'" in policy and "form-action 'self'" in policy and "unsafe" not in policy
+    assert ask(server, path="/study.db")[0].status == 404
+    assert ask(server, {"rater": "A" * 5000})[0].status == 413
+    for name in ("", "  ", "simulated 1"):
+        assert "a name that is a person&#x27;s" in ask(server, {"rater": name, "choice": "left", "token": "end"})[1]
+    _, text = ask(server, {"rater": "Ann", "choice": ""})
+    ask(server, {**form(text), "choice": "both"})
+    ask(server, {**form(text), "choice": "left", "token": "0" * 20})
+    assert study.answers().empty
+    server.shortest = 60
+    ask(server, {**form(text), "choice": "left"})  # nobody has looked yet
+    assert study.answers().empty
+
+
+def test_an_answer_that_the_file_does_not_take_is_said_on_the_page_alone(server, study, monkeypatch):
+    _, text = ask(server, {"rater": "Ann", "choice": ""})
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(study, "answer", full)
+    assert "Not kept: database or disk is full" in ask(server, {**form(text), "choice": "left"})[1]
+
+
+def test_the_command_of_the_page_names_what_is_missing(path, capsys):
+    assert cli.main(["study-page", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert f"no study {path}; notebook 16 begins one: run_all.py --only 16 -p store={path}" in told
+    known = run_all.known_parameters(next((run_all.files.ROOT / "notebooks").glob("16_*.ipynb")))
+    assert {"store", "repeats"} <= set(known)
+    PairStudy(path, some_pairs())
+    with socket.socket() as taken:
+        taken.bind((ADDRESS, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["study-page", str(path), "--port", str(port)]) == 2
+    assert f"port {port} cannot be used" in capsys.readouterr().err
+    assert cli.main(["study-page", str(path), "--port", "65536"]) == 2
+    path.write_text("something else")
+    assert cli.main(["study-page", str(path)]) == 2
+    assert "cannot be read as a study" in capsys.readouterr().err

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from xuqlib.study.files import ROOT
 from xuqlib.study.intervals import Estimate, mean_of_examples, mean_of_trainings
-from xuqlib.study.record import CLAIM_COLUMNS, ROOT, Notebook
+from xuqlib.study.record import CLAIM_COLUMNS, Notebook
 from xuqlib.study.verdicts import (
     OWN_CLAIMS,
     PAPER_CLAIMS,

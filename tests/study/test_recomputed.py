@@ -12,7 +12,8 @@ import recomputing
 from notebook_cells import definitions
 
 from xuqlib.study import intervals
-from xuqlib.study.record import ROOT, Notebook, parquet_bytes
+from xuqlib.study.files import ROOT
+from xuqlib.study.record import Notebook, parquet_bytes
 
 STREAM = np.random.default_rng(5)
 ONE = pd.Series(STREAM.normal(0.3, 1, 40))

@@ -21,8 +21,10 @@ import yaml
 from matplotlib.figure import Figure
 
 from xuqlib.device import device
+from xuqlib.study import files
 from xuqlib.study import record as study
-from xuqlib.study.record import DamagedError, Notebook, csv_bytes, figures_folder, save, update_index, versions
+from xuqlib.study.files import DamagedError, figures_folder, update_index, versions
+from xuqlib.study.record import Notebook, csv_bytes, save
 from xuqlib.study.runs import parameters
 
 RECIPE = {
@@ -49,7 +51,7 @@ def test_full_explains_real_data_with_at_least_the_promised_sizes():
 
 
 def test_every_first_notebook_has_full_parameters():
-    assert set(yaml.safe_load((study.ROOT / "notebooks" / "sizes.yaml").read_text())["full"]) >= {
+    assert set(yaml.safe_load((files.ROOT / "notebooks" / "sizes.yaml").read_text())["full"]) >= {
         "00",
         "01",
         "02",
@@ -146,14 +148,14 @@ def test_a_malformed_publication_is_refused_and_writes_nothing(figures, change, 
 
 def test_a_write_that_breaks_off_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "index.json"
-    study.replace_file(path, b"old")
+    files.replace_file(path, b"old")
 
     def broken(number: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="No space left.*index.json"):
-        study.replace_file(path, b"new")
+        files.replace_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["index.json"]
 
@@ -166,7 +168,7 @@ def test_a_file_and_its_name_are_on_the_disk_before_anything_rests_on_them(tmp_p
 
     monkeypatch.setattr(os, "fsync", lambda number: (steps.append(of(number)), fsync(number))[1])
     monkeypatch.setattr(os, "replace", lambda *paths: (steps.append("name"), replace(*paths))[1])
-    study.replace_file(tmp_path / "a", b"new")
+    files.replace_file(tmp_path / "a", b"new")
     assert steps == ["file", "name", "folder"]
 
 
@@ -176,7 +178,7 @@ def test_temporaries_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp
     names = f".a.csv.{dead.pid}.tmp", f".a.csv.{os.getpid()}.tmp", ".index.lock", "b.csv", ".mine.tmp"
     for name in names:
         (tmp_path / name).write_text("half")
-    study.remove_temporaries(tmp_path)
+    files.remove_temporaries(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
 
 
@@ -208,45 +210,45 @@ def test_an_index_that_is_none_is_one_error_with_its_remedy_and_stays_as_it_is(t
     path = tmp_path / "index.json"
     path.write_text(content)
     told = f"{re.escape(str(path))} is damaged: .*; restore it, or delete it and run the notebooks again$"
-    for ask in (study.read_index, study.whole_recipes, lambda folder: update_index(folder, {"b": {"seed": 2}})):
+    for ask in (files.read_index, files.whole_recipes, lambda folder: update_index(folder, {"b": {"seed": 2}})):
         with pytest.raises(DamagedError, match=told):
             ask(tmp_path)
-    assert len(study.index_problems(tmp_path)) == 1
+    assert len(files.index_problems(tmp_path)) == 1
     assert path.read_text() == content
 
 
 def test_an_entry_that_was_changed_or_renamed_or_lost_is_told_by_name(tmp_path):
     update_index(tmp_path, {"04_a": {"seed": 1}, "05_b": {"seed": 1}, "06_c": {"seed": 1}})
     (tmp_path / "04_a.csv").write_text("x")
-    assert study.index_problems(tmp_path) == []
+    assert files.index_problems(tmp_path) == []
     path = tmp_path / "index.json"
     path.write_text(path.read_text().replace("04_a", "04_z", 1).replace('"seed": 1\n }\n}', '"seed": 2\n }\n}'))
-    told = [problem.rpartition("index.json ")[2] for problem in study.index_problems(tmp_path)]
+    told = [problem.rpartition("index.json ")[2] for problem in files.index_problems(tmp_path)]
     assert told == [
         "has nothing on 04_a; restore it, or run notebook 04 again",
         "is damaged at 04_z; restore it, or run notebook 04 again",
         "is damaged at 06_c; restore it, or run notebook 06 again",
     ]
-    assert set(study.whole_recipes(tmp_path)) == {"05_b"}
-    update_index(tmp_path, study.read_index(tmp_path))  # whoever vouches for what stands there seals it again
-    assert set(study.whole_recipes(tmp_path)) == {"04_z", "05_b", "06_c"}
+    assert set(files.whole_recipes(tmp_path)) == {"05_b"}
+    update_index(tmp_path, files.read_index(tmp_path))  # whoever vouches for what stands there seals it again
+    assert set(files.whole_recipes(tmp_path)) == {"04_z", "05_b", "06_c"}
 
 
 def test_an_index_that_is_missing_beside_tables_is_told(tmp_path):
-    assert study.index_problems(tmp_path) == []
+    assert files.index_problems(tmp_path) == []
     for stem in ("04_a", "05_b"):
         (tmp_path / f"{stem}.csv").write_text("x")
-    (told,) = study.index_problems(tmp_path)
+    (told,) = files.index_problems(tmp_path)
     assert told == f"{tmp_path / 'index.json'} is missing beside tables; restore it, or run their notebooks again"
 
 
 def test_a_published_file_is_read_only_as_it_was_published(figures):
     save(None, FRAME, "std_error", **RECIPE)
     path = figures / "quick" / "04_std_error.csv"
-    assert study.read_published(path) == csv_bytes(FRAME)
+    assert files.read_published(path) == csv_bytes(FRAME)
     path.write_text("draws,error\n8,0.26\n32,0.125\n")
     with pytest.raises(DamagedError, match="04_std_error.csv is not what index.json says; restore both, or run noteb"):
-        study.read_published(path)
+        files.read_published(path)
 
 
 def notebook() -> Notebook:

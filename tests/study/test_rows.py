@@ -11,8 +11,8 @@ from helpers import n01, n02, n05, n06, n09, n12, n17
 from matplotlib.figure import Figure
 
 from xuqlib.study.figures.rows import ACCENT, MARKS, behind_first, row_dots
+from xuqlib.study.files import ROOT
 from xuqlib.study.names import spoken
-from xuqlib.study.record import ROOT
 
 ONE = pd.DataFrame(
     {

@@ -161,7 +161,7 @@ def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
     (job,) = plan(tmp_path)
     job.source.unlink()
     with pytest.raises(RuntimeError, match=r"does not see .*50_first.ipynb; all must share the project's folder"):
-        run_all.run_elsewhere(job, {}, run_all.study.versions(), force=False)
+        run_all.run_elsewhere(job, {}, run_all.files.versions(), force=False)
 
 
 def gone(process: int) -> bool:
@@ -268,7 +268,7 @@ def test_whatever_a_result_depends_on_makes_it_run_again(tmp_path, monkeypatch, 
     elif change == "device":
         monkeypatch.setenv("XUQ_DEVICE", "cuda:1")
     elif change == "version":
-        monkeypatch.setattr(run_all.study, "versions", lambda: {"torch": "9"})
+        monkeypatch.setattr(run_all.files, "versions", lambda: {"torch": "9"})
     elif change == "preset":
         (tmp_path / "notebooks" / "sizes.yaml").write_text("full: {}")
     before, (job,) = json.loads((tmp_path / "build/quick/50_first.json").read_text())["key"], plan(tmp_path, *arguments)
@@ -291,7 +291,7 @@ def test_a_result_that_lost_a_file_runs_again(tmp_path, lost, how):
 
 def test_figures_that_a_notebook_no_longer_makes_are_dropped(tmp_path):
     job = finished(tmp_path)
-    run_all.study.update_index(job.figures, {"50_table": {"seed": 0}, "51_other": {"seed": 0}})
+    run_all.files.update_index(job.figures, {"50_table": {"seed": 0}, "51_other": {"seed": 0}})
     before = run_all.own_figures(job)
     job.path(".tmp.ipynb").write_bytes(job.source.read_bytes())
     (job.figures / "50_new.csv").write_text("x\n1\n")
@@ -405,7 +405,7 @@ def test_a_damaged_record_is_told_and_its_notebook_runs_again(tmp_path, monkeypa
 
 def test_a_notebook_whose_recipe_was_lost_or_changed_runs_again(tmp_path):
     job = finished(tmp_path)
-    run_all.study.update_index(job.figures, {"50_table": {"seed": 0}, "51_other": {"seed": 0}})
+    run_all.files.update_index(job.figures, {"50_table": {"seed": 0}, "51_other": {"seed": 0}})
     job.path(".tmp.ipynb").write_bytes(job.source.read_bytes())
     run_all.keep(job, {}, time.monotonic())
     index = job.figures / "index.json"
@@ -441,11 +441,11 @@ def test_a_disk_that_cannot_be_written_ends_the_run_in_two_plain_lines(tmp_path,
     def refuse(*_, **__):
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(run_all if where == "execute" else run_all.study, where, refuse)
+    monkeypatch.setattr(run_all if where == "execute" else run_all.files, where, refuse)
     monkeypatch.setattr(os, "_exit", sys.exit)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     if where == "execute":
-        monkeypatch.setattr(run_all.study, "replace_file", lambda *_: None)
+        monkeypatch.setattr(run_all.files, "replace_file", lambda *_: None)
     with pytest.raises(SystemExit) as stopped:
         run_all.main(["--project", str(tmp_path)])
     assert stopped.value.code == 2
@@ -682,7 +682,7 @@ def test_a_notebook_that_reads_results_runs_after_the_others(tmp_path, monkeypat
 
 def publish_seconds(project: Path, number: str, seconds: float) -> None:
     index = {f"{number}_x": {"notebook": number, "seconds": seconds}}
-    run_all.study.update_index(project / "figures" / "quick", index)
+    run_all.files.update_index(project / "figures" / "quick", index)
 
 
 def test_a_run_says_what_it_will_do_how_long_it_takes_and_where_to_look(tmp_path, monkeypatch, capsys):

@@ -13,18 +13,24 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 import run_all
+from xuqlib.study import runs
+from xuqlib.study.data.loading import load
 from xuqlib.study.figures import choosers as widgets
 from xuqlib.study.figures.charts import Picture
-from xuqlib.study.record import CLAIM_COLUMNS, update_index
-from xuqlib.study.site import glossary, markup, pages, verdict_page
-from xuqlib.study.verdicts import gather, primary, read_chosen
+from xuqlib.study.files import update_index
+from xuqlib.study.record import CLAIM_COLUMNS
+from xuqlib.study.site import glossary, markup, pages, ready, sliders, verdict_page
+from xuqlib.study.training.loading import train_or_load
+from xuqlib.study.verdicts import FIGURES, gather, primary, read_chosen
+from xuqlib.uncertainty import uncertainties
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAME = pd.DataFrame({"posterior": ["a", "a", "b"], "statistic": ["cv", "entropy", "cv"], "value": [1, 2, 3]})
-CHOOSER = pages.PLACEHOLDER
+CHOOSER = runs.PLACEHOLDER
 SENTENCES = {"0 0": "a: 1", "0 1": "a: 2", "1 0": "b: 3", "1 1": widgets.NO_RESULT}
 
 
@@ -384,22 +390,111 @@ def test_each_claim_has_an_anchor_and_what_it_can_be_filtered_and_sorted_by(proj
     assert 'data-items="claims" hidden>' in text  # and nothing that does not work
 
 
+def told(project: Path, rows: pd.DataFrame, claims: pd.DataFrame | None = None, **options) -> str:
+    claims = gather(project / "figures" / "full") if claims is None else claims
+    entry = next(iter(read_chosen(project / "notebooks" / "claims.yaml").values()))
+    return verdict_page.findings(rows, claims, dict.fromkeys(rows["claim"], entry), **options)
+
+
 def test_what_was_found_is_said_from_the_rows_and_what_is_undecided_is_not(project):
     rows = decided(project, C1=["cifar10"], C2=["mnist"])
-    text = verdict_page.findings(rows)
-    assert '<b class="holds">holds</b>, on cifar10: C1 &lt;moves&gt;. Measured: 0.5 nats (0.25 to 0.75).' in text
+    text = told(project, rows)
+    assert (
+        '<b class="holds">holds</b>, on cifar10: C1 &lt;moves&gt;. <small>Measured: 0.5 nats (0.25 to 0.75), ' in text
+    )
+    assert "n = 20, 1 training (above 0 &amp; so on)." in text and 'href="gallery.html#50"' in text
     assert "chosen before the run: 2 (1 holds, 1 not measured)." in text
-    assert "C2" not in text
+    assert "C2" not in text and "*" not in text and "star" not in text
     fails = rows.assign(value=-0.5, verdict=["fails", "not measured"], why=["the opposite", ""])
-    assert "fails</b>, the opposite, on cifar10" in verdict_page.findings(fails)
+    assert "fails</b>, the opposite, on cifar10" in told(project, fails)
+    figures = {("full", "04_against_integrated_gradients")}
+    assert 'href="gallery.html#full-04_against_integrated_gradients"' in told(project, rows, figures=figures)
+
+
+def test_a_number_of_an_earlier_full_run_is_told_by_its_own_verdict_and_marked(project):
+    rows = decided(project, C1=["cifar10"])
+    earlier = gather(project / "figures" / "full").assign(test="", verdict="fails", value=-0.25, seeds=3)
+    rows = rows.assign(verdict="not measured", value=float("nan"))
+    text = told(project, rows, earlier)
+    assert '<b class="fails">fails*</b>, on cifar10: C1 &lt;moves&gt;.' in text
+    assert "Measured: -0.25 nats" in text and "3 trainings" in text and "A star marks" in text
+    assert "<li>" not in told(project, rows, earlier.assign(verdict="undecided"))
+    assert "<li>" not in told(project, rows, earlier.assign(dataset="mnist"))
+
+
+def test_the_figures_that_findings_lead_to_are_published():
+    entries = pages.published(ROOT / "figures")
+    assert {stem for stem in FIGURES.values() if ("full", stem) not in entries} == set()
+    names = {name.split(" ")[0] for name in read_chosen(ROOT / "notebooks" / "claims.yaml")}
+    assert names == set(FIGURES)
 
 
 def test_of_many_findings_each_claim_is_told_once_before_any_is_told_twice(project):
     (one,) = decided(project, C1=["cifar10"]).to_dict("records")
     rows = pd.DataFrame([{**one, "claim": name, "dataset": str(k)} for name in "ab" for k in range(8)])
-    text = verdict_page.findings(rows, most=3)
+    text = told(project, rows, most=3)
     assert re.findall("on ([0-9]):", text) == ["0", "1", "0"]
     assert "none" not in text and text.count("<li>") == 3
+    earlier = gather(project / "figures" / "full").assign(test="", verdict="fails")
+    mixed = pd.DataFrame([{**one, "claim": "a", "verdict": "not measured"}, {**one, "claim": "b"}])
+    assert '<b class="holds">holds</b>' in told(project, mixed, earlier, most=1)  # what is adjusted comes first
+    assert told(project, mixed, earlier).index("fails*") < told(project, mixed, earlier).index("holds</b>")
+
+
+def test_what_was_made_ready_is_in_the_site_and_its_report_is_linked_for_the_engineer(project, tmp_path):
+    notebook(project / "notebooks" / "15_yours.ipynb", "Yours?", cell("1 + 1", plain="2"))
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    for name in (*pages.REPORT, pages.SLIDERS):
+        (ready / name).write_text(f"<p>{name}</p>")
+    folder = pages.build(project, tmp_path / "site", ready=ready).parent
+    check_links(folder)
+    text = (folder / "index.html").read_text()
+    assert re.search(r'<b>An engineer</b>((?!class="way").)*href="report.html"', text)
+    assert "<p>sliders.html</p>" in text and (folder / "report.json").exists()
+    assert "report.html" not in (pages.build(project, tmp_path / "bare").parent / "index.html").read_text()
+
+
+def test_what_was_made_ready_is_used_again_unless_it_depends_on_something_else(tmp_path, monkeypatch):
+    made = []
+
+    def write(_network, _examples, *, out, **_options):
+        made.append(out)
+        for name in pages.REPORT:
+            out.with_name(name).write_text("report")
+
+    monkeypatch.setattr(ready, "report", write)
+    monkeypatch.setattr(ready, "sliders", lambda: "sliders")
+    folder = tmp_path / "ready"
+    assert ready.make_ready(folder, "a") and not ready.make_ready(folder, "a")
+    (folder / pages.REPORT[1]).unlink()
+    assert ready.make_ready(folder, "a") and ready.make_ready(folder, "b") and len(made) == 3
+    monkeypatch.setattr(ready, "sliders", lambda: 1 / 0)  # a run that is stopped in the middle
+    with pytest.raises(ZeroDivisionError):
+        ready.make_ready(folder, "c")
+    assert not ready.is_ready(folder, "b") and not ready.is_ready(folder, "c")
+
+
+def test_the_sliders_are_of_what_a_plain_loop_finds():
+    posterior, examples = train_or_load("mc_dropout", "digits", seed=0), load("digits", num_examples=1, seed=0)
+    draws, x = posterior.sample(50, seed=0), examples.x
+    target = draws(x).softmax(-1).mean(0).argmax(1)
+    mean = torch.arange(64.0).reshape(8, 8)  # the last pixels first
+    stops = sliders.of_deletion(draws, x, target, mean, 0)
+    half = x.clone()
+    half.view(-1)[32:] = 0
+    probability = torch.stack([draw(half).softmax(-1)[0, target[0]] for draw in draws]).mean()
+    assert stops[8].name == "50%" and f"their answer {probability:.0%};" in stops[8].sentence
+    maps = torch.stack([torch.full((8, 8), float(k % 2)) for k in range(50)])  # means 0, 1/2, 1/3, ... of 1/2
+    assert [stop.sentence for stop in sliders.of_draws(maps)][:3] == [
+        f"The mean of {k} draw{'s' * (k > 1)} is {away} away from that of all 50."
+        for k, away in ((1, "100%"), (2, "0%"), (3, "33%"))
+    ]
+    total = uncertainties(draws, x).total.item()
+    sentences = [stop.sentence for stop in sliders.of_temperature(draws, x)]
+    assert all(sentence.endswith(f"all of it is {total:.2f} nats.") for sentence in sentences)
+    shares = [int(re.search(r"lies on (\d+)%", sentence)[1]) for sentence in sentences]
+    assert shares == sorted(shares, reverse=True) and shares[0] > 40 and shares[-1] < 20
 
 
 def test_without_a_measured_number_the_front_page_says_so(project, tmp_path):

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 
-from xuqlib.study.record import CLAIM_COLUMNS, ROOT, Notebook
-from xuqlib.study.verdicts import MARKS, about, gather, markdown_table, tally, verdict_bars, verdict_grid, with_table
+from xuqlib.study.files import ROOT
+from xuqlib.study.record import CLAIM_COLUMNS, Notebook
+from xuqlib.study.verdicts import (
+    FOUND,
+    MARKS,
+    about,
+    found,
+    gather,
+    markdown_table,
+    primary,
+    read_chosen,
+    tally,
+    verdict_bars,
+    verdict_grid,
+    with_findings,
+    with_table,
+)
 
 
 @pytest.fixture
@@ -101,6 +118,32 @@ def test_the_readme_shows_the_published_verdicts():
     text = (ROOT / "README.md").read_text()
     assert MARKS[0] in text
     assert with_table(text, gather()) == text, "run `run_all.py --preset full --only 14`, which writes the table"
+
+
+def test_findings_are_those_decided_numbers_with_what_each_rests_on():
+    claims, chosen = gather(), read_chosen()
+    numbers = primary(claims, chosen)
+    text = with_findings(f"before\n{FOUND[0]}\nold\n{FOUND[1]}\nafter\n", numbers, claims, chosen)
+    lines = [line for line in text.splitlines() if line.startswith("- ")]
+    rows = found(numbers, claims, chosen)
+    assert len(lines) == len(rows) == 10 and text.startswith("before\n") and text.endswith(f"{FOUND[1]}\nafter\n")
+    for line, row in zip(lines, rows, strict=True):
+        published = claims[(claims["notebook"] == row["notebook"]) & (claims["statement"] == chosen[row["claim"]].row)]
+        (one,) = published[published["dataset"] == row["dataset"]].to_dict("records")
+        assert row["verdict"] in ("holds", "fails") and line.startswith(f"- **{row['verdict']}**")
+        assert f"{one['value']:.3g}" in line and f"({one['low']:.3g} to {one['high']:.3g})" in line
+        assert f"n = {one['n']}, {one['seeds']} training" in line
+        for link in re.findall(r"\]\(([^)]+)\)", line):
+            assert (ROOT / link).is_file()
+    assert len({row["claim"] for row in rows}) >= len(rows) - 1  # as many claims as there are
+    assert with_findings("no marks", numbers, claims, chosen) == "no marks"
+
+
+def test_the_readme_tells_what_is_found_today():
+    text, claims, chosen = (ROOT / "README.md").read_text(), gather(), read_chosen()
+    assert FOUND[0] in text
+    fresh = with_findings(text, primary(claims, chosen), claims, chosen)
+    assert fresh == text, "run `run_all.py --preset full --only 14`, which writes them"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from xuqlib.posteriors.draws import Draws
 from xuqlib.scale.cluster import check_versions
 from xuqlib.scale.sources import Batch, Source
 from xuqlib.scale.store import Store, Variable
-from xuqlib.study.record import versions
+from xuqlib.study.files import versions
 from xuqlib.uncertainty import decompose, logits_of
 
 NUMBERS_AT_ONCE = 2**23  # of attributions of some draws of a batch

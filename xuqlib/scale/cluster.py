@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from xuqlib.scale.store import needs
-from xuqlib.study.record import versions
+from xuqlib.study.files import versions
 
 LIVES = 5  # workers that may die with a batch in hand, before the batch is held to be the reason
 PATIENCE = 60.0  # seconds without a worker, until that is said
@@ -42,6 +42,7 @@ def by_dask(
             yield number, "its workers died again and again; does an example fit into their memory?"
         else:
             deaths[number] += 1
+            sent = _sent(client, job) if sent.status == "error" else sent  # those who died had just fetched the job
             again = client.submit(attempt, sent, number, todo[number], pure=False)
             numbers[again] = number
             ended.add(again)
@@ -56,8 +57,9 @@ def _awaited(ended: Any, client: Any) -> Iterator[Any]:
         elif time.monotonic() - seen < PATIENCE:
             time.sleep(0.01)
             continue
-        elif not client.nthreads() and isinstance(client.cluster, needs("distributed").LocalCluster):
-            raise ConnectionError("all workers of the local cluster have ended; run the same call again with another")
+        elif isinstance(client.cluster, needs("distributed").LocalCluster):  # whose nannies start those that died anew
+            if all(nanny.status.name in ("closing", "closed", "failed") for nanny in client.cluster.workers.values()):
+                raise ConnectionError("all workers of the local cluster are given up; run this again with another")
         elif not client.nthreads():
             warnings.warn(f"no worker is there; start one with `dask worker {client.scheduler.address}`", stacklevel=2)
         seen = time.monotonic()
@@ -104,15 +106,21 @@ def connected(scheduler: Any, num_workers: int | None = None) -> AbstractContext
     if not isinstance(scheduler, str):
         raise TypeError(f"scheduler is a {type(scheduler).__name__}; pass an address, a dask Client, or 'local'")
     if scheduler == "local":
-        client: AbstractContextManager[Any] = distributed.Client(
-            processes=True, n_workers=num_workers, threads_per_worker=1, dashboard_address=":0", set_as_default=False
-        )
-        return client
+        return _local(num_workers)
     try:
-        client = distributed.Client(scheduler, set_as_default=False)  # nor of this process, if it fails
+        client: AbstractContextManager[Any] = distributed.Client(scheduler, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"no Dask scheduler answers at {scheduler!r} ({str(error).partition(chr(10))[0]}); start one with `dask "
             "scheduler` and pass its address, such as tcp://host:8786, or pass 'local'"
         ) from error
     return client
+
+
+@contextmanager
+def _local(num_workers: int | None) -> Iterator[Any]:
+    """A cluster on this machine. Dask gives up whom it misses 15 s after a death; to import torch can take longer."""
+    patient = {"distributed.deploy.lost-worker-timeout": "10 days"}
+    options = {"n_workers": num_workers, "threads_per_worker": 1, "dashboard_address": ":0", "set_as_default": False}
+    with needs("dask").config.set(patient), needs("distributed").Client(processes=True, **options) as client:
+        yield client

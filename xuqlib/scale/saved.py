@@ -19,7 +19,7 @@ from xuqlib.posteriors.base import Posterior, check_network
 from xuqlib.posteriors.draws import Draws, detached_copy, rebuilt
 from xuqlib.posteriors.fixing import FixedNetwork, Plans, Seed, SeedOn
 from xuqlib.posteriors.shared import look_alike, look_of
-from xuqlib.study.record import DamagedError, replace_file, seal
+from xuqlib.study.files import DamagedError, replace_file, seal
 from xuqlib.study.resuming import fingerprint
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from xuqlib.checks import check_choice, check_flag, check_number
 from xuqlib.distribution import CV_KINDS, ExplanationDistribution
 from xuqlib.moments import Moments, Welford
-from xuqlib.study.record import sync_folder
+from xuqlib.study.files import sync_folder
 
 if TYPE_CHECKING:
     import xarray

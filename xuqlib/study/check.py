@@ -15,8 +15,7 @@ from unittest import mock
 import torch
 
 from xuqlib.device import device
-from xuqlib.study import record as study
-from xuqlib.study import runs
+from xuqlib.study import files, runs
 from xuqlib.study.data import download
 from xuqlib.study.data.loading import DATASETS, EMBEDDED, KINDS
 from xuqlib.study.training import checkpoints
@@ -105,7 +104,7 @@ def _problem(path: Path, file: download.File) -> str:
 
 def check_machine() -> Section:
     """Versions, device and threads."""
-    versions = ", ".join(f"{name} {version}" for name, version in study.versions().items())
+    versions = ", ".join(f"{name} {version}" for name, version in files.versions().items())
     lines, damaged = [versions], 0
     try:
         where = device()
@@ -154,23 +153,23 @@ def _damage(manifest: Path) -> str:
     return ""
 
 
-def check_figures(project: Path = study.ROOT) -> Section:
+def check_figures(project: Path = files.ROOT) -> Section:
     """Whether each published figure and table is what `index.json` says."""
     lines, damaged = [], 0
-    for preset in study.PRESETS:
+    for preset in files.PRESETS:
         folder = project / "figures" / preset
-        broken = study.index_problems(folder)
+        broken = files.index_problems(folder)
         try:
-            recipes = study.whole_recipes(folder)
-        except study.DamagedError:
+            recipes = files.whole_recipes(folder)
+        except files.DamagedError:
             recipes = {}
-        files = {file: known for recipe in recipes.values() for file, known in recipe["files"].items()}
-        if not files and not broken:
+        listed = {file: known for recipe in recipes.values() for file, known in recipe["files"].items()}
+        if not listed and not broken:
             lines.append(f"{preset}: none published; run_all.py --preset {preset} makes them")
             continue
-        wrong = [file for file, known in files.items() if _digest(folder / file) != known]
+        wrong = [file for file, known in listed.items() if _digest(folder / file) != known]
         broken += [f"{preset}/{file}; restore it, or run notebook {file[:2]} again" for file in wrong]
-        lines.append(f"{preset}: {len(files)} files, {len(broken)} damaged")
+        lines.append(f"{preset}: {len(listed)} files, {len(broken)} damaged")
         lines += [f"DAMAGED: {problem}" for problem in broken]
         damaged += len(broken)
     return Section("Published figures", lines, damaged)
@@ -180,7 +179,7 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def check_notebooks(project: Path = study.ROOT) -> Section:
+def check_notebooks(project: Path = files.ROOT) -> Section:
     """Whether each notebook can be read, and when it last ran here."""
     lines: list[str] = []
     damaged = 0
@@ -188,11 +187,11 @@ def check_notebooks(project: Path = study.ROOT) -> Section:
         told, broken = [], []
         for tell in (
             partial(_readable, path),
-            *(partial(_last, project, preset, path.stem) for preset in study.PRESETS),
+            *(partial(_last, project, preset, path.stem) for preset in files.PRESETS),
         ):
             try:
                 told.append(tell())
-            except study.DamagedError as error:
+            except files.DamagedError as error:
                 broken.append(f"DAMAGED: {error}")
         lines += broken or [f"{path.stem}: {'; '.join(filter(None, told)) or 'never ran here'}"]
         damaged += len(broken)

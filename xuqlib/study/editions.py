@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xuqlib.study.record import replace_file
+from xuqlib.study.files import replace_file
 from xuqlib.study.runs import read_notebook
 
 Cell = dict[str, Any]
@@ -23,6 +23,8 @@ MARK = re.compile(
     r"^## [^\n]*|\*Predict\b[^*]*\*[,:]?\s*(?P<asked>.+?)(?=\n\s*\n|\*Predict\b|\Z)", re.DOTALL | re.MULTILINE
 )
 IMPORT = "from xuqlib.study.predictions import predicted, prediction  # a box for each prediction"
+# Inside the project, what a copy publishes would replace what is published.
+OWN_FIGURES = 'import os\n\nos.environ.setdefault("XUQ_FIGURES", "figures")  # this copy publishes into its own folder'
 PATH = re.compile(r"^### (In [^\n]+)\n+((?:\|[^\n]*\n)+)", re.MULTILINE)  # a path through the notebooks, in the README
 NOT_COPIED = ("*.ipynb", "*.toml", "__pycache__", ".*")
 
@@ -61,8 +63,17 @@ def build(project: Path, notebooks: Sequence[Path], folder: Path) -> None:
 
 
 def _write(path: Path, notebook: Mapping[str, Any], cells: Sequence[Cell]) -> None:
-    content = json.dumps({**notebook, "cells": cells}, indent=1, ensure_ascii=False, sort_keys=True)
+    content = json.dumps(
+        {**notebook, "cells": [_own(cell) for cell in cells]}, indent=1, ensure_ascii=False, sort_keys=True
+    )
     replace_file(path, f"{content}\n".encode())
+
+
+def _own(cell: Cell) -> Cell:
+    """A cell; the one with the parameters also says where this copy's figures go, unless $XUQ_FIGURES does."""
+    if "parameters" not in cell["metadata"].get("tags", []):
+        return cell
+    return {**cell, "source": f"{_text(cell)}\n\n{OWN_FIGURES}".splitlines(keepends=True)}
 
 
 def lessons(readme: str) -> list[Lesson]:

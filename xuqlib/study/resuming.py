@@ -29,7 +29,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
 
-from xuqlib.study.record import DamagedError, replace_file, seal
+from xuqlib.study.files import DamagedError, replace_file, seal
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

@@ -7,10 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from xuqlib.study.record import PRESETS, ROOT, DamagedError, read_object, seal, whole_recipes
+from xuqlib.study.files import PRESETS, ROOT, DamagedError, read_object, seal, whole_recipes
 
 # A notebook that reads what others published runs after them, and again when that has changed.
 READS: Mapping[str, str] = {"14": "full/*_claims.csv"}
+
+PLACEHOLDER = "Run this notebook to use the widget that stands here."  # in a stored notebook, which has no kernel
 
 # How far a retrained score may lie from the published one, absolute, in the column's unit. Training in float32 is
 # chaotic (another thread count moved accuracies by some percent), so these are wide; tables not named are not compared.

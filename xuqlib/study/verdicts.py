@@ -22,8 +22,9 @@ from xuqlib.checks import check_choice
 from xuqlib.study.checked import Column, Names, Numbers, Table, check_columns, checked, shown
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.figures.charts import HUES, Picture, styled
+from xuqlib.study.files import ROOT, read_published
 from xuqlib.study.names import plain
-from xuqlib.study.record import CLAIM_COLUMNS, ROOT, VERDICTS, read_published
+from xuqlib.study.record import CLAIM_COLUMNS, VERDICTS
 from xuqlib.study.runs import READS
 
 PUBLISHED = ROOT / "figures" / "full"
@@ -58,6 +59,15 @@ OWN_CLAIMS: Mapping[str, str] = {
 }
 STATEMENTS: Mapping[str, str] = {**PAPER_CLAIMS, **SECOND_CLAIMS, **OWN_CLAIMS}
 SEVERAL = "several"  # what a row on more than one data set counts for
+FIGURES = {
+    **{"C1": "04_against_integrated_gradients", "C2": "06_against_single", "C3": "05_at_equal_entropy"},
+    **{"C4": "05_asked", "C5": "12_novel", "C6": "12_forgetting", "C7": "17_ranks", "C8": "12_attack"},
+    **{"U2": "10_blurring", "U3": "10_anomaly", "U4": "10_truth", "U5": "10_seconds", "U6": "11_accuracy"},
+    **{"coverage": "07_coverage", "mended": "07_mended_integrated_gradients", "conformal": "25_coverage"},
+    "signed": "10_blurring",
+}
+STARRED = "A star marks a row of an earlier full run: judged by its own interval, not adjusted for all claims."
+FOUND = ("<!-- findings: written by run_all.py -->", "<!-- end of findings -->")
 MARKS = ("<!-- verdicts: written by run_all.py -->", "<!-- end of verdicts -->")
 COLOURS = {"holds": HUES[2], "fails": HUES[4], "undecided": "#d9d9d9", "mixed": HUES[1]}
 
@@ -388,11 +398,75 @@ def _cell(name: object) -> str:
 def with_table(text: str, claims: Table) -> str:
     """Put today's `markdown_table` between the two marks of a Markdown text; a text without them stays as it is."""
     check_columns(claims, "claim", "dataset", "verdict")
-    begin, end = MARKS
+    return _between(text, MARKS, markdown_table(claims))
+
+
+@checked
+def with_findings(text: str, numbers: Table, claims: Table, chosen: Mapping[str, Chosen]) -> str:
+    """Put what is `found` today between the two marks of a Markdown text; a text without them stays as it is.
+
+    Args:
+        text: of a file beside `figures/`, to which it links.
+        numbers: from `primary`.
+        claims: from `gather`.
+        chosen: from `read_chosen`.
+    """
+    rows = found(numbers, claims, chosen)
+    lines = []
+    for row in rows:
+        starred = "" if "adjusted" in row else "\\*"
+        interval = f" ({row['low']:.3g} to {row['high']:.3g})" if pd.notna(row["low"]) else ""
+        why = f", {row['why']}" if row["why"] else ""
+        trainings = f"{row['seeds']:.0f} training{'s' * (row['seeds'] != 1)}"
+        measured = f"{row['value']:.3g} {row['unit']}".strip()
+        stem = FIGURES.get(row["claim"].split(" ")[0])
+        figure = f" [Figure](figures/full/{stem}.png)" if stem else ""
+        lines.append(
+            f"- **{row['verdict']}**{starred}{why}, on {row['dataset']}: {row['says']}. Measured: "
+            f"{measured}{interval}, n = {row['n']:.0f}, {trainings}.{figure}"
+        )
+    if any("adjusted" not in row for row in rows):
+        lines.append(f"\n{STARRED}")
+    return _between(text, FOUND, "\n".join(lines))
+
+
+def _between(text: str, marks: tuple[str, str], new: str) -> str:
+    begin, end = marks
     if begin not in text or end not in text:
         return text
     before, rest = text.split(begin, 1)
-    return f"{before}{begin}\n\n{markdown_table(claims)}\n\n{end}{rest.split(end, 1)[1]}"
+    return f"{before}{begin}\n\n{new}\n\n{end}{rest.split(end, 1)[1]}"
+
+
+def found(
+    numbers: pd.DataFrame, claims: pd.DataFrame, chosen: Mapping[str, Chosen], most: int = 10
+) -> list[dict[str, Any]]:
+    """The numbers that decided a claim: first one of each claim, then the others, and those with an adjusted p-value
+    before those without.
+
+    A claim whose number no run of this version has measured is told by the same row of the last full run, and by the
+    verdict that this row bears; it has no entry "adjusted".
+
+    Args:
+        numbers: from `primary`.
+        claims: from `gather`.
+        chosen: from `read_chosen`.
+        most: numbers to return.
+    """
+    rows: list[dict[str, Any]] = []
+    for row in numbers.to_dict("records"):
+        entry = chosen[row["claim"]]
+        one = row | {"adjusted": True}
+        if row["verdict"] == "not measured":
+            same = claims[(claims["notebook"] == entry.notebook) & (claims["statement"] == entry.row)]
+            same = same[same["dataset"] == row["dataset"]]
+            one = row | (same.iloc[0].to_dict() if len(same) == 1 else {}) | {"claim": row["claim"], "why": ""}
+        rows.append({str(name): value for name, value in one.items()} | {"notebook": entry.notebook})
+        rows[-1]["measure"] = entry.measure
+    told = [row for row in rows if row["verdict"] in ("holds", "fails")]
+    turns = pd.DataFrame(told, columns=["claim"]).groupby("claim").cumcount().tolist()
+    order = sorted(range(len(told)), key=lambda place: (turns[place], "adjusted" not in told[place]))[:most]
+    return [told[place] for place in sorted(order)]
 
 
 def _counted(row: Mapping[Hashable, object]) -> str:

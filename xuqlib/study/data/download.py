@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from xuqlib.study.record import ROOT
+from xuqlib.study.files import ROOT
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30.0

@@ -20,7 +20,8 @@ import pandas as pd
 
 from xuqlib.checks import check_choice
 from xuqlib.study.checked import Amount, Count, Seed, Share, checked
-from xuqlib.study.record import csv_bytes, replace_file
+from xuqlib.study.files import replace_file
+from xuqlib.study.record import csv_bytes
 
 CHOICES, UNDONE = ("left", "right", "cannot say"), "undone"
 MARK = (0x78757150, 1)  # SQLite's application_id and user_version: what the file is, and the version of its tables

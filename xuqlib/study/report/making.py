@@ -29,13 +29,13 @@ from xuqlib.posteriors.base import Posterior, check_network
 from xuqlib.posteriors.draws import Draws, detached_copy, fixed_draws
 from xuqlib.posteriors.fixing import generator_of
 from xuqlib.study.checked import Counts, Names, Numbers
+from xuqlib.study.files import replace_file, versions
 from xuqlib.study.intervals import Estimate, wilson
 from xuqlib.study.judging.controls import other_image
 from xuqlib.study.judging.predictions import reliability
-from xuqlib.study.record import replace_file, versions
-from xuqlib.study.report import measuring
+from xuqlib.study.report import OUTPUTS, measuring
 from xuqlib.study.report.lights import CHECKS, NOT_TESTED, judge
-from xuqlib.study.report.measuring import OUTPUTS, Networks, choose
+from xuqlib.study.report.measuring import Networks, choose
 from xuqlib.study.report.page import page_of
 from xuqlib.study.report.reading import Given, Reading, ReportError, read
 from xuqlib.study.resuming import fingerprint, kept

@@ -33,11 +33,10 @@ from xuqlib.study.judging.controls import other_image
 from xuqlib.study.judging.sanity import cascade, randomised
 from xuqlib.study.judging.scores import expected_calibration_error, scores_of
 from xuqlib.study.judging.similarity import spearman
+from xuqlib.study.report import POSTERIORS
 from xuqlib.ua_backprop import ua_backprop
 from xuqlib.uncertainty import decompose, logits_of
 
-OUTPUTS = ("logits", "probabilities", "binary", "regression")
-POSTERIORS = ("mc_dropout", "mc_dropconnect", "laplace")
 DROP_RATES = (0.1, 0.05, 0.02, 0.01)  # that DropConnect may take, the largest first
 AGREEMENT = 0.95  # share of answers that the draws may not fall below, for a rate to be taken
 TRIED = 50  # examples that the rate is chosen on

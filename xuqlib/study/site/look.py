@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 STYLE = """
-:root { --text: #1c1c1c; --back: #fff; --soft: #f3f3f0; --line: #d6d6d0; --link: #0b5cad;
+:root { --text: #1c1c1c; --back: #fff; --soft: #f3f3f0; --line: #d6d6d0; --edge: #85857d; --link: #0b5cad;
   --holds: #cdebdd; --fails: #fbd9c8; --undecided: #e4e4e4; --mixed: #fbeecb;
   --word: #00589c; --string: #9a3a12; --comment: #5f6b5f; --number: #7a3e9d; }
 @media (prefers-color-scheme: dark) {
-  :root { --text: #e4e4e0; --back: #16181b; --soft: #22262a; --line: #3c4146; --link: #7db8ff;
+  :root { --text: #e4e4e0; --back: #16181b; --soft: #22262a; --line: #3c4146; --edge: #878d93; --link: #7db8ff;
     --holds: #14543c; --fails: #6d3216; --undecided: #44484c; --mixed: #5a4a12;
     --word: #8cc4ff; --string: #f0a67d; --comment: #9aa79a; --number: #d3a6f0; } }
 * { box-sizing: border-box; }
@@ -51,8 +51,7 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bot
 .claims tr { display: grid; grid-template-columns: 5rem 18rem 10rem 7rem 11rem 6rem 10rem 6rem; }
 .claims tr[hidden] { display: none; }
 .claims tbody tr { content-visibility: auto; contain-intrinsic-size: auto 5rem; overflow-wrap: anywhere; }
-.claims th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0;
-  cursor: pointer; }
+.claims th button { font-weight: 600; background: none; border: 0; padding: 0; min-height: 1.6rem; }
 th[aria-sort="ascending"] button::after { content: " ▲"; }
 th[aria-sort="descending"] button::after { content: " ▼"; }
 .primary td:first-child { min-width: 18rem; }
@@ -87,6 +86,22 @@ summary { cursor: pointer; }
 .chooser legend { float: left; min-width: 7rem; padding: 0; opacity: .75; }
 .chooser input[type="range"] { width: 20rem; max-width: 60%; }
 .chooser img { display: block; width: 640px; }
+.chooser h3 { margin: 0; }
+.sliders { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1rem; }
+.sliders .chooser { margin: 0; }
+.sliders .chooser fieldset { min-width: 0; flex-wrap: nowrap; gap: .7rem; align-items: center; }
+.sliders .chooser legend { min-width: 0; float: none; }
+.sliders .chooser input[type="range"] { flex: 1 1 4rem; width: auto; min-width: 0; max-width: none; }
+.sliders .chooser output { min-width: 3ch; text-align: right; }
+.sliders .chooser img { width: 100%; padding: 0; border-radius: 2px; }
+button, .rater input { font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--edge);
+  border-radius: 4px; padding: .35rem .9rem; }
+button { cursor: pointer; }
+.rater h1 { font-size: 1.3em; font-weight: 600; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 1rem; max-width: 54rem; }
+.pair figure { margin: 0; }
+.pair img { display: block; width: 100%; padding: 0; border-radius: 2px; image-rendering: pixelated; }
+.pair button { width: 100%; margin-top: .5rem; padding: .6rem; }
 .passed { background: var(--holds); }
 .failed { background: var(--fails); }
 .unclear { background: var(--mixed); }
@@ -97,7 +112,24 @@ summary { cursor: pointer; }
 .maps { display: grid; grid-template-columns: repeat(7, minmax(0, 1fr)); gap: .5rem; margin: .5rem 0 1rem; }
 .maps figure { margin: 0; }
 .maps img { width: 100%; padding: 0; border-radius: 2px; image-rendering: pixelated; }
+html:has(.slides) { scroll-snap-type: y proximity; }
+.slide { min-height: 100vh; display: flex; flex-direction: column; gap: .6rem; scroll-snap-align: start;
+  padding: 1rem 0; font-size: 1.25em; }
+.slide h1, .slide h2 { margin: .5rem 0; border: 0; }
+.slide img { max-height: 62vh; object-fit: contain; }
+.slide p { margin: 0; }
+.slide .turn { margin-top: auto; display: flex; justify-content: space-between; font-size: .8em; }
+.sheet h2 { margin-top: 1.2em; }
+.sheet pre { white-space: pre-wrap; }
+@media (min-width: 50rem) { .sheet { columns: 2; column-gap: 2rem; } .sheet h1 { column-span: all; }
+  .sheet > * { break-inside: avoid; } }
+@page { margin: 12mm; }
 @media print {
+  .slide { break-after: page; min-height: 0; }
+  .sheet { columns: 2; font-size: 8.5pt; line-height: 1.3; }
+  .sheet h1 { column-span: all; font-size: 16pt; margin: 0; }
+  .sheet h2 { margin: .8em 0 .2em; }
+  .sheet pre { font-size: 6.5pt; }
   nav, .skip, .controls, a.anchor-link { display: none !important; }
   body { color: #000; background: #fff; font-size: 11pt; }
   a { color: inherit; text-decoration: none; }
@@ -105,6 +137,8 @@ summary { cursor: pointer; }
   .wide, .output_area, pre, figcaption pre { overflow: visible; max-height: none; }
   figure, tr, img { break-inside: avoid; }
   details::details-content { content-visibility: visible; block-size: auto; } }
+@media (max-width: 34rem) { .pair { grid-template-columns: 1fr 1fr; }
+  .pair figure:nth-last-child(3) { grid-column: 1 / -1; max-width: 50%; } }
 @media (max-width: 50rem) { .maps { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
 """
 
@@ -164,6 +198,18 @@ document.querySelectorAll(".controls[data-of]").forEach((form) => {
   });
   show();
 });
+
+if (document.querySelector(".slides")) {
+  const slides = [...document.querySelectorAll(".slide")];
+  addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, PageDown: 1, ArrowLeft: -1, PageUp: -1 }[event.key];
+    if (!step || event.target.closest("pre, .wide")) return;
+    const tops = slides.map((slide) => Math.abs(slide.getBoundingClientRect().top));
+    const next = slides[tops.indexOf(Math.min(...tops)) + step];
+    if (next) next.scrollIntoView();
+    event.preventDefault();
+  });
+}
 
 const collator = new Intl.Collator("en", { numeric: true });
 document.querySelectorAll("table.sortable").forEach((table) => {

@@ -21,16 +21,15 @@ from xml.etree import ElementTree
 
 import PIL.Image
 
+from xuqlib.study.files import PRESETS, DamagedError, replace_file, whole_recipes
 from xuqlib.study.names import in_script, plain
-from xuqlib.study.record import PRESETS, DamagedError, replace_file, whole_recipes
-from xuqlib.study.runs import read_notebook
-from xuqlib.study.site import glossary, verdict_page
+from xuqlib.study.runs import PLACEHOLDER, read_notebook
+from xuqlib.study.site import cheat_sheet, glossary, slides, verdict_page
 from xuqlib.study.site.look import SCRIPT, STYLE
 from xuqlib.study.site.markup import escaped, heading, marked, reachable, searchable
 from xuqlib.study.verdicts import gather, primary, read_chosen
 
 # What a stored notebook shows where a widget stood; run_all.py writes it.
-PLACEHOLDER = "Run this notebook to use the widget that stands here."
 NO_KERNEL = "<p><em>Here the notebook has controls that need a kernel: run it to use them.</em></p>"
 # nbconvert's, and cells tagged "solution" folded, whatever they show.
 TEMPLATE = """{%- extends "basic/index.html.j2" -%}
@@ -61,6 +60,10 @@ NAVIGATION = (
     *(("index.html", "Notebooks"), ("gallery.html", "Gallery"), ("verdicts.html", "What held up")),
     *((glossary.PAGE, "Glossary"), ("search.html", "Search")),
 )
+REPORT, SLIDERS = ("report.html", "report.json", "report.safetensors"), "sliders.html"  # of `make_ready`
+REPORT_LINK = f'<p><a href="{REPORT[0]}">A ready report</a>, as <code>xuq report</code> writes it of your network</p>'
+SHEET_LINK = f'<p><a href="{cheat_sheet.PAGE}">xuq on one page</a>, to print</p>'
+SLIDES_LINK = f'<p><a href="{slides.PAGE}">Slides</a> of that class</p>'
 # Ways through the notebooks, by what a reader comes for.
 PATHS = {
     "A student": ("what these maps are, and how far they move", ("00", "02", "03", "04", "09")),
@@ -70,13 +73,14 @@ PATHS = {
 }
 
 
-def build(project: Path, folder: Path, executed: Path | None = None) -> Path:
+def build(project: Path, folder: Path, executed: Path | None = None, ready: Path | None = None) -> Path:
     """Build the site of a project.
 
     Args:
         project: holds notebooks/, figures/ and README.md. Stored notebooks are shown as they are stored.
         folder: where the site goes. Files of the same name are replaced; nothing else in it is touched.
         executed: folder of copies of the notebooks, run with $XUQ_STILLS set: the choosers' pictures are theirs.
+        ready: what `make_ready` made; without it, the site has no report and no figures with sliders.
 
     Notebooks and recipes that are damaged are left out; a damaged table of claims is an error.
 
@@ -111,8 +115,20 @@ def build(project: Path, folder: Path, executed: Path | None = None) -> Path:
     promises = project / "tests" / "README.md"
     if promises.exists():
         _write(folder, "promises.html", page("What is promised", markdown(promises.read_text(encoding="utf-8"))))
-    found = "" if numbers is None else verdict_page.findings(numbers)
-    _write(folder, "index.html", front_page(project, notebooks, entries, found, verdict_page.verdict_table(claims)))
+    found = "" if claims is None or numbers is None else verdict_page.findings(numbers, claims, chosen, entries)
+    parts = {"found": found, "verdicts": verdict_page.verdict_table(claims)}
+    readme = project / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    _write(folder, cheat_sheet.PAGE, page("xuq on one page", cheat_sheet.cheat_sheet_body(text, full)))
+    if shown := slides.slides_body(text, {path.stem[:2]: path for path in notebooks}):
+        _write(folder, slides.PAGE, page("A class of 90 minutes", shown))
+    more = {"A student": SHEET_LINK, "A teacher": SLIDES_LINK if shown else "", "An engineer": SHEET_LINK}
+    if ready is not None:
+        for name in REPORT:
+            shutil.copyfile(ready / name, folder / name)
+        parts["sliders"] = (ready / SLIDERS).read_text(encoding="utf-8")
+        more["An engineer"] += REPORT_LINK
+    _write(folder, "index.html", front_page(project, notebooks, entries, more=more, **parts))
     return folder / "index.html"
 
 
@@ -308,30 +324,32 @@ def _address(notebook: Path, suffix: str = ".html") -> str:
     return html.escape(quote(f"{notebook.stem}{suffix}"))
 
 
-def _policy(script: str) -> str:
-    """What a page may do: look as `STYLE` says, run this script, show pictures of the site; nothing else."""
+def _policy(script: str, forms: bool) -> str:
+    """What a page may do: look as `STYLE` says, run this script, show pictures of the site; nothing else but forms."""
     style, digest = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (STYLE, script))
     return (
         f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{digest}'; img-src 'self' data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"base-uri 'none'; form-action '{'self' if forms else 'none'}'"
     )
 
 
-def page(title: str, body: str, *, alone: bool = False) -> str:
+def page(title: str, body: str, *, alone: bool = False, script: str = "", forms: bool = False) -> str:
     """A whole page: its look and its script are inside it, so that it can be sent alone. No other script runs in it.
 
     Args:
         title: as text.
         body: as HTML.
-        alone: for a page that is no part of the site: without a script, and without links to other pages.
+        alone: for a page that is no part of the site: without its script, and without links to other pages.
+        script: of a page alone.
+        forms: whether it may send forms to where it came from.
     """
     links = "".join(f'<a href="{address}">{text}</a>' for address, text in NAVIGATION)
     skip = '<a class="skip" href="#to-main">Skip to the content</a>'
     top = "" if alone else f'{skip}<nav class="top" aria-label="site"><b>xuq</b>{links}</nav>'
-    script = "" if alone else SCRIPT
+    script = script if alone else SCRIPT
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(script, forms)}">'
         '<meta name="color-scheme" content="light dark">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{escaped(title)}</title><style>{STYLE}</style></head><body>{top}"
@@ -390,8 +408,11 @@ def front_page(
     project: Path,
     notebooks: Sequence[Path],
     entries: Mapping[tuple[str, str], Mapping[str, Any]],
+    *,
     found: str,
     verdicts: str,
+    sliders: str = "",
+    more: Mapping[str, str],
 ) -> str:
     """What the README says before its first section, what was found, ways in, the notebooks, and the verdicts.
 
@@ -401,6 +422,8 @@ def front_page(
         entries: from `published`.
         found: what was found, as HTML; "" leaves the section out.
         verdicts: how all rows fell, as HTML.
+        sliders: figures to step through, as HTML; "" leaves the section out.
+        more: what else there is for each reader, as HTML.
     """
     readme = project / "README.md"
     opening = readme.read_text(encoding="utf-8").partition("\n## ")[0] if readme.exists() else "# The study"
@@ -415,7 +438,11 @@ def front_page(
     body = markdown(opening)
     if found:
         body += f'{heading("What was found")}{found}<p><a href="verdicts.html#numbers">All of these numbers</a></p>'
-    body += f'{heading("Where to begin")}{_paths(notebooks)}<p>A word is new? It is in the <a href="{glossary.PAGE}">'
+    if sliders:
+        body += f"{heading('Try it')}{sliders}"
+    body += (
+        f'{heading("Where to begin")}{_paths(notebooks, more)}<p>A word is new? It is in the <a href="{glossary.PAGE}">'
+    )
     body += 'glossary</a>. Looking for something? <a href="search.html">Search the notebooks</a>.</p>'
     body += f'{heading("The notebooks")}<div class="cards">{"".join(cards)}</div>'
     body += f"{heading('What held up?', name='held-up')}{verdicts}"
@@ -424,11 +451,12 @@ def front_page(
     return page("xuq", body)
 
 
-def _paths(notebooks: Sequence[Path]) -> str:
-    """Ways through the notebooks that are here."""
+def _paths(notebooks: Sequence[Path], more: Mapping[str, str]) -> str:
+    """Ways through the notebooks that are here, each with what else there is for its reader."""
     here, ways = {path.stem[:2]: path for path in notebooks}, []
     for reader, (purpose, numbers) in PATHS.items():
         steps = "".join(f'<li><a href="{_address(here[n])}">{_title(here[n])}</a></li>' for n in numbers if n in here)
         if steps:
-            ways.append(f'<div class="way"><p><b>{reader}</b>: {purpose}</p><ol class="path">{steps}</ol></div>')
+            steps = f'<ol class="path">{steps}</ol>{more.get(reader, "")}'
+            ways.append(f'<div class="way"><p><b>{reader}</b>: {purpose}</p>{steps}</div>')
     return f'<div class="cards">{"".join(ways)}</div>' if ways else ""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
 from xuqlib.study.record import VERDICTS
 from xuqlib.study.site.markup import escaped, heading
-from xuqlib.study.verdicts import STATEMENTS, Chosen, tally
+from xuqlib.study.verdicts import FIGURES, STARRED, STATEMENTS, Chosen, found, tally
 
 NO_RUN = "<p>No full run has been published yet: <code>run_all.py --preset full</code> makes one.</p>"
-DECIDED = ("holds", "fails")
 
 
+# The published figure of each claim, by its first word.
 def controls(items: str, of: str, selects: Mapping[str, Iterable[str]]) -> str:
     """A box and selects that leave of some items those that fit; a script shows and works them.
 
@@ -82,30 +82,46 @@ def _interval(row: Mapping[Any, Any]) -> str:
     return f"{row['low']:.3g} to {row['high']:.3g}" if known else ""
 
 
-def findings(numbers: pd.DataFrame, most: int = 10) -> str:
-    """What was found, a sentence for each number that decides a claim: first one of each claim, then the others.
+def findings(
+    numbers: pd.DataFrame,
+    claims: pd.DataFrame,
+    chosen: Mapping[str, Chosen],
+    figures: Container[tuple[str, str]] = (),
+    most: int = 10,
+) -> str:
+    """What was found, a sentence for each of `found`, and how many numbers decide the claims.
 
     Args:
         numbers: from `primary`.
+        claims: from `gather`.
+        chosen: from `read_chosen`.
+        figures: (preset, NN_slug) of those that are published.
         most: sentences.
     """
-    decided = numbers[numbers["verdict"].isin(DECIDED)]
-    turn = decided.groupby("claim").cumcount().sort_values(kind="stable")
-    shown = decided.loc[turn.index[:most]].sort_index()
-    lines = "".join(f"<li>{_finding(row)}</li>" for row in shown.to_dict("records"))
+    told = found(numbers, claims, chosen, most)
+    lines = "".join(f"<li>{_finding(row, figures)}</li>" for row in told)
     counts = {verdict: int((numbers["verdict"] == verdict).sum()) for verdict in (*VERDICTS.values(), "not measured")}
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    rest = f"Numbers that decide the claims, chosen before the run: {len(numbers)} ({told})."
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    rest = f"Numbers that decide the claims, chosen before the run: {len(numbers)} ({counted})."
+    if any("adjusted" not in row for row in told):
+        rest += f" {STARRED}"
     return f'<ul class="found">{lines}</ul><p>{rest}</p>' if lines else f"<p>{rest}</p>"
 
 
-def _finding(row: Mapping[Any, Any]) -> str:
+def _finding(row: Mapping[Any, Any], figures: Container[tuple[str, str]]) -> str:
     why = f", {escaped(row['why'])}" if row["why"] else ""
+    star = "" if "adjusted" in row else "*"
     interval = f" ({_interval(row)})" if _interval(row) else ""
-    says = escaped(row["says"])
+    n, seeds = row.get("n"), row.get("seeds")
+    facts = [f"n = {int(n)}"] if pd.notna(n) else []
+    facts += [f"{int(seeds)} training{'s' * (seeds != 1)}"] if pd.notna(seeds) else []
+    stem = FIGURES.get(row["claim"].split(" ")[0], "")
+    is_there = ("full", stem) in figures
+    address = f"gallery.html#{f'full-{stem}' if is_there else row['notebook']}"
     return (
-        f'<b class="{row["verdict"]}">{row["verdict"]}</b>{why}, on {escaped(row["dataset"])}: {says}. '
-        f"Measured: {_value(row)}{interval}."
+        f'<b class="{row["verdict"]}">{row["verdict"]}{star}</b>{why}, on {escaped(row["dataset"])}: '
+        f"{escaped(row['says'])}. <small>Measured: {_value(row)}{interval}, {', '.join(facts)} "
+        f'({escaped(row["measure"])}). <a href="{address}">Figure</a></small>'
     )
 
 

@@ -7,13 +7,12 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load, save
-from torch import Tensor
+from xuqlib.study.files import ROOT, DamagedError, read_object, replace_file, seal
 
-from xuqlib.study.record import ROOT, DamagedError, read_object, replace_file, seal
+if TYPE_CHECKING:  # what lies where is asked by runs that need no torch
+    from torch import Tensor
 
 MADE_FROM = ("recipe", "network")  # facts that make a checkpoint stale where they have changed since
 
@@ -48,6 +47,8 @@ def save_checkpoint(name: str, tensors: Mapping[str, Tensor], manifest: Mapping[
 
     The manifest is given two entries: `name`, and `sha256`, a digest of the tensors' file and of the manifest itself.
     """
+    from safetensors.torch import save
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
     content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
@@ -125,6 +126,9 @@ def load_checkpoint(manifest_path: Path) -> tuple[dict[str, Tensor], dict[str, A
         CheckpointError: a file is missing or cannot be read, the two have another digest than the manifest says, or
             they belong to a checkpoint of another name.
     """
+    import torch
+    from safetensors.torch import load
+
     manifest, path = _manifest(manifest_path), manifest_path.with_suffix(".safetensors")
     if not path.exists():
         raise CheckpointError(f"{path.name} is missing beside its manifest; {_remedy(manifest_path)}")

@@ -22,7 +22,7 @@ from xuqlib.posteriors.mc_dropout import MCDropout
 from xuqlib.posteriors.random_weights import Flipout, MCDropConnect
 from xuqlib.study.checked import Count, Seed, checked
 from xuqlib.study.data.loading import Examples, load
-from xuqlib.study.record import versions
+from xuqlib.study.files import versions
 from xuqlib.study.resuming import fingerprint
 from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.study.training.fitting import fit, loss_of, predict

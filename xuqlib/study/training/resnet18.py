@@ -15,7 +15,7 @@ from xuqlib.device import device
 from xuqlib.posteriors.fixing import seed_of
 from xuqlib.study.checked import Count, Pictures, Seed, Target, checked
 from xuqlib.study.data.loading import load
-from xuqlib.study.record import DamagedError, replace_file, versions
+from xuqlib.study.files import DamagedError, replace_file, versions
 from xuqlib.study.resuming import packed, unpacked
 from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.study.training.fitting import augmented, one_cycle

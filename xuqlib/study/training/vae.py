@@ -17,7 +17,7 @@ from xuqlib.device import device
 from xuqlib.posteriors.fixing import generator_of, seed_of
 from xuqlib.study.checked import Count, Counts, Maps, Pictures, Positive, Seed, Several, check_alike, checked
 from xuqlib.study.data.loading import EMBEDDED, Examples, load
-from xuqlib.study.record import versions
+from xuqlib.study.files import versions
 from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
 from xuqlib.study.training.fitting import check_parts, one_cycle
 from xuqlib.study.training.recipes import Recipe

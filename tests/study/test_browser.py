@@ -599,7 +599,7 @@ def run_all_cells(browser, lab: str, number: str) -> Visit:
 
 def wait_until_whole(visit: Visit) -> None:
     ended = f'() => document.querySelector("{ERROR}") || ({WHOLE})()'  # after an error the other cells never run
-    visit.page.wait_for_function(ended, timeout=180_000)
+    visit.page.wait_for_function(ended, timeout=600_000)
     assert visit.page.locator(ERROR).all_inner_texts() == []
 
 

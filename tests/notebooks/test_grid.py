@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.n17 import crosses, scores, tiles
+from helpers.n17 import crosses, tiles
 from notebook_cells import definitions
 
 import xuqlib as xuq
@@ -195,16 +195,6 @@ def test_a_run_is_measured_by_the_functions_for_its_parts(draws, x):
     control = curve_areas(draws[:2], x[:2], order, target[:2], num_steps=8)
     pd.testing.assert_frame_equal(found["control"].drop(columns="example"), control)
     pd.testing.assert_frame_equal(found["predictions"], score_predictions(draws, examples, (2, 3)))
-
-
-def test_scores_stand_in_the_order_of_the_posteriors_with_a_panel_each():
-    rows = [("d", "nll", size, who, 0.5, 0.4, 0.7) for size in ("equal", "usual") for who in ("q", "p")]
-    frame = pd.DataFrame(rows, columns=["dataset", "criterion", "size", "who", "value", "low", "high"])
-    (axes,) = scores(frame, ["p", "q"]).axes
-    assert axes.get_title() == "d: nll"
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["p", "q"]
-    places = [line.get_ydata() for line in axes.get_lines()]
-    np.testing.assert_allclose(places, [[0.85, -0.15], [1.15, 0.15]])
 
 
 def test_a_cross_reaches_from_low_to_high():

@@ -66,7 +66,10 @@ FIGURES = {
     **{"coverage": "07_coverage", "mended": "07_mended_integrated_gradients", "conformal": "25_coverage"},
     "signed": "10_blurring",
 }
-STARRED = "A star marks a row of an earlier full run: judged by its own interval, not adjusted for all claims."
+STARRED = (
+    "A star marks a row of a full run that was made before its number was chosen: it is judged by its own interval, "
+    "not adjusted for all claims."
+)
 FOUND = ("<!-- findings: written by run_all.py -->", "<!-- end of findings -->")
 MARKS = ("<!-- verdicts: written by run_all.py -->", "<!-- end of verdicts -->")
 COLOURS = {"holds": HUES[2], "fails": HUES[4], "undecided": "#d9d9d9", "mixed": HUES[1]}

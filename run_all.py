@@ -536,12 +536,7 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int
     from xuqlib.scale.store import needs
 
     inherited = ("XUQ_", "PYTHONPATH", *THREAD_SETTINGS)
-    task = partial(
-        run_elsewhere,
-        environment={name: value for name, value in os.environ.items() if name.startswith(inherited)},
-        versions=files.versions(),
-        force=args.force,
-    )
+    environment = {name: value for name, value in os.environ.items() if name.startswith(inherited)}
     try:
         cluster = connected(args.scheduler, workers)
     except (ConnectionError, ImportError) as error:
@@ -549,6 +544,8 @@ def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> int
     with cluster as client:
         if not client.scheduler_info()["workers"]:
             print(f"{args.scheduler} has no workers yet; the notebooks wait for some", flush=True)
+        environment["XUQ_SCHEDULER"] = client.scheduler.address  # whose free workers help with long measurements
+        task = partial(run_elsewhere, environment=environment, versions=files.versions(), force=args.force)
         lost = RuntimeError, CancelledError, needs("distributed").KilledWorker
         return follow(jobs, args, client.get_executor(pure=False), task, lost)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import time
 from functools import partial
 
 import nbformat
@@ -108,6 +111,62 @@ def test_results_come_in_the_order_of_the_jobs(kernel, tmp_path, monkeypatch, pr
         kernel()
         assert side_by_side((delayed(abs)(-each) for each in range(6)), processes) == list(range(6))
     assert len(list(tmp_path.glob("*.part"))) == 6
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    pytest.importorskip("dask", reason="the extra `cluster` is not installed")
+    from distributed import Client, LocalCluster
+
+    options = {"threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
+    with LocalCluster(n_workers=1, **options) as machine, Client(machine, set_as_default=False) as client:
+        yield client
+
+
+@pytest.mark.slow
+def test_a_cluster_helps_with_long_measurements_and_what_it_finds_is_the_same(cluster, kernel, tmp_path, monkeypatch):
+    def who(number):  # local: it travels by value, as a function of a notebook does
+        time.sleep(0.2)
+        with (tmp_path / "measured").open("a") as file:
+            file.write(f"{number}\n")
+        return os.getpid(), number, os.environ.get("XUQ_DATA"), torch.get_num_threads()
+
+    monkeypatch.setenv("XUQ_PARTS", str(tmp_path))
+    monkeypatch.setenv("XUQ_SCHEDULER", cluster.scheduler.address)
+    monkeypatch.setenv("XUQ_DATA", "a folder")
+    cluster.submit(resuming.fingerprint, 0).result()  # it has imported what it needs
+    found = side_by_side((delayed(who)(each) for each in range(30)), 1)
+    worker = cluster.run(os.getpid).popitem()[1]
+    places = [pid for pid, *_ in found]
+    assert set(places) == {worker, os.getpid()}, "both have worked"
+    assert places[0] == worker and places[-1] == os.getpid(), "one from the front, the other from the back"
+    assert [rest for _, *rest in found] == [[each, "a folder", torch.get_num_threads()] for each in range(30)]
+    time.sleep(1)  # the last that the worker had in hand
+    measured = (tmp_path / "measured").read_text().split()
+    assert 30 <= len(measured) <= 31, "where the two meet, both may measure"
+    kernel()
+    again = side_by_side((delayed(who)(each) for each in range(30)), 1)
+    assert [rest for _, *rest in again] == [rest for _, *rest in found]
+    assert (tmp_path / "measured").read_text().split() == measured, "kept, by whoever measured it"
+
+
+@pytest.mark.slow
+def test_a_measurement_waits_for_no_worker_and_is_not_lost_with_one(cluster, kernel, monkeypatch):
+    monkeypatch.setenv("XUQ_SCHEDULER", cluster.scheduler.address)
+    here = os.getpid()
+
+    def deadly(number):
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    assert side_by_side((delayed(deadly)(each) for each in range(3)), 1) == [0, 1, 2]
+    cluster.wait_for_workers(1)
+    held = cluster.submit(time.sleep, 600, pure=False)  # as by a notebook that has the only place
+    assert side_by_side((delayed(abs)(-each) for each in range(3)), 1) == [0, 1, 2]
+    held.cancel()
+    with pytest.raises(ZeroDivisionError):
+        side_by_side([delayed(divmod)(1, 0)], 1)
 
 
 def test_a_measurement_that_fails_leaves_nothing_and_does_not_silence_the_next(kernel, tmp_path, monkeypatch):

@@ -13,8 +13,9 @@ import inspect
 import io
 import json
 import os
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial, wraps
 from itertools import pairwise
@@ -229,10 +230,57 @@ def kept(
 
 
 def side_by_side(jobs: Iterable[Delayed], num_jobs: int) -> list[Any]:
-    """What `joblib.Parallel` returns for these jobs, each a call of joblib's `delayed`; every result is `kept`."""
-    calls = (delayed(kept)(place(measure, args, kwargs), measure, *args, **kwargs) for measure, args, kwargs in jobs)
+    """What `joblib.Parallel` returns for these jobs, each a call of joblib's `delayed`; every result is `kept`.
+
+    In a run by `run_all.py --scheduler`, whose address is in `$XUQ_SCHEDULER`, the workers of its cluster help.
+    """
+    calls = [delayed(kept)(place(measure, args, kwargs), measure, *args, **kwargs) for measure, args, kwargs in jobs]
+    address = os.environ.get("XUQ_SCHEDULER")
+    if address and calls:
+        from xuqlib.scale.cluster import connected  # needs the extra, and is not needed otherwise
+
+        with connected(address) as client:
+            return with_help(calls, client)
     found: list[Any] = Parallel(n_jobs=num_jobs)(calls)
     return found
+
+
+def with_help(calls: Sequence[Delayed], client: Any) -> list[Any]:
+    """Results of calls that workers of a Dask cluster begin at the front and this process at the back.
+
+    A notebook may hold the only place of its worker: it waits for nobody, but does itself what is not done yet, and
+    what a worker has failed in or taken with it when it died.
+    """
+    import cloudpickle  # Dask's own
+
+    names = [name for name in os.environ if name.startswith("XUQ_") and name not in ("XUQ_PARTS", "XUQ_SCHEDULER")]
+    environment = {name: os.environ[name] for name in names}
+    send = partial(client.submit, _there, environment, list(sys.path), torch.get_num_threads(), pure=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sending large graph")  # networks are
+        futures = [send(cloudpickle.dumps(call)) for call in calls]
+    found: list[Any] = [None] * len(calls)
+    try:
+        for number, (call, args, kwargs) in reversed([*enumerate(calls)]):
+            if futures[number].status == "finished":
+                found[number] = futures[number].result()
+            else:
+                found[number] = call(*args, **kwargs)
+                futures[number].cancel()
+    finally:
+        client.cancel(futures)
+    return found
+
+
+def _there(environment: Mapping[str, str], path: list[str], num_threads: int, call: bytes) -> Any:
+    """What a call returns, by a worker that finds data and modules, and rounds, as its sender does."""
+    import cloudpickle
+
+    os.environ.update(environment)
+    sys.path.extend(each for each in path if each not in sys.path)
+    torch.set_num_threads(num_threads)
+    measure, args, kwargs = cloudpickle.loads(call)
+    return measure(*args, **kwargs)
 
 
 def resumable(measure: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -117,6 +120,48 @@ def test_a_local_cluster_without_workers_is_an_error_and_another_one_a_warning(p
             stored = stream(posterior, images(4), tmp_path / "other.zarr", scheduler=of_address)
         come.join()
         assert len(stored.dataset["example"]) == 4
+
+
+def noting(network, x, target, *, folder):
+    """The gradient, and a note of who computed it, and on what."""
+    with (Path(folder) / str(os.getpid())).open("a") as file:
+        file.write(f"{x.device.type}\n")
+    return xuq.gradient(network, x, target)
+
+
+def test_batches_go_to_the_workers_that_have_a_gpu_and_each_computes_on_its_own_device(
+    client, posterior, tmp_path, monkeypatch
+):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    stream(posterior, images(6), tmp_path / "alone.zarr", noting, batch_size=2, folder=str(notes))
+    assert [each.name for each in notes.iterdir()] == [str(os.getpid())]
+    shutil.rmtree(notes)
+    notes.mkdir()
+    environment = {**os.environ, "XUQ_DEVICE": "pretend", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([*sys.path, str(Path(__file__).parents[1])])
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", client.scheduler.address, "--nthreads", "1"]
+    command += ["--no-nanny", "--no-dashboard", "--resources", "GPU=1", "--preload", "pretend_device"]
+    with subprocess.Popen(command, env=environment) as worker:
+        try:
+            client.wait_for_workers(3)
+            to = tmp_path / "pretend.zarr"
+            stream(posterior, images(6), to, noting, batch_size=2, scheduler=client, folder=str(notes))
+            by = {each.name: set(each.read_text().split()) for each in notes.iterdir()}
+            assert by.pop(str(worker.pid)) == {"pretend"}, "the one with a GPU alone, on its own device"
+            assert set(by) <= {str(os.getpid())}, "this process has looked at one example, for the shapes"
+            options = {"batch_size": 2, "scheduler": client, "device": "cuda:7"}
+            with pytest.raises(RuntimeError, match=r"device is 'cuda:7', which this machine has not.* \(on "):
+                stream(posterior, images(6), tmp_path / "other.zarr", **options)
+        finally:
+            worker.kill()
+    while len(client.scheduler_info(n_workers=-1)["workers"]) > 2:
+        time.sleep(0.1)
+    for name in ("mean", "std", "cv"):
+        there, here = (
+            getattr(xuq.open_explanations(tmp_path / store), name)() for store in ("pretend.zarr", "alone.zarr")
+        )
+        np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-6)
 
 
 class DeadlyOnce:

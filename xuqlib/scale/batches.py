@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xuqlib.checks import check_target
+from xuqlib.device import check_device
+from xuqlib.device import device as default_device
 from xuqlib.explain import explain, mean_probs, most_probable
 from xuqlib.explainers import Explainer
 from xuqlib.explainers.declaring import declared_by
@@ -68,6 +71,7 @@ class Job:
         target: class of each example, (N,), or one for all; "labels", of the data; None, the predicted one.
         num_draws, seed: for a posterior.
         dtype: of the stored maps.
+        device: where to compute; None, on the own of each process.
     """
 
     path: Path
@@ -81,12 +85,24 @@ class Job:
     keep: str
     pool: int | None
     dtype: str
-    device: str
+    device: str | None
     options: dict[str, Any]
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}  # each process draws for itself
+
+    @cached_property
+    def where(self) -> torch.device:
+        """Where this process computes.
+
+        Raises:
+            RuntimeError: it has no such device.
+        """
+        try:
+            return default_device() if self.device is None else check_device(self.device)
+        except ValueError as error:
+            raise RuntimeError(f"{error} (on {platform.node()})") from error
 
     @cached_property
     def group_size(self) -> int:
@@ -103,10 +119,10 @@ class Job:
     def held(self) -> Draws | None:
         """All draws, where they are evaluated; None where they are drawn for each batch, for want of room."""
         if isinstance(self.draws, Draws):
-            return self.draws.on(torch.device(self.device))
+            return self.draws.on(self.where)
         if isinstance(self.draws, WeightPosterior) and self.group_size < self.num_draws:
             return None
-        return self.draws.sample(self.num_draws, seed=self.seed).on(torch.device(self.device))
+        return self.draws.sample(self.num_draws, seed=self.seed).on(self.where)
 
     def groups(self, batch: Batch) -> Iterator[tuple[Draws, Draws, Tensor]]:
         """Yield the draws, `group_size` at a time, as they are and as they are `seen` with the batch, and its x."""
@@ -115,7 +131,7 @@ class Job:
                 draws = self.held[some]
             else:
                 assert isinstance(self.draws, WeightPosterior)
-                draws = self.draws.drawn(range(some.start, some.stop), self.seed).on(torch.device(self.device))
+                draws = self.draws.drawn(range(some.start, some.stop), self.seed).on(self.where)
             yield draws, *draws.seen(batch.inputs, self.output)
 
     def run(self, number: int, rows: range) -> None:
@@ -130,11 +146,11 @@ class Job:
     def explained(self, rows: range) -> dict[str, np.ndarray]:
         """What is stored of some examples, by the names of `variables`."""
         batch = self.source.read(rows)
-        where, target = torch.device(self.device), self._target(batch, rows)
+        target = self._target(batch, rows)
         answers, probs = [], torch.zeros(())
         for some, draws, x in self.groups(batch):
             if target is None:
-                probs = probs + mean_probs(draws, x, where) * (len(draws) / self.num_draws)
+                probs = probs + mean_probs(draws, x, self.where) * (len(draws) / self.num_draws)
             answers.append(logits_of(some, batch.inputs, output=self.output))
         target = most_probable(probs) if target is None else check_target(target, len(x), 2**31)
         numbers = torch.cat(answers)
@@ -179,7 +195,7 @@ class Job:
         for _, draws, x in self.groups(batch):
             at_once = min(DRAWS_AT_ONCE, max(1, NUMBERS_AT_ONCE // x.numel()))
             for some in blocks(len(draws), at_once):
-                e = explain(draws[some], self.explainer, x, target, device=self.device, progress=False, **options)
+                e = explain(draws[some], self.explainer, x, target, device=self.where, progress=False, **options)
                 assert e.values is not None
                 yield from e.values
 

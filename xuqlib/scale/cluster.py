@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from xuqlib.scale.store import needs
@@ -29,9 +30,12 @@ def by_dask(
         Exception: whatever else `attempt` raises ends the run.
     """
     distributed = needs("distributed")
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    resources = {"GPU": 1} if any("GPU" in each["resources"] for each in workers) else None
+    submit = partial(client.submit, attempt, resources=resources, pure=False)
     sent = _sent(client, job)
     deaths = dict.fromkeys(todo, 0)
-    numbers = {client.submit(attempt, sent, number, rows, pure=False): number for number, rows in todo.items()}
+    numbers = {submit(sent, number, rows): number for number, rows in todo.items()}
     ended = distributed.as_completed(list(numbers), loop=client.loop)
     for future in _awaited(ended, client):
         number = numbers.pop(future)
@@ -43,7 +47,7 @@ def by_dask(
         else:
             deaths[number] += 1
             sent = _sent(client, job) if sent.status == "error" else sent  # those who died had just fetched the job
-            again = client.submit(attempt, sent, number, todo[number], pure=False)
+            again = submit(sent, number, todo[number])
             numbers[again] = number
             ended.add(again)
 

@@ -10,8 +10,10 @@ import errno
 import operator
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from tqdm.auto import tqdm
 
 from xuqlib.checks import check_choice, check_count, check_flag, check_target
 from xuqlib.device import check_device
-from xuqlib.device import device as default_device
 from xuqlib.explainers import Explainer
 from xuqlib.explainers.declaring import named
 from xuqlib.posteriors.base import Posterior, check_draws
@@ -86,9 +87,11 @@ def explain_dataset(
         batch_size: examples of a batch, the unit of work and of storage; chosen from their size by default.
         num_draws, seed: for a posterior.
         dtype: of the stored maps, "float32" or "float16"; `rounding` says how far a map is off for it.
-        device: where to compute; `xuqlib.device.device()` of each process by default.
+        device: where to compute; `xuqlib.device.device()` of each process by default, each worker of a cluster on its
+            own.
         scheduler: share the batches among processes by Dask: the address of a scheduler, a `Client`, or "local", a
-            process for each core of this machine; they all see the folder of `to`. By default this process works alone.
+            process for each core of this machine; they all see the folder of `to`. Where workers were started with
+            `--resources GPU=1`, they alone get batches, one at a time. By default this process works alone.
         shard: (i, n), or "i/n": explain every n-th batch only, for n runs without a scheduler; "auto" takes them from
             $SLURM_ARRAY_TASK_ID and $SLURM_ARRAY_TASK_COUNT, or $RANK and $WORLD_SIZE.
         overwrite: replace a store that is made of something else; one that is made of the same goes on.
@@ -117,7 +120,8 @@ def explain_dataset(
         raise TypeError(f"to is a {type(to).__name__}; pass the path of a folder")
     if Path(to).is_file():
         raise ValueError(f"to is {Path(to).name!r}, a file; pass the path of a folder")
-    where = default_device() if device is None else check_device(device)
+    if device is not None and scheduler is None:
+        check_device(device)
     check_choice(keep, ("moments", "all"), "keep")
     check_choice(dtype, ("float32", "float16"), "dtype")
     if not isinstance(draws, Draws | Posterior):
@@ -144,17 +148,24 @@ def explain_dataset(
         keep=keep,
         pool=pool,
         dtype=dtype,
-        device=str(where),
+        device=None if device is None or scheduler is not None else str(device),  # this process may have none
         options=dict(options),
     )
     with nullcontext() if scheduler is None else connected(scheduler) as client:  # which may be out of reach
-        return _filled(job, _recipe(job, batch_size), part, overwrite, progress, client)
+        remote = replace(job, device=None if device is None else str(device))
+        explained = partial(_here, job) if client is None else partial(by_dask, client, _attempt, remote)
+        return _filled(job, _recipe(job, batch_size), part, overwrite, progress, explained)
 
 
 def _filled(
-    job: Job, recipe: dict[str, Any], part: tuple[int, int], overwrite: bool, progress: bool, client: Any
+    job: Job,
+    recipe: dict[str, Any],
+    part: tuple[int, int],
+    overwrite: bool,
+    progress: bool,
+    explained: Callable[[dict[int, range]], Iterator[tuple[int, str]]],
 ) -> StoredExplanations:
-    """Explain what is missing in the part of a job's store, here or by a client of Dask, and open it."""
+    """Have what is missing in the part of a job's store explained, and open it."""
     store, path = Store(job.path), job.path
     if path.exists():
         there = store.recipe
@@ -177,8 +188,7 @@ def _filled(
     with store.held(part):
         parts, failed = store.parts(), {}
         todo = {number: parts[number] for number in store.missing(part)}
-        outcomes = _here(job, todo) if client is None else by_dask(client, _attempt, job, todo)
-        for number, error in tqdm(outcomes, total=len(todo), desc="explain", unit="batch", disable=not progress):
+        for number, error in tqdm(explained(todo), total=len(todo), desc="explain", unit="batch", disable=not progress):
             if error:
                 failed[number] = error
     if failed:

@@ -22,6 +22,8 @@ from xuqlib.study.figures.rows import row_dots
 from xuqlib.study.intervals import OVER_EXAMPLES, over_examples
 from xuqlib.study.names import spoken
 
+DIFFERS, OPEN = "differs from the other classes", "might not"
+MEASURES = {"insertion": 0, "deletion": 1, "CV": 2}  # from the left
 SHOWN = {"mean": "mean map", "sobel": "edges (Sobel)", "random": "random order"}
 
 # (explainer, ordering, curve) to (example, step)
@@ -74,6 +76,35 @@ def mean_areas(aucs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     number = each.groupby(list(by), sort=False).size().to_numpy()
     frame = over_examples(each, by, "auc")
     return frame.assign(n=number, fill=frame["curve"].map(FILL_OF))
+
+
+def class_dots(frame: pd.DataFrame) -> Figure:
+    """Draw what the mean map gains in each class, and how much it moves.
+
+    Args:
+        frame: columns explainer, measure, class, value, low, high, and differs, from
+            the other classes.
+    """
+    first = frame[frame["explainer"] == frame["explainer"].iloc[0]]
+    gains = first[first["measure"] == "insertion"].set_index("class")["value"]
+    order = gains.sort_values(ascending=False)
+    shown = frame.set_index("class").loc[order.index].reset_index()
+    names = {"deletion": "deletion gains", "insertion": "insertion gains"}
+    name, ends = spoken(frame["explainer"].iloc[0]), order.round(2)
+    return row_dots(
+        shown.assign(
+            panel=shown["measure"].replace(names),
+            group=shown["explainer"].map(spoken),
+            row=shown["class"],
+            mark=shown["differs"].map({True: DIFFERS, False: OPEN}),
+        ).sort_values("measure", key=lambda each: each.map(MEASURES), kind="stable"),
+        marks=(DIFFERS, OPEN),
+        label="area over a random order; CV without a unit",
+        caption=f"Line: {OVER_EXAMPLES}. By what insertion gains, the most on top.",
+        own=True,
+        title=f"{name}: insertion gains most on {ends.index[0]} ({ends.iloc[0]}), "
+        f"least on {ends.index[-1]} ({ends.iloc[-1]})",
+    )
 
 
 def area_dots(frame: pd.DataFrame) -> Figure:

@@ -1384,7 +1384,7 @@ HARMLESS: dict[str, str] = {
     "study.judging.anomaly.iou(b) int": "boxes are whole numbers",
     "study.judging.anomaly.paste(x) other width": "pictures of any size",
     "study.judging.controls.sobel(x) other width": "pictures of any size",
-    "study.judging.mitigation.paste_noise(x) other width": "pictures of any size",
+    "study.judging.mitigation.paste_square(x) other width": "pictures of any size",
     "study.judging.mitigation.unit_maps(maps)": "maps of any shape",
     "study.judging.properties.sparseness(maps)": "maps of any shape",
     "study.judging.stress.corrupt(x) other width": "pictures of any size",

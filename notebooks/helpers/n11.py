@@ -1,59 +1,85 @@
-"""Notebook 11: gains over another training of the same seed, drawn."""
+"""Notebook 11: gains over another training of the same seed, in rows of dots."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from xuqlib.study.figures.panels import panels
+from xuqlib.study.figures.rows import row_dots
 from xuqlib.study.intervals import OVER_SEEDS, over_seeds
 
+MASK = "true mask"
+MARKS = ("UA-Backprop", "the true mask", "other arms")
 
-def gain_panels(
-    frame: pd.DataFrame, *, by: str, side: str, unit: str, title: str
-) -> tuple[Figure, pd.DataFrame]:
-    """Dots of the mean gain of each `side`, in a panel for each value of `by`.
 
-    Args:
-        frame: columns `by`, `side`, seed and gain, of one score.
-        by: column whose values make the panels.
-        side: column whose values stand below each other, in their order.
-        unit: of the gains.
-        title: the claim of the figure.
-
-    Returns:
-        The figure, whose lines are 95 % t-intervals over seeds, cut where they would
-        leave the frame; and the table that it shows, of `over_seeds`.
-    """
-    names = list(dict.fromkeys(frame[side]))
-    reach = 1.4 * frame.groupby([by, side])["gain"].mean().abs().groupby(by).max()
-
-    def draw(axes: Axes, part: pd.DataFrame) -> None:
-        limit = reach[part[by].iloc[0]] or 1.0
-        ends = part[["low", "high"]].clip(
-            -2 * limit, 2 * limit
-        )  # a far end would cost precision, not show
-        places = part[side].map(names.index)
-        axes.hlines(places, ends["low"], ends["high"], linewidth=2.5)
-        axes.plot(part["gain"], places, "o", markersize=9)
-        axes.axvline(0, color="black", linewidth=1.5)
-        axes.set(
-            yticks=range(len(names)),
-            yticklabels=names,
-            ylim=(len(names) - 0.5, -0.5),
-            xlim=(-limit, limit),
-        )
-
-    points = over_seeds(frame, [by, side])
-    figure = panels(
-        points,
-        draw,
-        by=by,
-        labels=(f"{unit} (line: {OVER_SEEDS})", ""),
-        share="y",
-        columns=2,
-        size=(5.8, 1.2 + 0.36 * len(names)),
+def _dots(points: pd.DataFrame, ours: Sequence[str], label: str, title: str) -> Figure:
+    """A row per arm and a panel per setting; ours and the true mask are marked."""
+    kinds = {MASK: MARKS[1]} | dict.fromkeys(ours, MARKS[0])
+    return row_dots(
+        points.assign(
+            panel=points["setting"],
+            group="",
+            row=points["arm"],
+            value=points["gain"],
+            mark=points["arm"].map(kinds).fillna(MARKS[2]),
+        ),
+        marks=MARKS,
+        label=label,
+        caption=f"Clean test. In brackets: training pictures. Line: {OVER_SEEDS}.",
+        line=0,
         title=title,
     )
-    return figure, points
+
+
+def _span(gains: pd.Series) -> str:
+    """The range of some gains in whole points: "+50", or "-4 to +6"."""
+    ends = dict.fromkeys(f"{round(100 * end):+d}" for end in (gains.min(), gains.max()))
+    return " to ".join(ends).replace("+0", "0")
+
+
+def accuracy_dots(
+    frame: pd.DataFrame, *, ours: Sequence[str], counting: Sequence[str]
+) -> tuple[Figure, pd.DataFrame]:
+    """Draw what each arm gains in accuracy over no fading.
+
+    Args:
+        frame: columns setting, arm, seed and gain.
+        ours: arms that fade by the map of the uncertainty.
+        counting: settings in which the true mask gains enough; the title is of them.
+
+    Returns:
+        The figure, and the table that it shows.
+    """
+    points = over_seeds(frame, ["setting", "arm"])
+    counted = points[points["setting"].isin(counting)].set_index("arm")["gain"]
+    title = "No setting counts: even the true mask gains less than 3 points"
+    if len(counted):
+        truth, mine = counted[[MASK]], counted[counted.index.isin(ours)]
+        title = (
+            f"Where the true mask gains {_span(truth)} points of accuracy, "
+            f"UA-Backprop's map gains {_span(mine)}"
+        )
+    return _dots(points, ours, "accuracy gained over the arm none", title), points
+
+
+def likelihood_dots(frame: pd.DataFrame, *, ours: str) -> tuple[Figure, pd.DataFrame]:
+    """Draw what each arm gains in nats over the shuffled pixels of our map.
+
+    Args:
+        frame: columns setting, arm, seed and gain.
+        ours: the arm whose pixels were shuffled.
+
+    Returns:
+        The figure, and the table that it shows.
+    """
+    points = over_seeds(frame, ["setting", "arm"])
+    mine = points[points["arm"] == ours]
+    better, worse = (mine["low"] > 0).sum(), (mine["high"] < 0).sum()
+    title = (
+        f"UA-Backprop's map beats its own shuffled pixels in {better} of {len(mine)} "
+        f"settings, and loses to them in {worse}"
+    )
+    label = "nats gained over the arm shuffled pixels"
+    return _dots(points, [ours], label, title), points

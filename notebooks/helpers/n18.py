@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from xuqlib.study.figures.charts import HUES, curve, dots
-from xuqlib.study.figures.panels import panels
+from xuqlib.study.figures.charts import curve, dots
+from xuqlib.study.figures.rows import row_dots
 from xuqlib.study.intervals import OVER_EXAMPLES
+from xuqlib.study.names import spoken
 from xuqlib.ua_backprop import Setting
+
+MOVED = {
+    "tau1": "tau1 of step 2",
+    "tau2": "tau2 of step 3",
+    "tau2, relative": "tau2, relative",
+}
+FROZEN = ("frozen", "moved")
+CONTROLS = ("UA-Backprop, fewest draws", "control, all draws")
 
 
 def tau1_curve(
@@ -58,95 +62,58 @@ def gain_dots(frame: pd.DataFrame, *, title: str) -> Figure:
     return figure
 
 
-def loss_panels(frame: pd.DataFrame, *, frozen: Setting, title: str) -> Figure:
-    """Write what each pair of temperatures loses into a grid; the frozen one in [].
+def temperature_dots(frame: pd.DataFrame, *, frozen: Setting) -> Figure:
+    """Draw what moving one temperature of a frozen pair does to AUC-URR.
 
     Args:
-        frame: columns dataset, tau1, tau2, loss (of AUC-URR, at most 0).
+        frame: columns dataset, moved (a key of `MOVED`), at, auc (a difference), low,
+            high.
+        frozen: the pair.
     """
-    lowest = frame["loss"].min()
-
-    def draw(axes: Axes, part: pd.DataFrame) -> None:
-        table = part.pivot_table(index="tau1", columns="tau2", values="loss")
-        tau1s, tau2s = list[Any](table.index), list[Any](table.columns)
-        axes.imshow(table, cmap="cividis", vmin=lowest, vmax=0, aspect="auto")
-        for (row, column), value in np.ndenumerate(table.to_numpy()):
-            own = tau1s[row] == frozen.tau1 and tau2s[column] == frozen.tau2
-            loss = f"{value:.3f}".replace("-0.000", "0.000")
-            axes.text(
-                column,
-                row,
-                f"[{loss}]" if own else loss,
-                ha="center",
-                va="center",
-                fontsize=14,
-                color="w" if value < lowest / 2 else "k",
-                weight="bold" if own else "normal",
-            )
-        axes.set(xticks=range(len(tau2s)), xticklabels=[f"{tau:g}" for tau in tau2s])
-        axes.set(yticks=range(len(tau1s)), yticklabels=[f"{tau:g}" for tau in tau1s])
-        axes.grid(visible=False)
-
-    return panels(
-        frame,
-        draw,
-        by="dataset",
-        labels=("tau2", "tau1"),
-        share="",
-        columns=3,
-        size=(6.4, 5.2),
-        title=title,
+    reach = frame.groupby("moved")["auc"].agg(lambda values: values.abs().max())
+    own = (frame["moved"] != "tau2, relative") & (
+        frame["at"] == frame["moved"].map(frozen._asdict())
+    )
+    return row_dots(
+        frame.assign(
+            panel=frame["dataset"].map(spoken),
+            group=frame["moved"].map(MOVED),
+            row=frame["at"].map("{:g}".format),
+            value=frame["auc"],
+            mark=own.map({True: FROZEN[0], False: FROZEN[1]}),
+        ),
+        marks=FROZEN,
+        label="change of AUC-URR",
+        caption=f"Validation pictures. Line: {OVER_EXAMPLES}.",
+        line=0,
+        title=f"Moved alone, tau1 changes AUC-URR by up to {reach['tau1']:.3f}, "
+        f"and tau2 by up to {reach['tau2']:.3f}",
     )
 
 
-def draws_panels(
-    frame: pd.DataFrame, *, controls: Mapping[str, str], title: str
-) -> Figure:
-    """Draw AUC-URR over the number of draws as lines, and controls as crosses.
+def draws_dots(frame: pd.DataFrame) -> Figure:
+    """Draw how the map of the fewest draws, and controls, differ from that of all.
 
     Args:
-        frame: columns panel, setting, name ("UA-Backprop" or a control), draws, auc,
-            low.
-        controls: marker to name.
+        frame: columns dataset, posterior, setting, name, auc (a difference), low, high.
     """
-
-    def draw(axes: Axes, part: pd.DataFrame) -> None:
-        for place, (setting, rows) in enumerate(part.groupby("setting", sort=False)):
-            line = rows[rows["name"] == "UA-Backprop"]
-            axes.errorbar(
-                line["draws"],
-                line["auc"],
-                line["auc"] - line["low"],
-                color=HUES[place],
-                marker="os"[place],
-                label=str(setting),
-            )
-            for marker, name in controls.items():
-                last = rows[rows["name"] == name]
-                axes.plot(
-                    last["draws"] * (1.06 + 0.06 * place),
-                    last["auc"],
-                    marker=marker,
-                    color=HUES[place],
-                    markersize=13,
-                    markeredgewidth=3,
-                    linestyle="none",
-                    label=f"{setting}: {name}",
-                )
-        axes.set(xlabel="draws", xticks=sorted(set(part["draws"])))
-
-    figure = panels(
-        frame,
-        draw,
-        by="panel",
-        labels=("", "AUC-URR at 5 %"),
-        share="",
-        columns=3,
-        size=(4.8, 4.4),
-        title=title,
+    few = frame["name"].str.startswith("UA-Backprop")
+    worse, better = frame.loc[few, "high"] < 0, frame.loc[~few, "low"] > 0
+    lanes = ", ".join(dict.fromkeys(frame["setting"]))
+    return row_dots(
+        frame.assign(
+            panel=frame["posterior"].map(spoken),
+            group=frame["dataset"].map(spoken),
+            row=frame["name"],
+            lane=frame["setting"],
+            value=frame["auc"],
+            mark=few.map({True: CONTROLS[0], False: CONTROLS[1]}),
+        ),
+        marks=CONTROLS,
+        label="AUC-URR less that of UA-Backprop with all draws",
+        caption=f"From the top of a row: {lanes}. Line: {OVER_EXAMPLES}.",
+        line=0,
+        title=f"The fewest draws are worse than all in {worse.sum()} of {len(worse)} "
+        "cases; a control that leaves the idea out beats all draws in "
+        f"{better.sum()} of {len(better)}",
     )
-    lines = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        *lines, loc="outside lower center", ncols=2, fontsize=13, frameon=False
-    )
-    return figure

@@ -164,7 +164,7 @@ def test_changed_maps_change_one_part_and_stay_complete(name):
     assert_close(maps[inside.FULLGRAD], fullgrad_of_prediction(DRAWS, X, setting=name), **EXACT)
     assert_close(maps[SIGNED], attribute_uncertainty(DRAWS, X), **EXACT)
     assert_close(maps["rival", "|x - blur|"], distance_to_blur(DRAWS, X), **EXACT)
-    assert len(maps) == 16
+    assert len(maps) == 17
     same = [key for key, values in maps.items() if torch.allclose(values, maps[inside.UNCHANGED], rtol=1e-6, atol=0)]
     # With a small tau1 and unsure draws, either softmax leaves each share with its own logit.
     assert set(same) - {("coefficients", "row-normalised")} == {inside.UNCHANGED}
@@ -172,7 +172,7 @@ def test_changed_maps_change_one_part_and_stay_complete(name):
 
 def test_an_ablation_scores_every_map_and_says_what_it_looks_like():
     frame = inside.ablation(DRAWS, X)
-    assert len(frame) == 2 * 16 * 4
+    assert len(frame) == 2 * 17 * 4
     same = frame[frame["change"] == "unchanged"]
     assert same["unchanged"].tolist() == pytest.approx([1] * 8)
     assert frame.loc[frame["change"] == inside.FULLGRAD[1], "prediction"].tolist() == pytest.approx([1] * 8)
@@ -209,7 +209,7 @@ def test_a_part_that_is_put_in_is_tried_and_stays_complete():
     own.EXPLAINERS["half"] = lambda network, x, target: x / 2
     own.CONTROLS["zero"] = lambda draws, x: torch.zeros_like(x[:, 0])
     maps = own.changed_maps(DRAWS, X, "paper")
-    assert len(maps) == 16 + 5
+    assert len(maps) == 17 + 5
     epistemic = uncertainties(DRAWS, X).epistemic
     for key in [("coefficients", "own logit"), ("logit map", "FullGrad, even"), ("logit map", "half")]:
         assert_close(maps[key].flatten(1).sum(1), epistemic, **EXACT)
@@ -237,40 +237,92 @@ def test_gains_are_taken_on_the_same_example_and_setting():
     assert found.to_dict() == pytest.approx({("p", "other", 1): 0.6, ("p", "other", 0): -0.1, ("q", "other", 0): 0})
 
 
-def test_unsure_images_are_above_the_median_of_those_that_were_scanned():
-    draws, x = inside.unsure("digits", "validation", wanted=20, posterior="laplace", num_draws=3)
-    _, fewer = inside.unsure("digits", "validation", wanted=5, posterior="laplace", num_draws=3)
-    assert (len(draws), x.shape, x.dtype) == (3, (20, 1, 8, 8), torch.float64)
-    # Twenty of forty are above the median, so five are among them.
-    assert all(any(torch.equal(one, each) for each in x) for one in fewer)
+def test_strata_are_of_absolute_uncertainty_in_nats():
+    found = inside.strata_of([0.5, 0.1, 0.011, 0.01, 0.0])
+    assert found == ["above 0.1", "0.01 to 0.1", "0.01 to 0.1", "below 0.01", "below 0.01"]
 
 
-def swept():
-    """On two data sets the second pair is 0.1 better than the first, give or take 0.01."""
-    rows = []
-    for dataset in ("a", "b"):
-        for tau1, auc in {0.1: 0.2, 1e-5: 0.3}.items():
-            for example in range(6):
-                about = {"dataset": dataset, "example": example, "auc": auc + 0.01 * (example % 2) * (auc > 0.25)}
-                rows.append(about | SETTINGS["paper"]._replace(tau1=tau1)._asdict())
-    return pd.DataFrame(rows)
+def test_images_of_each_stratum_are_drawn_from_those_that_were_scanned():
+    draws, x, names = inside.unsure("digits", "validation", wanted=4, posterior="laplace", num_draws=3)
+    assert (len(draws), x.shape[1:], x.dtype) == (3, (1, 8, 8), torch.float64)
+    u = uncertainties(draws, x).epistemic
+    low = torch.tensor([inside.STRATA[name] for name in names])
+    high = torch.tensor([{0.1: np.inf, 0.01: 0.1, 0.0: 0.01}[inside.STRATA[name]] for name in names])
+    assert ((u > low) & (u <= high)).all()
+    assert pd.Series(names).value_counts().max() <= 4
+    _, decide = inside.deciding((draws, x, names))
+    assert torch.equal(decide, x[u > 0.1])
 
 
-def test_the_losses_are_written_in_full_and_the_frozen_pair_in_brackets():
-    rows = [("a", 0.1, -0.105), ("a", 1e-5, 0), ("b", 0.1, -1e-5), ("b", 1e-5, -0.595)]
-    frame = pd.DataFrame(rows, columns=["dataset", "tau1", "loss"]).assign(tau2=1.0)
-    figure = n18.loss_panels(frame, frozen=SETTINGS["paper"]._replace(tau1=0.1), title="")
-    texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
-    assert texts == [["0.000", "[-0.105]"], ["-0.595", "[0.000]"]]
+def test_a_relative_temperature_is_one_in_standard_deviations_and_keeps_the_order_of_each_map():
+    maps, shares = randn(1, 1, 5, 5).exp(), torch.ones(1, 1, dtype=torch.float64)
+    for tau2 in (0.3, 3.0):
+        found = inside.NORMALISATIONS["relative"](shares, maps, tau2=tau2)
+        plain = (maps[0] / (tau2 * maps.std(correction=0))).flatten().softmax(0).view(1, 5, 5)
+        assert_close(found, plain, **EXACT)
+        assert torch.equal(pixel_order(found), pixel_order(maps[0]))
+        assert_close(inside.NORMALISATIONS["relative"](shares, 140 * maps, tau2=tau2), found, **EXACT)
 
 
-@pytest.mark.parametrize(("tau1", "verdict"), [(0.1, "fails"), (1e-5, "holds")])
-def test_frozen_temperatures_are_judged_against_the_best_of_the_sweep(tau1, verdict, monkeypatch):
+def test_peaks_are_the_largest_weights_over_their_mean():
+    own = definitions("18", BLOCK=3)
+    own.PSIS["minmax"] = lambda network, x: torch.eye(2).double().expand(len(x), 2, 2, 2)
+    # a map of 1, 0, 0, 1, whose standard deviation is 1/2, so a softmax of 1 and 0, and of 2 and 0
+    plain, relative = (own.peaks(DRAWS, X[:2], form, 1.0).tolist() for form in ("softmax", "relative"))
+    e = np.exp(1)
+    assert plain == pytest.approx([4 * e / (2 * e + 2)] * 2)
+    assert relative == pytest.approx([4 * e**2 / (2 * e**2 + 2)] * 2)
+
+
+def test_a_scale_free_form_has_the_same_peak_on_every_data_set():
     study = Notebook("18", preset="quick", seed=0)
-    monkeypatch.setitem(SETTINGS, "paper", SETTINGS["paper"]._replace(tau1=tau1))
-    inside.judge_frozen(study, swept(), "paper")
-    assert [claim["verdict"] for claim in study._claims] == [verdict]
-    assert study._claims[0]["n"] == 12
+    peaks = {("a", "softmax"): 2.0, ("b", "softmax"): 8.0, ("a", "relative"): 3.0, ("b", "relative"): 6.0}
+    rows = [(name, form, i, peak * 2 ** (i % 2)) for (name, form), peak in peaks.items() for i in range(6)]
+    table = pd.DataFrame(rows, columns=["dataset", "normalise", "example", "peak"])
+    space = definitions("18", seed=0)
+    space.judge_peaks(study, table)
+    assert study._claims[0]["value"] == pytest.approx(2)  # a factor of 4 between them, and one of 2
+    assert study._claims[0]["verdict"] == "holds"  # the same images in both forms, so no noise is left
+
+
+def test_temperatures_are_moved_one_at_a_time_and_compared_on_the_same_image():
+    auc = {(1e-5, 1.0): 0.3, (0.1, 1.0): 0.2, (1e-5, 10.0): 0.35, (0.1, 10.0): 0.9}
+    paper = SETTINGS["paper"]
+    rows = [
+        {"dataset": "a", "example": i, "auc": value + 0.01 * i, **paper._replace(tau1=one, tau2=two)._asdict()}
+        for (one, two), value in auc.items()
+        for i in range(3)
+    ]
+    other = {**paper._replace(normalise="relative", tau2=3.0)._asdict(), "dataset": "a", "auc": 0.4}
+    tables = {"paper": pd.DataFrame(rows), "relative": pd.DataFrame([{**other, "example": i} for i in range(3)])}
+    space = definitions("18", paper=paper)
+    found = space.against_frozen(tables)
+    means = found.groupby(["moved", "at"])["auc"].mean().to_dict()
+    wanted = {("tau1", 1e-5): 0, ("tau1", 0.1): -0.1, ("tau2", 1.0): 0, ("tau2", 10.0): 0.05}
+    assert means == pytest.approx({**wanted, ("tau2, relative", 3.0): 0.4 - 0.31})
+    figure = n18.temperature_dots(over_examples(found, ["dataset", "moved", "at"], "auc"), frozen=paper)
+    told = " ".join(figure.get_suptitle().split())
+    assert told == "Moved alone, tau1 changes AUC-URR by up to 0.100, and tau2 by up to 0.050"
+
+
+@pytest.mark.parametrize(("gain", "verdicts"), [(0.1, ["fails"] * 3), (0.004, ["holds"] * 3)])
+def test_what_was_chosen_is_judged_on_other_images(gain, verdicts):
+    """The frozen settings lose `gain` against those chosen, and these as much against the relative form."""
+    chosen = {name: setting._replace(tau1=0.5) for name, setting in SETTINGS.items()}
+    chosen["relative"] = SETTINGS["paper"]._replace(normalise="relative")
+    scores = dict.fromkeys(SETTINGS.values(), 0.3) | {chosen[name]: 0.3 + gain for name in SETTINGS}
+    scores[chosen["relative"]] = 0.3 + 2 * gain
+    best = [chosen[name] for name in SETTINGS]
+    rows = [
+        {**setting._asdict(), "dataset": "toy", "example": i, "auc": auc + 0.001 * (i % 2) * (setting in best)}
+        for setting, auc in scores.items()
+        for i in range(6)
+    ]
+    study = Notebook("18", preset="quick", seed=0)
+    inside.judge_chosen(study, pd.DataFrame(rows), chosen)
+    assert [claim["value"] for claim in study._claims] == pytest.approx([-gain, -gain, gain], abs=0.001)
+    assert [claim["verdict"] for claim in study._claims] == verdicts
+    assert study._claims[2]["test"] == "from -0.01 to 0.01"
 
 
 def ablated(own, signed, ratio):
@@ -315,9 +367,15 @@ def test_the_most_draws_are_judged_against_the_fewest_and_drawn():
     frame, study = pd.DataFrame(rows), Notebook("18", preset="quick", seed=0)
     inside.judge_draws(study, frame)
     assert [claim["verdict"] for claim in study._claims] == ["holds", "fails"]
-    points = over_examples(
-        frame.assign(panel="toy: " + frame["posterior"]), ["panel", "setting", "name", "draws"], "auc"
-    )
-    figure = n18.draws_panels(points, controls={"+": inside.EVEN[1], "x": inside.FULLGRAD[1]}, title="")
-    assert [axes.get_title() for axes in figure.axes] == ["toy: a", "toy: b"]
-    assert [len(axes.lines) for axes in figure.axes] == [3, 3]  # a line, and a cross for each control
+    space = definitions("18", cases=["dataset", "posterior", "setting"])
+    found = space.against_all(frame.assign(auc=frame["auc"] + 0.1 * (frame["name"] == inside.EVEN[1])))
+    points = over_examples(found, ["dataset", "posterior", "setting", "name"], "auc")
+    means = points.set_index(["posterior", "name"])["auc"].to_dict()
+    few = "UA-Backprop, fewest draws"
+    wanted = {("a", few): -0.1, ("a", inside.EVEN[1]): 0.1, ("a", inside.FULLGRAD[1]): 0.0}
+    wanted |= {("b", few): 0.1, ("b", inside.EVEN[1]): 0.1, ("b", inside.FULLGRAD[1]): 0.0}
+    assert means == pytest.approx(wanted)
+    figure = n18.draws_dots(points)
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    told = " ".join(figure.get_suptitle().split())
+    assert told.startswith("The fewest draws are worse than all in 1 of 2 cases;") and told.endswith("in 2 of 4")

@@ -7,20 +7,21 @@ import pandas as pd
 import pytest
 import torch
 from core_networks import EXACT
-from helpers.n11 import gain_panels
+from helpers.n11 import MARKS, accuracy_dots, likelihood_dots
 from notebook_cells import definitions
 from scipy import stats
 from torch import nn
 from torch.testing import assert_close
 
 from xuqlib import Draws, Notebook, uncertainties
-from xuqlib.posteriors.fixing import generator_of
+from xuqlib.posteriors.fixing import generator_of, seed_of
 from xuqlib.study.intervals import OVER_SEEDS, mean_of_trainings, over_seeds
 from xuqlib.study.judging.mitigation import attended, unit_maps
 
 N = definitions(
     "11",
     num_members=2,
+    num_folds=2,
     num_test=20,
     epochs=2,
     batch_size=8,
@@ -37,11 +38,33 @@ def found():
     return N.one_seed("digits", True, 20, 0, list(N.ARMS))
 
 
-def first_stage():
+@pytest.fixture(scope="module")
+def stage():
     train, _, images, patches = N.load_images("digits", True, 10, 0)
-    draws, _ = N.train_ensemble(train, images["train"], 0, stage=1)
-    ours = {part: N.recommended(draws, x) for part, x in images.items()}
-    return train, N.FirstStage(draws, images, patches, ours, 0)
+    return train, N.first_stage(train, images, patches, 0)
+
+
+def test_no_image_is_explained_by_networks_that_were_trained_on_it(stage):
+    train, first = stage
+    maps = first.ours["train"]
+    for fold in (0, 1):
+        away = first.folds["train"] == fold
+        assert away.sum() == 5  # equal folds
+        draws, _ = N.train_ensemble(train[~away], first.images["train"][~away], seed_of(0, fold), stage=1)
+        assert torch.equal(draws(first.images["clean"]), first.ensembles[fold](first.images["clean"]))
+        for row in away.nonzero().flatten():  # one image at a time
+            own = N.recommended(draws, first.images["train"][row : row + 1])
+            assert_close(maps[row : row + 1], own, rtol=0, atol=1e-9)
+
+
+def test_test_images_are_shared_out_among_the_same_ensembles_alike_in_every_test(stage):
+    _, first = stage
+    folds = first.folds["clean"]
+    assert folds.bincount().tolist() == [10, 10]
+    assert all(torch.equal(folds, first.folds[part]) for part in ("gaussian_noise", "contrast"))
+    second = folds == 1
+    own = N.recommended(first.ensembles[1], first.images["clean"][second])
+    assert_close(first.ours["clean"][second], own, rtol=0, atol=1e-9)
 
 
 def test_the_networks_of_all_arms_take_equally_many_steps(found):
@@ -74,6 +97,14 @@ def test_kept_is_the_mean_attention_of_every_form(found):
     assert kept["true mask"] == pytest.approx(1 - float(patches["clean"].mean()), abs=1e-12)
 
 
+def test_marked_is_how_many_times_its_mean_a_map_is_inside_the_square(found):
+    # the square is 2 x 2 of 8 x 8 pixels; a map that is 1 there and 0 elsewhere is 16 times its mean
+    marked = found[found["test"] == "clean"].set_index("arm")["marked"]
+    assert marked["true mask"] == 16
+    assert np.isnan(marked["none"])
+    assert 0.8 < marked["random map"] < 1.2
+
+
 def test_clutter_comes_with_its_place_and_plain_images_have_none():
     (_, test, plain, nowhere), (_, _, images, patches) = (
         N.load_images("digits", each, 10, 0) for each in (False, True)
@@ -83,7 +114,15 @@ def test_clutter_comes_with_its_place_and_plain_images_have_none():
     outside = 1 - patches["clean"][:, None]
     assert torch.equal(outside * images["clean"], outside * plain["clean"])
     assert torch.equal(patches["clean"], patches["contrast"])
-    assert patches["train"].mean() > 0
+    assert (images["clean"][patches["clean"][:, None] == 1] == 1).all()
+
+
+def test_the_place_of_the_square_tells_the_label_in_training_alone():
+    train, test, _, patches = N.load_images("digits", True, 30, 0)
+    train_places, test_places = (patches[part].flatten(1).argmax(1) for part in ("train", "clean"))
+    assert all(len(set(train_places[train.y == kind].tolist())) == 1 for kind in range(10))
+    assert len(set(train_places.tolist())) == 10
+    assert max(len(set(test_places[test.y == kind].tolist())) for kind in range(10)) > 1
 
 
 def test_an_arm_more_is_one_entry_and_changes_no_other(found, monkeypatch):
@@ -96,8 +135,8 @@ def test_an_arm_more_is_one_entry_and_changes_no_other(found, monkeypatch):
     assert 1 - kept["half"] == pytest.approx((1 - kept[OURS]) / 2, abs=1e-12)
 
 
-def test_controls_are_made_of_the_map_that_they_control_for():
-    _, first = first_stage()
+def test_controls_are_made_of_the_map_that_they_control_for(stage):
+    _, first = stage
     ours, clean = first.ours["clean"], first.images["clean"]
     maps = {arm: make(first, "clean") for arm, (make, _) in N.ARMS.items() if make}
     shuffled, mean = maps["shuffled pixels"], maps["dataset-mean map"]
@@ -111,8 +150,8 @@ def test_controls_are_made_of_the_map_that_they_control_for():
     assert all(each.min() >= 0 and each.max() <= 1 for each in maps.values())
 
 
-def test_end_to_end_fades_by_the_maps_of_its_own_networks():
-    train, first = first_stage()
+def test_end_to_end_fades_by_the_maps_of_its_own_networks(stage):
+    train, first = stage
     draws, _, maps, shown = N.second_stage("end-to-end", first, train)
     assert_close(maps["clean"], N.recommended(draws, first.images["clean"]), **EXACT)
     assert_close(shown["clean"], attended(first.images["clean"], maps["clean"]), **EXACT)
@@ -156,23 +195,67 @@ def test_verdicts_follow_the_interval_over_seeds(gain, verdict, figures):
     rows = [("none", seed, 2.0) for seed in range(3)] + [(OURS, seed, 2.0 - each) for seed, each in enumerate(gain)]
     frame = pd.DataFrame(rows, columns=["arm", "seed", "nll"])
     frame = frame.assign(accuracy=0.5, dataset="toy", num_train=4, test="clean")
-    definitions("11", study=study).judge_pair(frame, "clean", OURS, "none")
+    definitions("11", study=study).judge_pair(frame, "clean", OURS, "none", "counts")
     claims = study.claims()
     assert claims["verdict"].tolist() == ["undecided", verdict]
     assert claims["value"].tolist() == pytest.approx([0, sum(gain) / 3])
-    assert claims["statement"][1] == f"toy, 4 pictures, clean test: {OURS} has a better nll than none"
+    assert claims["statement"][1] == f"4 pictures, clean test: {OURS} has a better nll than none"
     assert (claims["claim"] == "U6").all() and (claims["note"] == OVER_SEEDS).all()
     assert claims["unit"].tolist() == ["", "nats"]
 
 
-def test_the_dots_of_a_panel_are_the_means_of_its_gains():
-    gains = pd.DataFrame(
-        {"panel": "p", "arm": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "gain": [0.0, 1.0, -2.0, 0.0]}
+def cluttered(gain):
+    """Four seeds in which the true mask gains so much, give or take 0.01, and our map loses 0.1."""
+    shift = {"none": 0.0, "true mask": gain, "UA-Backprop (paper)": -0.1, OURS: -0.1, "shuffled pixels": 0.0}
+    rows = [
+        (arm, seed, test, 0.5 + each + 0.01 * (seed % 2) * (each != 0), 1.0)
+        for arm, each in shift.items()
+        for seed in range(4)
+        for test in ("clean", "corrupted")
+    ]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "test", "accuracy", "nll"])
+    return frame.assign(dataset="toy, cluttered", num_train=4)
+
+
+@pytest.mark.parametrize(("gain", "counts"), [(0.2, True), (0.03, False), (0.01, False), (-0.2, False)])
+def test_only_a_setting_in_which_the_true_mask_gains_3_points_counts(gain, counts, figures):
+    # gains are g, g + 0.01, g, g + 0.01: a t-interval of 3.18 x 0.00577 / 2 = 0.0092 about g + 0.005
+    study = Notebook("11", preset="quick", seed=0)
+    space = definitions("11", study=study)
+    space.judge_setting(cluttered(gain), "clean")
+    claims = pd.DataFrame(study._claims)
+    assert claims["test"].tolist() == ["above 0.03", *["above 0"] * 6]
+    assert (claims["verdict"][0] == "holds") == counts
+    assert claims["claim"].iloc[1:].eq("U6").all() == counts
+    nothing = claims["statement"].str.endswith("(says nothing: even the true mask gains less than 3 points)")
+    assert nothing.iloc[1:].all() != counts and not nothing[0]
+    primary = "4 pictures, clean test: UA-Backprop (paper) has a better accuracy than none"
+    assert (primary in set(claims["statement"])) == counts
+
+
+def test_plain_images_have_no_positive_control_and_say_nothing(figures):
+    study = Notebook("11", preset="quick", seed=0)
+    space, part = definitions("11", study=study), cluttered(0.2)
+    gain, says = space.control(part[part["arm"] != "true mask"], "clean")
+    assert gain is None and says == "says nothing: no true mask"
+
+
+def test_the_dots_are_the_means_of_the_gains_and_the_titles_say_what_they_say():
+    values = {("a", "true mask"): (0.5, 0.6), ("a", OURS): (-0.2, 0.0), ("b", OURS): (0.1, 0.1), ("a", "x"): (1, 1)}
+    frame = pd.DataFrame(
+        [(setting, arm, seed, gain) for (setting, arm), pair in values.items() for seed, gain in enumerate(pair)],
+        columns=["setting", "arm", "seed", "gain"],
     )
-    figure, points = gain_panels(gains, by="panel", side="arm", unit="nats", title="t")
-    assert points.set_index("arm")["gain"].to_dict() == {"a": 0.5, "b": -1.0}
-    dots = figure.axes[0].lines[0]
-    assert (list(dots.get_xdata()), list(dots.get_ydata())) == ([0.5, -1.0], [0, 1])
+    figure, points = accuracy_dots(frame, ours=[OURS], counting=["a"])
+    assert points.set_index(["setting", "arm"])["gain"].to_dict() == pytest.approx(
+        {("a", "true mask"): 0.55, ("a", OURS): -0.1, ("b", OURS): 0.1, ("a", "x"): 1}
+    )
+    told = " ".join(figure.get_suptitle().split())
+    assert told == "Where the true mask gains +55 points of accuracy, UA-Backprop's map gains -10"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(MARKS)
+    assert accuracy_dots(frame, ours=[OURS], counting=[])[0].get_suptitle().startswith("No setting counts")
+    told = " ".join(likelihood_dots(frame, ours=OURS)[0].get_suptitle().split())
+    assert told.endswith("in 1 of 2 settings, and loses to them in 0")
 
 
 def test_a_whole_pool_leaves_nothing_to_choose():

@@ -8,11 +8,12 @@ import pytest
 import torch
 from core_networks import EXACT
 from torch import nn, tensor
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from xuqlib import Recipe
 from xuqlib.posteriors.fixing import generator_of
-from xuqlib.study.judging.mitigation import attended, fit_attended, paste_noise, unit_maps
+from xuqlib.study.judging.mitigation import attended, fit_attended, paste_square, unit_maps
 from xuqlib.study.training.fitting import one_cycle
 
 
@@ -122,10 +123,30 @@ def test_attention_on_the_true_noise_helps_and_a_random_map_does_not():
     assert scores["random"] < scores["none"] + 0.05
 
 
-def test_a_patch_is_a_third_as_wide_and_nothing_else_changes():
-    x = torch.full((40, 1, 9, 12), 2.0)
-    shown, inside = paste_noise(x, seed=1)
-    assert inside.sum((1, 2)).tolist() == [9.0] * 40
-    assert torch.equal(shown == 2, inside[:, None] == 0)  # noise is below 1
-    assert (inside.amax(1).argmax(1).unique().numel(), inside.amax(2).argmax(1).unique().numel()) == (10, 7)
-    assert torch.equal(inside[0].amax(1)[:, None] * inside[0].amax(0), inside[0])  # one square
+def test_squares_go_clockwise_along_the_border_and_nothing_else_changes():
+    # 4 x 8 pixels, so the square is one pixel, and the way around the border has 2 (3 + 7) = 20 places
+    x, place = torch.full((20, 2, 4, 8), 0.5), torch.arange(20)
+    shown, inside = paste_square(x, place, 20)
+    corner, right, bottom, left = (
+        [(0, c) for c in range(8)],
+        [(1, 7), (2, 7)],
+        [(3, c) for c in range(7, -1, -1)],
+        [
+            (2, 0),
+            (1, 0),
+        ],
+    )
+    assert [tuple(each.nonzero()[0].tolist()) for each in inside] == corner + right + bottom + left
+    assert inside.sum((1, 2)).tolist() == [1.0] * 20
+    assert torch.equal(shown, torch.where(inside[:, None] == 1, 1.0, 0.5).expand_as(x))
+    few = paste_square(x[:4], torch.arange(4), 4)[1]  # every fifth of them
+    assert torch.equal(few, inside[::5])
+
+
+def test_a_square_is_a_quarter_as_wide_and_a_border_holds_only_so_many():
+    _, inside = paste_square(torch.zeros(3, 1, 8, 8), torch.tensor([0, 2, 3]), 4)
+    assert torch.equal(inside[0], F.pad(torch.ones(2, 2), (0, 6, 0, 6)))
+    assert torch.equal(inside[1], inside[0].flip(0, 1))
+    assert torch.equal(inside[2], inside[0].flip(0))
+    with pytest.raises(ValueError, match="border of 8 x 8 has 24"):
+        paste_square(torch.zeros(1, 1, 8, 8), torch.tensor([0]), 25)

@@ -146,5 +146,7 @@ def test_a_number_stands_among_the_rows_of_its_notebook():
 
 def _bare(statement: str) -> str:
     return re.sub(
-        r"PGD \d+|(of|of class) (deer|saltire|stripes)|^(gradient|integrated_gradients), mc_dropout_all", "", statement
+        r"PGD \d+|\d+ pictures, |(of|of class) (deer|saltire|stripes)|^(gradient|integrated_gradients), mc_dropout_all",
+        "",
+        statement,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,23 +78,33 @@ def attended(x: Batch, maps: Maps, *, tau: Positive | None = None, fill: str | T
 
 
 @checked
-def paste_noise(x: Pictures, *, seed: Seed = 0) -> tuple[Tensor, Tensor]:
-    """Paste a square of uniform noise, a third as wide as the image, at a random place of each image.
+def paste_square(x: Pictures, place: Target, num_places: Count) -> tuple[Tensor, Tensor]:
+    """Paste a white square, a quarter as wide as the image, at one of several places along its border.
 
     Args:
         x: images (N, C, H, W) in [0, 1].
-        seed: of places and noise.
+        place: where the square of each image goes, (N,), clockwise from 0, the top left corner.
+        num_places: how many places there are, equally far apart along the border.
 
     Returns:
         Images shaped like x, and the squares, (N, H, W), of x's dtype: 1 inside, 0 outside.
+
+    Raises:
+        ValueError: place does not fit, or the border is too short for so many places.
     """
     height, width = x.shape[-2:]
-    side, stream = max(1, round(min(height, width) / 3)), np.random.default_rng(seed)
-    top, left = (torch.from_numpy(stream.integers(0, size - side + 1, (len(x), 1))) for size in (height, width))
-    rows, columns = torch.arange(height) - top, torch.arange(width) - left
+    side = max(1, round(min(height, width) / 4))
+    down, across = height - side, width - side
+    if num_places > 2 * (down + across):
+        raise ValueError(f"num_places is {num_places}, but the border of {height} x {width} has {2 * (down + across)}")
+    way = (check_target(place, len(x), num_places) * 2 * (down + across) / num_places).round()  # from the first corner
+    left = torch.minimum(way, 2 * across + down - way).clamp(0, across)
+    top = torch.minimum(way - across, 2 * (across + down) - way).clamp(0, down)
+    rows, columns = (
+        torch.arange(n, device=x.device) - at[:, None].to(x.device) for n, at in ((height, top), (width, left))
+    )
     inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None]
-    noise = torch.from_numpy(stream.random(tuple(x.shape))).to(x)
-    return torch.where(inside[:, None], noise, x), inside.to(x)
+    return torch.where(inside[:, None], 1.0, x), inside.to(x)
 
 
 @checked

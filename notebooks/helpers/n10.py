@@ -226,7 +226,9 @@ def truth_dots(
     some = truths[truths["map"].isin(names)]
     by = ["map", "patch"]
     wide = some.pivot(index=[*by, "example"], columns="right", values="rank").dropna()
-    gain = over_examples((wide[True] - wide[False]).reset_index(name="gain"), by, "gain")
+    gain = over_examples(
+        (wide[True] - wide[False]).reset_index(name="gain"), by, "gain"
+    )
     drawn = points[points["map"].isin(names)]
     order = {name: place for place, name in enumerate(names)}
     drawn = drawn.sort_values("map", key=lambda each: each.map(order), kind="stable")
@@ -284,7 +286,9 @@ def rival_maps(
     dataset: str,
     title: str,
 ) -> tuple[Figure, pd.DataFrame]:
-    """Draw an image and its maps, a row per league, over their largest |value|; and the frame.
+    """Draw an image and its maps, a row per league; and the frame.
+
+    Each map is divided by its largest |value|.
 
     Args:
         picture: (channel, height, width), at the head of the first row.

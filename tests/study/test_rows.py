@@ -169,20 +169,7 @@ def test_the_classes_with_the_most_and_the_least_are_named_by_insertion_alone():
     rows = [("deletion", "a", 0.9), ("deletion", "b", 0.1), ("insertion", "a", 0.1), ("insertion", "b", 0.35)]
     frame = pd.DataFrame(rows, columns=["measure", "class", "value"]).assign(explainer="guided_backprop", differs=False)
     figure = n06.class_dots(frame.assign(low=frame["value"] - 0.1, high=frame["value"] + 0.1))
-    assert figure.get_suptitle().split() == [
-        "Guided",
-        "Backprop:",
-        "insertion",
-        "gains",
-        "most",
-        "on",
-        "b",
-        "(0.35),",
-        "least",
-        "on",
-        "a",
-        "(0.1)",
-    ]
+    assert " ".join(figure.get_suptitle().split()).endswith("insertion gains most on b (0.35), least on a (0.1)")
     assert [axes.get_title() for axes in figure.axes] == ["insertion gains", "deletion gains"]
     assert layout_problems(figure) == []
 

@@ -382,6 +382,7 @@ def execute(job: Job) -> None:
         # For the kernel alone: papermill's cwd would move this whole process, and with it the kernels of other threads.
         resources={"metadata": {"path": str(job.source.parent)}},
         start_timeout=120,  # a kernel among several on a busy machine is slow to answer
+        iopub_timeout=120,  # and to hand on what it has printed
         # At a lower level the kernel warns that loopback is not encrypted.
         extra_arguments=["--IPKernelApp.log_level=ERROR", f"--IPKernelApp.exec_lines={set_parts}"],
         progress_bar=False,

@@ -20,6 +20,7 @@ from torch import nn
 
 import xuqlib as xuq
 from xuqlib.scale import explain_dataset
+from xuqlib.scale.batches import Job
 from xuqlib.scale.cluster import by_dask, connected
 from xuqlib.scale.stream import IncompleteError
 
@@ -120,6 +121,22 @@ def test_a_local_cluster_without_workers_is_an_error_and_another_one_a_warning(p
             stored = stream(posterior, images(4), tmp_path / "other.zarr", scheduler=of_address)
         come.join()
         assert len(stored.dataset["example"]) == 4
+
+
+def test_a_batch_that_is_whole_is_not_explained_again_when_its_worker_died_before_it_was_heard(
+    posterior, tmp_path, monkeypatch
+):
+    jobs, run = [], Job.run
+    monkeypatch.setattr(Job, "run", lambda job, *what: (jobs.append(job), run(job, *what)))
+    to = tmp_path / "maps.zarr"
+    stream(posterior, images(4), to, batch_size=2)
+    monkeypatch.setattr(Job, "explained", lambda *_: pytest.fail("explained again"))
+    before = contents(to)
+    jobs[0].run(1, range(2, 4))
+    assert contents(to) == before
+    Path(to, "whole", "c", "1").unlink()
+    with pytest.raises(pytest.fail.Exception, match="explained again"):
+        jobs[0].run(1, range(2, 4))
 
 
 def noting(network, x, target, *, folder):

@@ -135,13 +135,15 @@ class Job:
             yield draws, *draws.seen(batch.inputs, self.output)
 
     def run(self, number: int, rows: range) -> None:
-        """Explain a batch and write it.
+        """Explain a batch and write it, unless it is whole: by a worker that died before it could say so.
 
         Raises:
             RuntimeError: this process has other versions than the one that made the store.
         """
         check_versions(self.versions)
-        Store(self.path).write(number, self.explained(rows))
+        store = Store(self.path)
+        if not store.is_whole(number):
+            store.write(number, self.explained(rows))
 
     def explained(self, rows: range) -> dict[str, np.ndarray]:
         """What is stored of some examples, by the names of `variables`."""

@@ -126,11 +126,13 @@ class Store:
 
     def missing(self, shard: tuple[int, int] = (0, 1)) -> list[int]:
         """Numbers of the batches of a shard that are not written to the end."""
-        chunks = self.path / WHOLE / "c"
-        written = {int(chunk.name) for chunk in chunks.iterdir() if chunk.name.isdigit()} if chunks.exists() else set()
         return [
-            number for number in range(len(self.parts())) if number % shard[1] == shard[0] and number not in written
+            number for number in range(len(self.parts())) if number % shard[1] == shard[0] and not self.is_whole(number)
         ]
+
+    def is_whole(self, number: int) -> bool:
+        """Whether a batch is written to the end."""
+        return (self.path / WHOLE / "c" / str(number)).exists()
 
     def write(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Write a batch: its chunks, and, when those are on the disk, that it is whole."""

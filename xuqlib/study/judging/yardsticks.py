@@ -156,9 +156,7 @@ def _curve(function: Uncertainty, x: Tensor, maps: Tensor, size: int, filled: Ca
 
 
 @checked
-def flipping(
-    function: Callable[..., Any], x: Pictures, maps: Maps, reference: Tensor, *, size: Count = 5
-) -> Tensor:
+def flipping(function: Callable[..., Any], x: Pictures, maps: Maps, reference: Tensor, *, size: Count = 5) -> Tensor:
     """Uncertainty of each picture while its pixels are replaced, the largest of its map first.
 
     Args:

@@ -210,8 +210,8 @@ def flipping_of_rows(
     """
     if maps.shape != x.shape or x.dim() != 2 or known.dim() != 2 or known.shape[1] != x.shape[1] or not len(known):
         raise ValueError(f"x is {shown(x)}, maps are {shown(maps)}, known is {shown(known)}; pass rows (N, F)")
-    if not bool(torch.isfinite(known).all()):
-        raise ValueError("known holds NaN or infinities; pass whole rows")
+    if not known.is_floating_point() or not bool(torch.isfinite(known).all()):
+        raise ValueError("known holds NaN, infinities or no floating point numbers; pass whole rows")
     stream = generator_of(seed)
 
     def filled(flipped: Tensor) -> Tensor:
@@ -331,8 +331,9 @@ def input_stability(maps: Maps, values: Stack, x: Batch, copies: Tensor, *, by_p
     """
     after, before = _stack(values, maps).flatten(2), _variances(maps).flatten(1)
     fits = copies.shape == (len(values), *x.shape) and len(x) == len(maps)
-    if not fits or not bool(torch.isfinite(copies).all()):
-        raise ValueError(f"copies are {shown(copies)}, x is {shown(x)}; pass finite copies (copy, N, ...) of x")
+    if not fits or not bool(torch.isfinite(copies).all()) or bool(values.isinf().any()):
+        given = f"values are {shown(values)}, copies {shown(copies)}, x is {shown(x)}"
+        raise ValueError(f"{given}; pass finite copies (copy, N, ...) of x, and their maps")
     at, moved = x.detach().double().flatten(1), copies.detach().double().flatten(2)
     if by_pixel:
         small = 1e-6

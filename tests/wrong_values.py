@@ -735,6 +735,29 @@ CALLS: Calls = {
         "baseline": lambda: "a",
     },
     "study.judging.variance.variance_split": {"explainer": lambda: smoothgrad, "options": lambda: {"num_samples": 2}},
+    "study.judging.yardsticks.flipping": {
+        "function": lambda: lambda x: x.flatten(1).mean(1),
+        "reference": lambda: pictures().flip(0),
+    },
+    "study.judging.yardsticks.flipping_area": {"values": lambda: randn(4, 3).abs() + 0.1},
+    "study.judging.yardsticks.flipping_of_rows": {
+        "function": lambda: lambda x: x.mean(1),
+        "x": lambda: randn(4, 5, dtype=torch.float32),
+        "maps": lambda: randn(4, 5, dtype=torch.float32).abs(),
+        "known": lambda: randn(6, 5, dtype=torch.float32),
+        "radius": lambda: 0.1,
+        "size": lambda: 1,
+    },
+    "study.judging.yardsticks.input_stability": {
+        "values": lambda: torch.stack([maps(), maps().flip(0)]),
+        "copies": lambda: torch.stack([pictures(), pictures().flip(0)]),
+    },
+    "study.judging.yardsticks.blurred_rows": {"radius": lambda: 1.0},
+    "study.judging.yardsticks.rank_agreement": {"values": lambda: randn(4, 3)},
+    "study.judging.yardsticks.rank_improvement": {
+        "values": lambda: torch.stack([maps()] * 4),
+    },
+    "study.judging.yardsticks.repeatability": {"values": lambda: torch.stack([maps(), maps().flip(0)])},
     "study.predictions.predicted": {"number": lambda: 1},
     "study.predictions.prediction": {"number": lambda: 1, "question": lambda: "How many?"},
     "study.record.Notebook.__init__": {
@@ -997,7 +1020,7 @@ KINDS: dict[str, Kind] = {
         """
         against: str, dtype: str, augment, choice, coefficients, dataset: str, form, how, keep, kind: str,
         level: str, log: str, masks: str, method: str, metric: str, normalise, of, placement, precision,
-        preset, psi, reduction, setting, share: str, split, statistic: str, stem, task, network: str,
+        preset, psi, reduction, setting, share: str, split, statistic: str, stem, task, ties, network: str,
         baseline: str, rival, study.judging.steadiness.quotients(explainer),
         study.judging.steadiness.log_quotients(explainer), study.intervals.class_gap(name),
         study.data.loading.load(name), study.data.planted.shape(name), study.data.planted_signals.motif(name),
@@ -1064,7 +1087,7 @@ KINDS: dict[str, Kind] = {
         a: Tensor, attribution, b: Tensor, cv, held_out, high: Tensor, labels: Tensor, log_var, logits,
         low: Tensor, maps: Tensor, maps: torch.Tensor, mean, noise: Tensor, overlap, probs: Tensor,
         reference: Tensor, scores, shares: Tensor, std, value: Tensor, values: Tensor, values: torch.Tensor,
-        values: Tensor | None, z, total, aleatoric, epistemic, others, index, output: Output
+        values: Tensor | None, z, total, aleatoric, epistemic, others, index, output: Output, copies, known
         """,
         FLOATING,
         ("maps", "map", "boxes", "target", "shape", "axes", "values", "terms"),
@@ -1192,7 +1215,7 @@ KINDS: dict[str, Kind] = {
     ),
     "flag": Kind(
         """
-        absolute, overwrite, partial, decides, keep_roots, log: bool, matched, own, paired, progress, rescale,
+        absolute, by_pixel, overwrite, partial, decides, keep_roots, log: bool, matched, own, paired, progress, rescale,
         retrain, scaled, soft, tokens, within, holds, conservative
         """,
         always(text="no", number=2, nan=math.nan, list=[]),
@@ -1389,6 +1412,10 @@ HARMLESS: dict[str, str] = {
     "study.judging.properties.sparseness(maps)": "maps of any shape",
     "study.judging.stress.corrupt(x) other width": "pictures of any size",
     "study.training.fitting.augmented(x) other width": "pictures of any size",
+    "study.judging.yardsticks.blurred_rows(x) other width": "pictures of any size",
+    "study.judging.yardsticks.complexity(maps)": "maps of any shape",
+    "study.judging.yardsticks.first_order(values)": "maps of any shape",
+    "study.judging.yardsticks.input_stability(values) nan": "a copy with a NaN in its map does not count",
     "study.judging.controls.permuted_last_layer(network) training": "its copy is in eval mode",
     "study.judging.sanity.cascade(network) training": "only names are read",
     "study.judging.sanity.independent(network) training": "only names are read",

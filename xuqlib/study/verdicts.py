@@ -57,14 +57,18 @@ OWN_CLAIMS: Mapping[str, str] = {
     "features, around one network, at no more than 1.3 times the width of an ensemble's",
     "signed": "a signed, complete map of the uncertainty beats signed gradient x input, and keeps the answer as often",
 }
-STATEMENTS: Mapping[str, str] = {**PAPER_CLAIMS, **SECOND_CLAIMS, **OWN_CLAIMS}
+# What an evaluation suite found with its measures, arXiv 2603.24524: notebook 24.
+SUITE_CLAIMS: Mapping[str, str] = {
+    "yardsticks": "DropConnect's maps of uncertainty are better than dropout's in most measures",
+}
+STATEMENTS: Mapping[str, str] = {**PAPER_CLAIMS, **SECOND_CLAIMS, **OWN_CLAIMS, **SUITE_CLAIMS}
 SEVERAL = "several"  # what a row on more than one data set counts for
 FIGURES = {
     **{"C1": "04_against_integrated_gradients", "C2": "06_against_single", "C3": "05_at_equal_entropy"},
     **{"C4": "05_asked", "C5": "12_novel", "C6": "12_forgetting", "C7": "17_ranks", "C8": "12_attack"},
     **{"U2": "10_blurring", "U3": "10_anomaly", "U4": "10_truth", "U5": "10_seconds", "U6": "11_accuracy"},
     **{"coverage": "07_coverage", "mended": "07_mended_integrated_gradients", "conformal": "25_coverage"},
-    "signed": "10_blurring",
+    **{"signed": "10_blurring", "yardsticks": "24_headline"},
 }
 STARRED = (
     "A star marks a row of a full run that was made before its number was chosen: it is judged by its own interval, "

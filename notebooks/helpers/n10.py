@@ -196,7 +196,8 @@ def anomaly_dots(points: pd.DataFrame) -> Figure:
     wide = points.pivot(
         index=["dataset", "map"], columns="window", values=["value", "low", "high"]
     )
-    found = wide["low"][WINDOWS[0]] > wide["high"][[*WINDOWS[1:]]].max(axis=1)
+    controls = wide["high"].drop(columns=WINDOWS[0])
+    found = wide["low"][WINDOWS[0]] > controls.max(axis=1)
     return row_dots(
         points.assign(
             panel=points["dataset"].map(spoken),

@@ -193,11 +193,10 @@ def anomaly_dots(points: pd.DataFrame) -> Figure:
     Args:
         points: columns dataset, map, window (of WINDOWS), value, low, high.
     """
-    wide = points.pivot(
-        index=["dataset", "map"], columns="window", values=["value", "low", "high"]
-    )
-    controls = wide["high"].drop(columns=WINDOWS[0])
-    found = wide["low"][WINDOWS[0]] > controls.max(axis=1)
+    keys, patched = ["dataset", "map"], points["window"] == WINDOWS[0]
+    controls = points[~patched].groupby(keys)["high"].max()
+    own = points[patched].set_index(keys)["low"]
+    found = own > controls.reindex(own.index)
     return row_dots(
         points.assign(
             panel=points["dataset"].map(spoken),

@@ -251,7 +251,7 @@ def with_help(calls: Sequence[Delayed], client: Any) -> list[Any]:
     A notebook may hold the only place of its worker: it waits for nobody, but does itself what is not done yet, and
     what a worker has failed in or taken with it when it died.
     """
-    import cloudpickle  # Dask's own
+    from joblib.externals import cloudpickle
 
     names = [name for name in os.environ if name.startswith("XUQ_") and name not in ("XUQ_PARTS", "XUQ_SCHEDULER")]
     environment = {name: os.environ[name] for name in names}
@@ -274,7 +274,7 @@ def with_help(calls: Sequence[Delayed], client: Any) -> list[Any]:
 
 def _there(environment: Mapping[str, str], path: list[str], num_threads: int, call: bytes) -> Any:
     """What a call returns, by a worker that finds data and modules, and rounds, as its sender does."""
-    import cloudpickle
+    from joblib.externals import cloudpickle
 
     os.environ.update(environment)
     sys.path.extend(each for each in path if each not in sys.path)

@@ -251,14 +251,14 @@ def with_help(calls: Sequence[Delayed], client: Any) -> list[Any]:
     A notebook may hold the only place of its worker: it waits for nobody, but does itself what is not done yet, and
     what a worker has failed in or taken with it when it died.
     """
-    from joblib.externals import cloudpickle
+    from distributed.protocol import pickle  # takes functions of a notebook, too
 
     names = [name for name in os.environ if name.startswith("XUQ_") and name not in ("XUQ_PARTS", "XUQ_SCHEDULER")]
     environment = {name: os.environ[name] for name in names}
     send = partial(client.submit, _there, environment, list(sys.path), torch.get_num_threads(), pure=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph")  # networks are
-        futures = [send(cloudpickle.dumps(call)) for call in calls]
+        futures = [send(pickle.dumps(call)) for call in calls]
     found: list[Any] = [None] * len(calls)
     try:
         for number, (call, args, kwargs) in reversed([*enumerate(calls)]):
@@ -274,12 +274,12 @@ def with_help(calls: Sequence[Delayed], client: Any) -> list[Any]:
 
 def _there(environment: Mapping[str, str], path: list[str], num_threads: int, call: bytes) -> Any:
     """What a call returns, by a worker that finds data and modules, and rounds, as its sender does."""
-    from joblib.externals import cloudpickle
+    from distributed.protocol import pickle
 
     os.environ.update(environment)
     sys.path.extend(each for each in path if each not in sys.path)
     torch.set_num_threads(num_threads)
-    measure, args, kwargs = cloudpickle.loads(call)
+    measure, args, kwargs = pickle.loads(call)
     return measure(*args, **kwargs)
 
 

@@ -251,7 +251,9 @@ def with_help(calls: Sequence[Delayed], client: Any) -> list[Any]:
     A notebook may hold the only place of its worker: it waits for nobody, but does itself what is not done yet, and
     what a worker has failed in or taken with it when it died.
     """
-    from distributed.protocol import pickle  # takes functions of a notebook, too
+    from xuqlib.scale.store import needs
+
+    pickle = needs("distributed.protocol.pickle")  # takes functions of a notebook, too
 
     names = [name for name in os.environ if name.startswith("XUQ_") and name not in ("XUQ_PARTS", "XUQ_SCHEDULER")]
     environment = {name: os.environ[name] for name in names}
@@ -274,7 +276,9 @@ def with_help(calls: Sequence[Delayed], client: Any) -> list[Any]:
 
 def _there(environment: Mapping[str, str], path: list[str], num_threads: int, call: bytes) -> Any:
     """What a call returns, by a worker that finds data and modules, and rounds, as its sender does."""
-    from distributed.protocol import pickle
+    from xuqlib.scale.store import needs
+
+    pickle = needs("distributed.protocol.pickle")
 
     os.environ.update(environment)
     sys.path.extend(each for each in path if each not in sys.path)

@@ -812,6 +812,11 @@ CALLS: Calls = {
     "study.verdicts.about": {"table": claims, "names": lambda: ["C1"]},
     "study.verdicts.holm": {"p": lambda: [0.01, 0.04, 0.03]},
     "study.verdicts.primary": {"chosen": lambda: importlib.import_module("xuqlib.study.verdicts").read_chosen()},
+    "study.judging.mitigation.paste_square": {
+        "x": lambda: torch.rand(4, 1, 8, 8),
+        "place": lambda: torch.tensor([0, 1, 2, 3]),
+        "num_places": lambda: 4,
+    },
     "study.verdicts.read_chosen": {"path": lambda: Path(xuqlib.__file__).parents[1] / "notebooks" / "claims.yaml"},
     "study.verdicts.gather": {"folder": lambda: Path(xuqlib.__file__).parents[1] / "figures" / "full"},
     "study.verdicts.verdict_bars": {"by": lambda: "notebook"},

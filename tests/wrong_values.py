@@ -922,7 +922,7 @@ KINDS: dict[str, Kind] = {
     "target": Kind(
         """
         target: Any, target: Tensor | int | str | None, target: Tensor, target: Tensor | int | None,
-        target: Tensor | None, y: Tensor, study.report.making.report(labels)
+        target: Tensor | None, y: Tensor, place: Tensor, study.report.making.report(labels)
         """,
         {
             **TENSOR,

@@ -943,7 +943,7 @@ KINDS: dict[str, Kind] = {
         """
         pool, batch_size, block, candidates: int, chunk, columns: int, depth, epochs, every, example: int,
         expansion, fewest, group, heads, hidden: int, image_size, in_channels, channels, latent, length, most, narrow,
-        num_bins, num_classes, num_copies, num_draws: int, num_draws: int | None, num_examples: int,
+        num_bins, num_classes, num_copies, num_draws: int, num_draws: int | None, num_examples: int, num_places,
         num_examples: int | None, num_features, num_folds, num_jobs, num_members, num_networks, num_outputs,
         num_pixels, num_raters, num_repeats, num_resamples, num_rounds, num_samples, num_segments, num_starts,
         num_steps, num_train, num_tries, num_words, patch, patience, seeds, severity, size: int, width,

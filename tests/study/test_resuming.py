@@ -6,6 +6,7 @@ import copy
 import os
 import signal
 import time
+import warnings
 from functools import partial
 
 import nbformat
@@ -151,6 +152,20 @@ def test_a_cluster_helps_with_long_measurements_and_what_it_finds_is_the_same(cl
 
 
 @pytest.mark.slow
+def test_a_worker_of_another_version_measures_nothing_and_that_is_said(cluster, kernel, monkeypatch):
+    def where(_):
+        time.sleep(0.5)
+        return os.getpid()
+
+    monkeypatch.setenv("XUQ_SCHEDULER", cluster.scheduler.address)
+    cluster.wait_for_workers(1)
+    cluster.submit(resuming.fingerprint, 0).result()
+    monkeypatch.setattr(resuming, "versions", lambda: {"torch": "1.0"})
+    with pytest.warns(UserWarning, match="a worker failed and this process goes on.*other versions"):
+        assert side_by_side((delayed(where)(each) for each in range(4)), 1) == 4 * [os.getpid()]
+
+
+@pytest.mark.slow
 def test_a_measurement_waits_for_no_worker_and_is_not_lost_with_one(cluster, kernel, monkeypatch):
     monkeypatch.setenv("XUQ_SCHEDULER", cluster.scheduler.address)
     here = os.getpid()
@@ -160,11 +175,14 @@ def test_a_measurement_waits_for_no_worker_and_is_not_lost_with_one(cluster, ker
             os.kill(os.getpid(), signal.SIGKILL)
         return number
 
-    assert side_by_side((delayed(deadly)(each) for each in range(3)), 1) == [0, 1, 2]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "a worker failed", UserWarning)  # or had not begun
+        assert side_by_side((delayed(deadly)(each) for each in range(3)), 1) == [0, 1, 2]
     cluster.wait_for_workers(1)
-    held = cluster.submit(time.sleep, 600, pure=False)  # as by a notebook that has the only place
+    held = cluster.submit(time.sleep, 20, pure=False)  # as by a notebook that has the only place
     assert side_by_side((delayed(abs)(-each) for each in range(3)), 1) == [0, 1, 2]
     held.cancel()
+    warnings.filterwarnings("ignore", "a worker failed", UserWarning)
     with pytest.raises(ZeroDivisionError):
         side_by_side([delayed(divmod)(1, 0)], 1)
 

@@ -30,7 +30,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
 
-from xuqlib.study.files import DamagedError, replace_file, seal
+from xuqlib.study.files import DamagedError, replace_file, seal, versions
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -254,10 +254,10 @@ def with_help(calls: Sequence[Delayed], client: Any) -> list[Any]:
     from xuqlib.scale.store import needs
 
     pickle = needs("distributed.protocol.pickle")  # takes functions of a notebook, too
-
     names = [name for name in os.environ if name.startswith("XUQ_") and name not in ("XUQ_PARTS", "XUQ_SCHEDULER")]
     environment = {name: os.environ[name] for name in names}
-    send = partial(client.submit, _there, environment, list(sys.path), torch.get_num_threads(), pure=False)
+    told = environment, list(sys.path), torch.get_num_threads(), versions()
+    send = partial(client.submit, _there, *told, pure=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sending large graph")  # networks are
         futures = [send(pickle.dumps(call)) for call in calls]
@@ -267,6 +267,9 @@ def with_help(calls: Sequence[Delayed], client: Any) -> list[Any]:
             if futures[number].status == "finished":
                 found[number] = futures[number].result()
             else:
+                if futures[number].status == "error":
+                    error = futures[number].exception()
+                    warnings.warn(f"a worker failed and this process goes on: {error!r}", stacklevel=3)
                 found[number] = call(*args, **kwargs)
                 futures[number].cancel()
     finally:
@@ -274,12 +277,19 @@ def with_help(calls: Sequence[Delayed], client: Any) -> list[Any]:
     return found
 
 
-def _there(environment: Mapping[str, str], path: list[str], num_threads: int, call: bytes) -> Any:
-    """What a call returns, by a worker that finds data and modules, and rounds, as its sender does."""
+def _there(
+    environment: Mapping[str, str], path: list[str], num_threads: int, wanted: Mapping[str, str], call: bytes
+) -> Any:
+    """What a call returns, by a worker that finds data and modules, and rounds, as its sender does.
+
+    Raises:
+        RuntimeError: it has other versions.
+    """
+    from xuqlib.scale.cluster import check_versions
     from xuqlib.scale.store import needs
 
+    check_versions(wanted)
     pickle = needs("distributed.protocol.pickle")
-
     os.environ.update(environment)
     sys.path.extend(each for each in path if each not in sys.path)
     torch.set_num_threads(num_threads)

@@ -371,3 +371,23 @@ def test_laplace_never_ends_the_process(monkeypatch):
     monkeypatch.setattr(torch.linalg, "eigh", without_result)
     with pytest.raises(ValueError, match="the curvature of the last layer has no eigendecomposition"):
         Laplace(seeded(tiny)).fit(loader(X, Y))
+
+
+def test_what_basis_rounding_picks_among_flat_directions_changes_no_draw():
+    """Features of rank 2 in 6 dimensions: among four directions of equal precision, any basis is as good."""
+    network = seeded(lambda: nn.Sequential(nn.Linear(2, 6, bias=False), nn.Linear(6, 3)).double())
+    x, y = randn(48, 2).double(), torch.arange(48) % 3
+    posterior = Laplace(network).fit(loader(x, y))
+    factor = posterior.factors["1.weight"]
+    flat = factor["precision"].amax(0) < factor["precision"].min() * (1 + 1e-9)
+    assert flat.sum() == 4
+    turn = torch.linalg.qr(randn(4, 4, seed=3).double()).Q
+    turned = Laplace(network).fit(loader(x, y))
+    turned.factors["1.weight"] = factor | {"columns": factor["columns"].clone()}
+    turned.factors["1.weight"]["columns"][:, flat] @= turn
+    assert (turned.factors["1.weight"]["columns"] - factor["columns"]).abs().max() > 0.1
+    assert_close(covariance(turned), covariance(posterior), rtol=1e-10, atol=1e-12)
+    for draw, other in zip(posterior.sample(3, seed=4), turned.sample(3, seed=4), strict=True):
+        ours, theirs = (each.network[1].weight - network[1].weight for each in (draw, other))
+        assert ours.abs().max() > 0.1
+        assert_close(ours, theirs, rtol=1e-9, atol=1e-10)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from functools import partial
@@ -16,6 +19,7 @@ import torch
 from joblib import Parallel, delayed
 
 import run_all
+import xuqlib
 from xuqlib import MCDropout, Recipe, mlp
 from xuqlib.study import resuming
 from xuqlib.study.resuming import resumable, side_by_side
@@ -223,3 +227,19 @@ def test_a_run_goes_on_within_its_notebook(kernel, tmp_path, monkeypatch, change
     assert run_all.run(job, force="--force" in change)[0] == "ran"
     assert [f"square {each}" for each in range(first, 3)] == MADE
     assert not list(job.copies.glob("*.parts"))
+
+
+def test_a_function_of_a_notebook_that_names_the_library_runs_in_other_processes(tmp_path):
+    """Such a function is sent by its source and all that it names, as joblib and Dask both do."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from joblib import Parallel, delayed\n"
+        "import xuqlib as xuq\n"
+        "def side(count):\n"
+        "    return xuq.load('planted', split='test')[:count].x.shape[-1]\n"
+        "if __name__ == '__main__':\n"
+        "    print(Parallel(n_jobs=2)(delayed(side)(count) for count in (1, 2)))\n"
+    )
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert ran.stdout.strip() == "[32, 32]", ran.stderr
+    assert pickle.loads(pickle.dumps(xuqlib)) is xuqlib

@@ -45,6 +45,14 @@ def device_of(network: nn.Module, x: Tensor) -> torch.device:
     return next(chain(network.parameters(), network.buffers()), x).device
 
 
+def has_bfloat16(where: torch.device) -> bool:
+    """Whether a device has arithmetic for bfloat16; a CPU without it takes a hundred times as long as for float32."""
+    try:
+        return where.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except AttributeError:  # PyTorch was built without oneDNN
+        return False
+
+
 def sent(tensor: Tensor, where: torch.device) -> Tensor:
     """Return a tensor on a device; of one on its way from the CPU, nobody waits for the end of that."""
     if tensor.device == where or where.type in ("cpu", "mps"):

@@ -7,6 +7,8 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +49,7 @@ from xuqlib import (
     smoothgrad,
     train_or_load,
 )
+from xuqlib.device import has_bfloat16
 from xuqlib.fast import engine
 from xuqlib.fast.chain import Chain
 from xuqlib.fast.engine import Engine, computing_in
@@ -1044,6 +1047,23 @@ def test_a_choice_of_tf32_by_torchs_newer_names_is_no_obstacle_and_is_put_back()
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="unknown precision 'float16'; known: float32, tf32, bfloat16"):
         explained(MCDropout(seeded(table_mlp)).sample(1), gradient, randn(2, 5), 1, precision="float16")
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_who_asks_for_bfloat16_on_a_cpu_without_it_hears_that_it_is_slow(monkeypatch, has_it):
+    monkeypatch.setattr(explaining, "has_bfloat16", lambda where: has_it)
+    draws, heard = MCDropout(seeded(table_mlp)).sample(1), "no arithmetic for bfloat16"
+    with pytest.warns(UserWarning, match=heard) if not has_it else nullcontext():
+        explain(draws, gradient, randn(2, 5), 1, precision="bfloat16")
+    explain(draws, gradient, randn(2, 5), 1)
+
+
+def test_a_gpu_has_bfloat16_and_a_cpu_if_onednn_says_so(monkeypatch):
+    assert has_bfloat16(torch.device("cuda"))
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_is_mkldnn_bf16_supported=lambda: True))
+    assert has_bfloat16(torch.device("cpu"))
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    assert not has_bfloat16(torch.device("cpu"))
 
 
 # Bounds on the relative L2 error of the mean and the std map of 8 draws of the published network. Measured: 16 and 12,

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from xuqlib import DeepEnsemble, Examples, Flipout, Laplace, MCDropConnect, MCDropout, Recipe, fit, mlp
 from xuqlib.posteriors.fixing import seed_of
-from xuqlib.study.training import checkpoints
+from xuqlib.study.training import checkpoints, fitting
 from xuqlib.study.training import loading as training
 from xuqlib.study.training.checkpoints import CheckpointError, load_checkpoint
-from xuqlib.study.training.fitting import augmented, predict
+from xuqlib.study.training.fitting import augmented, computing, predict
 from xuqlib.study.training.loading import METHODS, train_or_load
 from xuqlib.study.training.recipes import RECIPES, build, recipe_for
 
@@ -156,6 +156,15 @@ def test_flipout_learns_under_its_kl_weight():
         spread[weight] = posterior.network.get_submodule(posterior.layers[0]).std.detach()
     assert spread[0.0].mean() < 0.2
     assert (spread[1e6] - 0.7).abs().max() < 0.1, "only the prior counts"
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_cpu_without_bfloat16_trains_in_float32(monkeypatch, has_it):
+    monkeypatch.setattr(fitting, "has_bfloat16", lambda where: has_it)
+    with computing(Recipe(precision="bfloat16"), torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu") is has_it
+    with computing(Recipe(), torch.device("cpu")):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_augmentation_shifts_each_picture_by_at_most_an_eighth():

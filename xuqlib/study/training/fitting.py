@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from xuqlib.checks import check_choice
-from xuqlib.device import device
+from xuqlib.device import device, has_bfloat16
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.deep_ensemble import DeepEnsemble
 from xuqlib.posteriors.fixing import seed_of
@@ -118,6 +118,11 @@ def one_cycle(parameters: Iterable[Tensor], recipe: Recipe, num_examples: int) -
     return optimiser, schedule
 
 
+def computing(recipe: Recipe, where: torch.device) -> torch.autocast:
+    """In the precision of the recipe, as far as the device has it."""
+    return torch.autocast(where.type, torch.bfloat16, enabled=recipe.precision == "bfloat16" and has_bfloat16(where))
+
+
 def _epoch(
     posterior: Posterior | nn.Module, network: nn.Module, train: Examples, recipe: Recipe, optimiser: Any, schedule: Any
 ) -> float:
@@ -138,7 +143,7 @@ def _epoch(
         x, target = x.to(where), target.to(where)
         if pictures:
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(where.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        with computing(recipe, where):
             output = network(x)
         output = tuple(part.float() for part in output) if isinstance(output, tuple) else output.float()
         loss = loss_of(output, target, task=train.task)

@@ -47,7 +47,7 @@ class Recipe:
         learning_rate: the peak of the cycle.
         weight_decay: of AdamW, on every weight.
         augment: "none", "shift" (by up to an eighth of the picture), or "shift+flip".
-        precision: "float32" or "bfloat16" (autocast).
+        precision: "float32" or "bfloat16" (autocast; float32 on a CPU without arithmetic for it).
         num_train: train on a stratified subset of this size; all by default.
         soft: train on the soft labels (votes) instead of the class index.
     """

@@ -18,7 +18,7 @@ from xuqlib.study.data.loading import load
 from xuqlib.study.files import DamagedError, replace_file, versions
 from xuqlib.study.resuming import packed, unpacked
 from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
-from xuqlib.study.training.fitting import augmented, one_cycle
+from xuqlib.study.training.fitting import augmented, computing, one_cycle
 from xuqlib.study.training.recipes import Recipe
 
 RECIPES = {
@@ -81,7 +81,7 @@ def train_plainly(
             network.train()
             for batch in torch.randperm(len(x)).split(recipe.batch_size):
                 pictures = augmented(x[batch], recipe.augment).to(where, memory_format=torch.channels_last)
-                with torch.autocast(where.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                with computing(recipe, where):
                     logits = network(pictures)
                 optimiser.zero_grad(set_to_none=True)
                 F.cross_entropy(logits.float(), y[batch].to(where)).backward()

@@ -1,0 +1,34 @@
+"""Notebook 13: what a call's time is spent on."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from xuqlib.study.figures.charts import Picture, styled
+
+COLOURS = ("#0b5a86", "#6fb1d6", "#e69f00", "#9a9a9a")
+
+
+@styled
+def spent(frame: pd.DataFrame, *, title: str = "") -> Figure:
+    """One bar for each run, cut into the parts of its time.
+
+    Args:
+        frame: columns run, part, percent; parts in their order.
+        title: the claim of the figure.
+    """
+    wide = frame.pivot(index="run", columns="part", values="percent")
+    wide = wide.loc[frame["run"].unique()[::-1], frame["part"].unique()]
+    figure = Picture(figsize=(11, 1.8 + 0.38 * len(wide)))
+    axes = figure.subplots()
+    start = wide.iloc[:, 0] * 0
+    for (part, width), colour in zip(wide.items(), COLOURS, strict=False):
+        axes.barh(wide.index, width, left=start, color=colour, label=part)
+        start = start + width
+    axes.axvline(85, color="black", linewidth=1)
+    axes.set(xlim=(0, 100), xlabel="share of the time (%)")
+    axes.tick_params(axis="y", labelsize=13)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=13)
+    figure.suptitle(title)
+    return figure

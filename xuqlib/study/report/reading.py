@@ -280,7 +280,7 @@ def read(data: Any, how: Reading, *, labels: Any = None, most: int, seed: int) -
 def _source(data: Any, how: Reading) -> Source:
     path = Path(data) if isinstance(data, str | Path) else Path()
     if isinstance(data, str | Path) and path.is_dir():
-        if how.mean is not None and max(how.mean) > 1:
+        if how.mean is not None and any(value > 1 for value in how.mean):
             raise ValueError(f"mean is {how.mean} but images are read in [0, 1]; divide mean and std by 255")
         return ClassFolders(path, how.image_size, how.channels)
     is_table = path.suffix in (".csv", ".parquet") and path.is_file()

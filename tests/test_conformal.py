@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from itertools import permutations
 
@@ -38,6 +39,7 @@ def unit_map(network: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 
 NETWORKS, X = [training(seed) for seed in range(12)], examples(40)
+TWICE = [*NETWORKS[:3], deepcopy(NETWORKS[1])]
 
 
 def fitted(scale: str = "map", count: int = 12, level: float = 0.9, **given) -> ConformalExplainer:
@@ -192,6 +194,9 @@ def test_images_have_maps_without_channels(scale):
         (lambda: ConformalExplainer("gradient").interval(NETWORKS[0], X), RuntimeError, "call fit"),
         (lambda: fitted(count=2), ValueError, "there are 2 networks; pass three or more"),
         (lambda: ConformalExplainer("gradient").fit(NETWORKS, X[:9]), ValueError, "there are 9 examples; pass ten"),
+        (lambda: ConformalExplainer("gradient").fit(TWICE, X), ValueError, "two of the networks explain all alike"),
+        (lambda: fitted(count=3).interval(NETWORKS[0], X[:, 1:]), ValueError, "the network cannot evaluate x"),
+        (lambda: ConformalExplainer("gradient").fit(NETWORKS, X[:, 1:]), ValueError, "the network cannot evaluate x"),
         (lambda: fitted(weights=torch.ones(3)), ValueError, r"weights are \(3,\); pass one per example"),
         (lambda: fitted(weights=-torch.ones(40)), ValueError, "none negative"),
         (lambda: fitted(count=3).interval(NETWORKS[0], X, band="all"), ValueError, "band 'all'; known: feature"),

@@ -11,20 +11,18 @@ from pathlib import Path
 from xuqlib.study.report import OUTPUTS, POSTERIORS
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(word) for word in text.split(",")]
-
-
-def _counts(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
-
-
-def _words(text: str) -> list[str]:
-    return text.split(",")
-
-
 def parser() -> argparse.ArgumentParser:
     """What the command line may say; the options of `report` are those of the function."""
+
+    def numbers(text: str) -> list[float]:
+        return [float(word) for word in text.split(",")]
+
+    def counts(text: str) -> list[int]:
+        return [int(word) for word in text.split(",")]
+
+    def words(text: str) -> list[str]:
+        return text.split(",")
+
     whole = argparse.ArgumentParser(prog="xuq", description=(__doc__ or "").strip())
     commands = whole.add_subparsers(dest="command", required=True)
     commands.add_parser("check", help="versions, device, data, checkpoints, last runs")
@@ -34,12 +32,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--data", required=True, metavar="FOLDER|FILE.csv", help="that it was not trained on")
     one.add_argument("--train", metavar="FOLDER|FILE.csv", help="that it was trained on: Laplace is fitted on it")
     one.add_argument("--out", default="report.html", metavar="REPORT.html")
-    one.add_argument("--classes", type=_words, metavar="A,B", help="in the order of the outputs; alphabetical")
+    one.add_argument("--classes", type=words, metavar="A,B", help="in the order of the outputs; alphabetical")
     one.add_argument("--image-size", type=int, metavar="SIDE", help="images are cut to squares")
     one.add_argument("--channels", type=int, default=3, choices=[1, 3], help="of images")
-    one.add_argument("--mean", type=_numbers, metavar="R,G,B", help="of the transforms.Normalize of its training")
-    one.add_argument("--std", type=_numbers, metavar="R,G,B")
-    one.add_argument("--shape", type=_counts, metavar="CHANNELS,TIME", help="of signals in the rows of a table")
+    one.add_argument("--mean", type=numbers, metavar="R,G,B", help="of the transforms.Normalize of its training")
+    one.add_argument("--std", type=numbers, metavar="R,G,B")
+    one.add_argument("--shape", type=counts, metavar="CHANNELS,TIME", help="of signals in the rows of a table")
     one.add_argument("--tokens", action="store_true", help="the rows of the table are token ids")
     one.add_argument("--output", choices=OUTPUTS, help="what the network answers")
     one.add_argument("--posterior", choices=POSTERIORS, help="where draws come from; chosen, and said why")

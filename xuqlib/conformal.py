@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from xuqlib.distribution import ExplanationDistribution
 from xuqlib.explain import explain, predicted
 from xuqlib.explainers import EXPLAINERS, Explainer
 from xuqlib.posteriors.base import Posterior
-from xuqlib.posteriors.draws import Draws
+from xuqlib.posteriors.draws import Draws, fixed_draws
 
 SCALES = ("map", "spread", "learned")
 BANDS = ("feature", "largest", "class", "simultaneous")
@@ -155,7 +155,7 @@ class ConformalExplainer:
             Itself. `held_out` is then the coverage of each network's map in intervals made without it, (network,).
 
         Raises:
-            ValueError: too few networks or examples; weights that are negative, or all 0.
+            ValueError: too few networks or examples; one network twice; weights that are negative, or all 0.
         """
         members = list(networks if isinstance(networks, Draws) else Draws(networks))
         check_examples(x)
@@ -170,9 +170,10 @@ class ConformalExplainer:
         share = weights.double()
         if share.shape != (len(x),) or (share < 0).any() or not 0 < share.sum() < math.inf:
             raise ValueError(f"weights are {tuple(share.shape)}; pass one per example, none negative and not all 0")
-        if target is None:
-            target = predicted(Draws(members), x, x.device)
+        target = predicted(*fixed_draws(members, x)) if target is None else target
         plain = [self._explained([network], x, target) for network in members]
+        if any(torch.equal(one.map, other.map) for one, other in combinations(plain, 2)):
+            raise ValueError("two of the networks explain all alike; pass trainings that differ, each once")
         centres = plain if self.posterior is None else [self._centre(network, x, target) for network in members]
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
         judged = order[len(x) // 2 :].sort().values if self.scale == "learned" else torch.arange(len(x))
@@ -184,7 +185,7 @@ class ConformalExplainer:
         half = [self._half(x[judged], _at(centre, judged)) for centre in centres]
         scores = {(own, other): (plain[other].map - centres[own].map)[judged].abs() / half[own] for own, other in pairs}
         level = self.level * (others + 1) / others if conservative else self.level
-        classes = None if target is None else torch.as_tensor(target).expand(len(x))[judged]
+        classes = None if target is None else torch.as_tensor(target, device="cpu").expand(len(x))[judged]
         for band in BANDS:
             if band == "class" and classes is None:
                 continue
@@ -230,10 +231,9 @@ class ConformalExplainer:
         if isinstance(explained, ExplanationDistribution):
             target, centre = explained.target, self._of_distribution(explained, x)
         else:
-            if target is None:
-                target = predicted(Draws([explained]), x, x.device)
+            target = predicted(*fixed_draws([explained], x)) if target is None else target
             centre = self._centre(explained, x, target)
-        classes = None if target is None else torch.as_tensor(target).expand(len(x))
+        classes = None if target is None else torch.as_tensor(target, device="cpu").expand(len(x))
         groups, known = _groups(band, centre.map, classes), self._quantiles[band]
         strange = sorted(set(groups.unique().tolist()) - set(known))
         if strange:

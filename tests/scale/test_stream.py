@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +289,43 @@ def test_a_folder_of_images_is_read_in_the_order_of_its_paths(network, tmp_path)
     (tmp_path / "photos" / "d.png").write_bytes(b"no image")
     with pytest.raises(IncompleteError, match=r"cannot read the image d\.png"):
         stream(draws, tmp_path / "photos", tmp_path / "other.zarr", batch_size=1)
+
+
+def test_a_table_that_cannot_be_explained_is_told_and_labels_may_be_words(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,y\n1,2,no\n3,4,yes\n")
+    batch = as_source(path).read([1])
+    assert batch.inputs.x.tolist() == [[3, 4]] and batch.labels is None
+    for text, message in {
+        "a,b,y\n1,2,0\n3,,1\n": r"1 missing or infinite numbers, the first in row 1 \(from 0\), column 'b'",
+        "a,b,y\ninf,2,0\n3,,1\n": r"2 missing or infinite numbers, the first in row 0 \(from 0\), column 'a'",
+        "a,b,y\n": r"t\.csv has no rows",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            as_source(path)
+    with pytest.raises(ValueError, match="holds no explanations; pass"):
+        open_explanations(path)
+
+
+def test_an_image_that_bytes_cannot_hold_or_that_is_damaged_is_named(tmp_path):
+    plain = np.full((2, 2), 51, np.uint8)
+    Image.fromarray(plain).save(tmp_path / "a.png")
+    assert_close(as_source(tmp_path).read([0]).inputs.x, torch.full((1, 3, 2, 2), 0.2))
+    for wide in (plain * np.uint16(257), plain / np.float32(255)):  # Pillow would make all of it white, or black
+        Image.fromarray(wide).save(tmp_path / "a.tiff")
+        with pytest.raises(ValueError, match=r"the image a\.tiff: its pixels are no bytes.* write it with 8 bits"):
+            as_source(tmp_path).read([1])
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.tiff").write_bytes(
+        whole[:36] + bytes([whole[36] - 8]) + whole[37:]
+    )  # a chunk that says it is shorter
+    with pytest.raises(ValueError, match=r"cannot read the image a\.tiff: broken PNG"):
+        as_source(tmp_path).read([1])
+    huge = whole[:16] + (10**6).to_bytes(4) * 2 + whole[24:29]
+    (tmp_path / "a.tiff").write_bytes(huge + zlib.crc32(huge[12:]).to_bytes(4) + whole[33:])
+    with pytest.raises(ValueError, match=r"cannot read the image a\.tiff: Image size"):
+        as_source(tmp_path).read([1])
 
 
 @pytest.mark.parametrize("kind", ["dataset", "loader", "examples", "inputs"])

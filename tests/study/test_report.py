@@ -238,6 +238,8 @@ def test_a_light_is_the_side_on_which_the_whole_interval_lies():
     assert [light("halves", *ends) for ends in ((0.8, 0.9), (0.6, 0.8), (0.5, 0.6))] == ["passed", "unclear", "failed"]
     assert [light("class", *ends) for ends in ((0.1, 0.4), (0.4, 0.6), (0.6, 0.7))] == ["passed", "unclear", "failed"]
     assert [light("gap", *ends) for ends in ((0, 0.04), (0, 0.1), (0.1, 0.2))] == ["passed", "unclear", "failed"]
+    few, every = judge({"halves": Estimate(0.7, 0.6, 0.8), "r2": Estimate(0, -1, 1)})[::-1]
+    assert every.meaning.endswith("take more examples.") and few.meaning.endswith("examples do not decide it.")
     (unasked,) = judge({"class": "there is one output"})
     assert unasked.light == "not asked" and "there is one output" in unasked.meaning and not unasked.advice
 
@@ -448,6 +450,10 @@ def broken():
     import no_such_package
 
 
+def argued(width):
+    return nn.Linear(width, 2)
+
+
 nothing = dict
 """
 
@@ -461,6 +467,7 @@ def code(tmp_path, monkeypatch) -> Path:
     write_images(tmp_path / "images")
     safetensors.torch.save_model(seeded(lambda: nn.Linear(4, 2), dtype=torch.float32), tmp_path / "w.safetensors")
     safetensors.torch.save_model(nn.Linear(5, 2), tmp_path / "other.safetensors")
+    safetensors.torch.save_model(nn.ModuleDict({"module": nn.Linear(4, 2)}), tmp_path / "wrapped.safetensors")
     torch.save(nn.Linear(4, 2).state_dict(), tmp_path / "w.pt")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -489,17 +496,30 @@ def wrong(**changed):
 
 WRONG = {
     "no colon": (wrong(network="readers_code"), "pass 'module:factory'"),
+    "a file for a module": (wrong(network="readers_code.py:table"), "as it is imported: no path, no .py"),
     "no module": (wrong(network="nope:table"), "no module 'nope'"),
     "no factory": (
         wrong(network="readers_code:tables"),
         "has no function 'tables'; it has table, one,",
     ),
     "no network": (wrong(network="readers_code:nothing"), "gave a dict; wanted an nn.Module"),
+    "a factory with arguments": (wrong(network="readers_code:argued"), "pass a function without any that calls it"),
+    "weights of a wrapped network": (
+        wrong(weights="wrapped.safetensors"),
+        "bias is missing; weight is missing; module.bias is unknown; module.weight is unknown\n",
+    ),
     "weights that do not fit": (wrong(weights="other.safetensors"), "weight is (2, 5), wanted (2, 4)"),
     "weights of one output": (wrong(weights="w.safetensors", network="readers_code:one"), "bias is (2,), wanted (1,)"),
     "pickled weights": (wrong(weights="w.pt"), "w.pt is no safetensors file"),
     "no weights": (wrong(weights="no.safetensors"), "no such file"),
     "no data": (wrong(data="no.csv"), "no such file or folder"),
+    "no rows": (wrong(data="headed.csv"), "headed.csv has no rows"),
+    "a missing number": (
+        wrong(data="missing.csv", num_examples="2"),
+        "missing.csv has 1 missing or infinite numbers, the first in row 20 (from 0), column 'b'",
+    ),
+    "numbers for classes": (wrong(data="halves.csv"), "labels are numbers such as 0.5, but the network tells 2"),
+    "its training examples": (wrong(train="./table.csv"), "train and data are both 'table.csv'"),
     "no label": (wrong(data="unlabelled.csv"), "unlabelled.csv has no column target, label, y"),
     "a text": (wrong(data="readers_code.py"), "pass a .csv or .parquet file, or a folder of images"),
     "an empty table": (wrong(data="empty.csv"), "empty.csv cannot be read as a table"),
@@ -510,6 +530,9 @@ WRONG = {
     "classes that are not there": (wrong(classes="yes,maybe"), "label 'no' is not among the classes"),
     "too many classes": (wrong(classes="yes,no,maybe"), "there are 3 classes (yes, no, maybe) but the network tells 2"),
     "one number for classes": (wrong(network="readers_code:one", data="numbers.csv"), "say output='binary'"),
+    "a class twice": (wrong(classes="no,no"), "give each output a name of its own"),
+    "mean of a table": (wrong(mean="0,0,0,0", std="1,1,1,1"), "mean and std are of 4 channels of images"),
+    "mean of bytes": (wrong(data="images", mean="124,116,104", std="58,57,57"), "divide mean and std by 255"),
     "mean alone": (wrong(mean="0.5,0.5"), "pass both, or neither"),
     "shape that does not fit": (wrong(shape="3,2"), "shape is (3, 2) but a row has 4 numbers"),
     "no folder to write to": (wrong(out="nowhere/report.html"), "there is no folder 'nowhere'"),
@@ -525,6 +548,10 @@ WRONG = {
 def test_what_does_not_fit_is_one_sentence_before_the_work(case, code, capsys, monkeypatch):
     (code / "empty.csv").write_text("")
     write_table(code / "numbers.csv", words=False)
+    frame = pd.read_csv("table.csv")
+    frame.head(0).to_csv("headed.csv", index=False)
+    frame.assign(b=frame["b"].where(frame.index != 20)).to_csv("missing.csv", index=False)
+    frame.assign(label=0.5).to_csv("halves.csv", index=False)
     arguments, sentence = WRONG[case]
     data = code / arguments[4]
     if data.name in ("one", "beside", "unreadable", "unlike"):

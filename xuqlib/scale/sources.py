@@ -110,7 +110,7 @@ class Indexed(Source):
 class Table(Source):
     """A CSV or Parquet file: a row is an example, a column of numbers a feature.
 
-    A column "id" or "index" names the rows; "target", "label" or "y" is their label, and no feature.
+    A column "id" or "index" names the rows; "target", "label" or "y" is their label, if of numbers, and no feature.
     """
 
     def __init__(self, path: Path) -> None:
@@ -119,11 +119,20 @@ class Table(Source):
         self.id_column = next((name for name in columns if name.lower() in ID_COLUMNS), None)
         self.target_column = next((name for name in columns if name.lower() in TARGET_COLUMNS), None)
         features = [name for name in columns if name not in (self.id_column, self.target_column)]
+        if self.frame.empty:
+            raise ValueError(f"{path.name} has no rows; write one for each example, below the names of the columns")
         words = [name for name in features if not pd.api.types.is_numeric_dtype(self.frame[name])]
         if words or not features:
             raise ValueError(
                 f"{path.name} has {f'columns that are no numbers: {words}' if words else 'no features'}; write a table "
                 "of the numbers that the network takes"
+            )
+        bad = ~np.isfinite(self.frame[features].to_numpy(np.float32))
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            raise ValueError(
+                f"{path.name} has {bad.sum()} missing or infinite numbers, the first in row {row} (from 0), column "
+                f"{features[column]!r}; drop or fill them"
             )
         self.feature_names = tuple(features)
 
@@ -140,7 +149,9 @@ class Table(Source):
     def read(self, rows: Sequence[int]) -> Batch:
         some = self.frame.iloc[list(rows)]
         x = torch.from_numpy(some[list(self.feature_names or ())].to_numpy(np.float32, copy=True))
-        labels = None if self.target_column is None else torch.from_numpy(some[self.target_column].to_numpy(copy=True))
+        labels = None
+        if self.target_column is not None and pd.api.types.is_numeric_dtype(self.frame[self.target_column]):
+            labels = torch.from_numpy(some[self.target_column].to_numpy(copy=True))
         ids = list(map(str, rows)) if self.id_column is None else some[self.id_column].astype(str).tolist()
         return Batch(as_inputs(x), labels, ids)
 
@@ -173,8 +184,10 @@ class Folder(Source):
     def _image(self, name: str) -> Tensor:
         try:
             with Image.open(self.path / name) as image:
+                if image.mode[0] in "IF":
+                    raise ValueError("its pixels are no bytes, and would be cut off at 255; write it with 8 bits")
                 pixels = np.array(image.convert("RGB"))
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
             raise ValueError(f"cannot read the image {name}: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from xuqlib.study.intervals import Estimate
 
 LIGHTS = {True: "passed", False: "failed", None: "unclear"}
-UNCLEAR = "The interval reaches both sides of the bound: take more examples."
+UNCLEAR = "The interval reaches both sides of the bound: "
+OF_ALL = ("chance", "r2", "gap", "coverage", "agree")  # others are measured on a few examples, however many there are
 
 
 class Check(NamedTuple):
@@ -180,7 +181,8 @@ def judge(
             else:
                 above = found.above(ends[0])
                 holds = above if check.rule == "above" or above is None else not above
-            meaning = {True: check.passed, False: check.failed, None: UNCLEAR}[holds]
+            unclear = UNCLEAR + ("take more examples." if name in OF_ALL else "these few examples do not decide it.")
+            meaning = {True: check.passed, False: check.failed, None: unclear}[holds]
             bound = f"{check.rule} {' and '.join(f'{end:.3g}' for end in ends)}"
             outcomes.append(Outcome(name, LIGHTS[holds], found, bound, meaning, "" if holds else check.advice))
     return outcomes

@@ -117,6 +117,9 @@ def report(
         network = how.before(network)
         given, read_as = _settled(network, read(data, how, labels=labels, most=num_examples, seed=seed), output)
         batches = None
+        paths = [Path(each).resolve() for each in (data, train) if isinstance(each, str | Path)]
+        if len(set(paths)) < len(paths):
+            raise ValueError(f"train and data are both {str(data)!r}; pass as data what it was not trained on")
         if train is not None:
             batches = _batches(network, train, how, output)
         networks = choose(
@@ -201,8 +204,13 @@ def _settled(network: nn.Module, given: Given, output: Any) -> tuple[Given, Outp
             f"{', ...' if len(given.class_names) > 4 else ''}) but the network tells {count} apart; name all of them "
             "by classes, in the order of its outputs"
         )
+    elif labels is not None and not whole:
+        raise ValueError(
+            f"labels are numbers such as {labels[labels != labels.round()][0]:.3g}, but the network tells {count} "
+            f"classes apart; pass class numbers, 0 to {count - 1}, or words"
+        )
     elif labels is not None:
-        labels = check_target(labels.long() if whole else labels, len(labels), count)
+        labels = check_target(labels.long(), len(labels), count)
     names = None if kind == "regression" else given.class_names or tuple(str(each) for each in range(count))
     settled = Given(inputs, labels, given.ids, names, given.feature_names, given.vocabulary, given.total)
     return settled, Output(kind, read_as.key)

@@ -47,6 +47,8 @@ class Reading:
             check_count(self.image_size, 1, "image_size", 10**4)
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"mean is {self.mean} and std is {self.std}; pass both, or neither")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes are {', '.join(self.classes)}; give each output a name of its own")
 
     def before(self, network: nn.Module) -> nn.Module:
         """The network behind the normalisation of its training."""
@@ -97,6 +99,8 @@ class Normalised(nn.Module):
             self.register_buffer(name, column)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or len(self.mean) not in (1, x.shape[1]):
+            raise ValueError(f"mean and std are of {len(self.mean)} channels of images (N, C, H, W); leave them out")
         answer: Tensor = self.network((x - self.mean) / self.std)
         return answer
 
@@ -108,8 +112,8 @@ def network_of(name: str) -> nn.Module:
         ReportError: another name, a module or factory that is not there, or one that gives no network.
     """
     module, colon, factory = name.partition(":")
-    if not colon:
-        raise ReportError(f"network is {name!r}; pass 'module:factory', a function without arguments")
+    if not colon or "/" in module or module.endswith(".py"):
+        raise ReportError(f"network is {name!r}; pass 'module:factory', as it is imported: no path, no .py")
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -119,7 +123,12 @@ def network_of(name: str) -> nn.Module:
     if not callable(getattr(found, factory, None)):
         known = ", ".join(key for key, what in vars(found).items() if callable(what) and not key.startswith("_"))
         raise ReportError(f"{module} has no function {factory!r}; it has {known or 'none'}")
-    network = getattr(found, factory)()
+    try:
+        network = getattr(found, factory)()
+    except TypeError as error:
+        if error.__traceback__ and error.__traceback__.tb_next:
+            raise  # inside the factory
+        raise ReportError(f"{name} takes arguments ({error}); pass a function without any that calls it") from None
     if not isinstance(network, nn.Module):
         raise ReportError(f"{name} gave a {type(network).__name__}; wanted an nn.Module")
     return network.eval()
@@ -143,14 +152,16 @@ def load_weights(network: nn.Module, path: Path) -> None:
     own = network.state_dict()
     other = [key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape]
     missing, unknown = (set(), []) if other else safetensors.torch.load_model(network, path, strict=False)
-    faults = [
-        *(f"{key} is {tuple(tensors[key].shape)}, wanted {tuple(own[key].shape)}" for key in sorted(other)),
-        *(f"{key} is missing" for key in sorted(missing)),
-        *(f"{key} is unknown" for key in sorted(unknown)),
+    kinds = [
+        [f"{key} is {tuple(tensors[key].shape)}, wanted {tuple(own[key].shape)}" for key in sorted(other)],
+        [f"{key} is missing" for key in sorted(missing)],
+        [f"{key} is unknown" for key in sorted(unknown)],
     ]
-    if faults:
-        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ReportError(f"{path.name} does not fit the network: {'; '.join(faults[:3])}{more}")
+    if faults := [fault for kind in kinds for fault in kind[:3]]:
+        more = sum(map(len, kinds)) - len(faults)
+        raise ReportError(
+            f"{path.name} does not fit the network: {'; '.join(faults)}{f', and {more} more' * (more > 0)}"
+        )
 
 
 class ClassFolders(Folder):
@@ -210,8 +221,8 @@ class LabelledTable(Table):
             raise ValueError(f"{path.name} cannot be read as a table: {error}") from None
         if not {name.lower() for name in names} & set(TARGET_COLUMNS):
             raise ValueError(
-                f"{path.name} has no column {', '.join(TARGET_COLUMNS)}, so nothing says what is right; it has "
-                f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}: call that of the truth 'target'"
+                f"{path.name} has no column {', '.join(TARGET_COLUMNS)}, so nothing says what is right; its first line "
+                f"has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}: call that of the truth 'target'"
             )
         super().__init__(path)
         self.words, self.target_column = self.frame[self.target_column].to_numpy(), None
@@ -269,6 +280,8 @@ def read(data: Any, how: Reading, *, labels: Any = None, most: int, seed: int) -
 def _source(data: Any, how: Reading) -> Source:
     path = Path(data) if isinstance(data, str | Path) else Path()
     if isinstance(data, str | Path) and path.is_dir():
+        if how.mean is not None and any(value > 1 for value in how.mean):
+            raise ValueError(f"mean is {how.mean} but images are read in [0, 1]; divide mean and std by 255")
         return ClassFolders(path, how.image_size, how.channels)
     is_table = path.suffix in (".csv", ".parquet") and path.is_file()
     return LabelledTable(path) if is_table else as_source(data)

@@ -107,7 +107,7 @@ button { cursor: pointer; }
 .unclear { background: var(--mixed); }
 .asked { background: var(--undecided); }
 .light { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; white-space: nowrap; font-weight: 600; }
-.numbers td { text-align: right; }
+.numbers td, .numbers th + th { text-align: right; }
 .report h3 { margin: 2rem 0 .3rem; overflow-wrap: anywhere; }
 .maps { display: grid; grid-template-columns: repeat(7, minmax(0, 1fr)); gap: .5rem; margin: .5rem 0 1rem; }
 .maps figure { margin: 0; }

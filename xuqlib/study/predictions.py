@@ -62,4 +62,4 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
         told = "".join([f"<pre>{html.escape(shown.stdout)}</pre>", *tables])
         return HTML(f"<details><summary>What the solution shows</summary>{told}</details>")
 
-    shell.register_magic_function(solution, "cell")
+    shell.magics_manager.register_function(solution, "cell")

@@ -11,7 +11,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 SMALLEST = 9.0  # points of 1/72 inch, where an inch is 96 pixels of a browser
-NOTEBOOK, FILE, PAGE = 60, 110, 960  # dpi in a notebook and of a file; pixels of the widest picture of a page
+NOTEBOOK, FILE = 60, 110  # dpi in a notebook and of a file
+COLUMN, PAGE = 934, 960  # pixels of the widest picture in a notebook, on a laptop's screen, and on a page
 
 
 def smallest_seen(size: float, width: float) -> float:
@@ -21,7 +22,7 @@ def smallest_seen(size: float, width: float) -> float:
         size: in points of the figure.
         width: of the figure, in inches.
     """
-    return size / 96 * min(NOTEBOOK, FILE * min(1.0, PAGE / (FILE * width)))
+    return size / 96 * min(NOTEBOOK, COLUMN / width, FILE, PAGE / width)
 
 
 def texts(figure: Figure) -> list[tuple[str, float, Bbox]]:

@@ -309,7 +309,7 @@ def test_the_page_to_print_is_one_sheet_and_slides_go_on_by_key(browser, site):
         page.wait_for_timeout(100)
         assert page.evaluate(top) == place
     visit.shoot("slides")
-    page.locator(".slide").nth(3).get_by_role("link", name="on").click()
+    page.locator(".slide").nth(3).get_by_role("link", name="next").click()
     page.wait_for_timeout(100)
     assert page.evaluate(top) == 4
     assert (visit.outside, visit.errors) == ([], [])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 
 import run_all
@@ -92,7 +94,7 @@ def test_a_student_finds_a_box_before_each_answer_and_no_output(project):
     assert found[place + 1] == 'prediction(1, "How many files will differ? And which?")'
     assert found[place + 2 : place + 4] == ["Look at the result.", "from helpers.n50 import SEVEN\nSEVEN"]
     assert found[place + 4] == "print(predicted(1))"
-    assert found[-3:] == ['prediction(2, "The $\\\\tau_1$.")', "print(2)", "print(predicted(2))"]
+    assert found[-3:] == ['prediction(2, "The $\\\\tau_1$.")', "%%solution\nprint(2)", "print(predicted(2))"]
     answers = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in answers)
     assert answers[-2].metadata == {"tags": ["solution"], "jupyter": editions.FOLDED}
@@ -168,11 +170,43 @@ def test_every_prediction_of_the_notebooks_is_found_and_has_an_answer(tmp_path):
         student = ["".join(cell["source"]) for cell in editions.student(cells, "")]
         boxes = [text for text in student if text.startswith("prediction(")]
         assert len(boxes) == prose.count("*Predict") == sum(text.startswith("print(predicted(") for text in student)
+        assert not re.findall(r"(?<!\*)\bPredict\b.*", prose)  # each has its box
         teacher = "".join("".join(cell["source"]) for cell in editions.teacher(cells, "", []))
         assert teacher.count("Answered by cell [") == len(boxes)
     plan = editions.lessons((ROOT / "README.md").read_text(encoding="utf-8"))
     assert sum(int(row.minutes) for row in plan if row.path == "In 90 minutes") == 90 - 5
     assert {row.path for row in plan} == {"In 90 minutes", "In a day"}
+
+
+def test_each_prediction_is_answered_before_the_next_section():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        open_questions: list[str] = []
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code" and cell["outputs"]:
+                open_questions.clear()
+            for _, mark in editions.marks(cell):
+                assert mark or open_questions == [], path.name
+                open_questions += [mark] if mark else []
+
+
+def test_an_answer_is_the_next_cell_that_shows_something_with_those_right_below():
+    def cell(shows):
+        return {"cell_type": "code", "outputs": [{}] if shows else []}
+
+    prose = {"cell_type": "markdown"}
+    assert editions._answered_at([prose, cell(False), prose, cell(True), cell(True), prose, cell(True)], 0) == 4
+    assert editions._answered_at([prose, cell(False), prose, cell(False)], 0) == 1  # never run
+    assert editions._answered_at([cell(True), prose], 1) is None
+
+
+def test_a_solution_runs_and_what_it_shows_is_folded(capsys):
+    shell = InteractiveShell()
+    predictions.load_ipython_extension(shell)
+    told = shell.run_cell_magic("solution", "", "found = 2 < 3\nprint('1 < 2')").data
+    assert shell.user_ns["found"] is True and capsys.readouterr().out == ""
+    assert re.fullmatch(r"<details><summary>.+</summary><pre>1 &lt; 2\n</pre></details>", told)
+    with pytest.raises(AssertionError):
+        shell.run_cell_magic("solution", "", "assert not found")
 
 
 def test_no_notebook_needs_a_file_outside_of_its_folder():
@@ -205,6 +239,7 @@ def test_a_copy_publishes_into_its_own_folder_unless_told_otherwise(project, edi
         monkeypatch.delenv("XUQ_FIGURES")
         if given:
             monkeypatch.setenv("XUQ_FIGURES", given)
+        assert not isinstance(ast.parse(cell.source).body[-1], ast.Expr)  # it shows nothing
         exec(cell.source, {})
         assert record.figures_folder("quick") == found / "quick"
     stored = nbformat.read(project / "notebooks" / "50_second.ipynb", 4)

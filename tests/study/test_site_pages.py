@@ -116,6 +116,12 @@ def test_slides_show_what_the_path_names_in_its_order(tmp_path):
     assert f'href="{slides.PAGE}"' in (folder / "index.html").read_text()
 
 
+def test_a_slide_ends_with_a_sentence():
+    assert slides._sentences("One. Two? Three is long.", 12) == "One. Two?"
+    assert slides._sentences("One. Two?", 9) == "One. Two?"
+    assert slides._sentences("endless", 4) == "endl"
+
+
 def test_without_a_path_there_are_no_slides(tmp_path):
     project = make_project(tmp_path)
     folder = pages.build(project, tmp_path / "site").parent

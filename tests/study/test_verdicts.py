@@ -6,6 +6,7 @@ import re
 
 import pandas as pd
 import pytest
+from figure_layout import layout_problems
 
 from xuqlib.study.files import ROOT
 from xuqlib.study.record import CLAIM_COLUMNS, Notebook
@@ -83,6 +84,15 @@ def test_each_claim_and_data_set_has_one_field_in_the_figure(published):
     axes = verdict_grid(tally(gather(published)), {"C2": "two", "C10": "ten"}).axes[0]
     assert len(axes.patches) == 3
     assert sorted(text.get_text() for text in axes.texts) == ["holds\n1/0/0", "mixed\n1/0/1", "mixed\n1/1/0"]
+
+
+def test_long_claims_about_many_data_sets_can_be_read_on_a_laptop(published):
+    counts = tally(gather(published)).iloc[:1]
+    names = ["california_housing", "cifar10", "fer_plus", "planted", "trec", "diabetes", "digits", "mnist", "several"]
+    counts = pd.concat([counts.assign(dataset=name, verdict="undecided") for name in names])
+    long = {"C2": "intervals calibrated on a few trainings " * 5, "C10": "one factor, fitted on a few networks " * 3}
+    counts = pd.concat([counts.assign(claim=claim) for claim in long])
+    assert layout_problems(verdict_grid(counts, long, title="What held up")) == []
 
 
 def test_rows_about_several_data_sets_stand_last(published):

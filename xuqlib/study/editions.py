@@ -22,9 +22,12 @@ FOLDED = {"outputs_hidden": True, "source_hidden": True}  # a solution and its o
 MARK = re.compile(
     r"^## [^\n]*|\*Predict\b[^*]*\*[,:]?\s*(?P<asked>.+?)(?=\n\s*\n|\*Predict\b|\Z)", re.DOTALL | re.MULTILINE
 )
-IMPORT = "from xuqlib.study.predictions import predicted, prediction  # a box for each prediction"
+IMPORT = "%load_ext xuqlib.study.predictions\n"  # %%solution
+IMPORT += "from xuqlib.study.predictions import predicted, prediction  # a box for each prediction"
+SOLUTION = "%%solution\n"  # its output stays folded when it runs: JupyterLab unfolds that of a cell
 # Inside the project, what a copy publishes would replace what is published.
-OWN_FIGURES = 'import os\n\nos.environ.setdefault("XUQ_FIGURES", "figures")  # this copy publishes into its own folder'
+OWN_FIGURES = "import os\n\n# this copy publishes into its own folder\n"
+OWN_FIGURES += 'os.environ["XUQ_FIGURES"] = os.environ.get("XUQ_FIGURES", "figures")'
 PATH = re.compile(r"^### (In [^\n]+)\n+((?:\|[^\n]*\n)+)", re.MULTILINE)  # a path through the notebooks, in the README
 NOT_COPIED = ("*.ipynb", "*.toml", "__pycache__", ".*")
 
@@ -116,21 +119,23 @@ def student(cells: Sequence[Cell], line: str) -> list[Cell]:
         cells: of the stored notebook.
         line: its progress, for the top.
     """
-    made, waiting, number = [_cell("markdown", "edition-line", line)], list[int](), 0
-    for cell in cells:
+    made, waiting, number = [_cell("markdown", "edition-line", line)], dict[int, list[int]](), 0
+    for index, cell in enumerate(cells):
         made.append(dict(cell))
         for asked in [mark for _, mark in marks(cell) if mark]:
             number += 1
-            waiting.append(number)
+            if (place := _answered_at(cells, index)) is not None:
+                waiting.setdefault(place, []).append(number)
             box = f"prediction({number}, {json.dumps(asked, ensure_ascii=False)})"
             made.append(_cell("code", f"edition-box-{number}", box))
         if cell["cell_type"] == "code":
             made[-1].update(execution_count=None, outputs=[])
             if "solution" in cell["metadata"].get("tags", []):
                 made[-1]["metadata"] = {**cell["metadata"], "jupyter": dict(FOLDED)}
-            made += [_cell("code", f"edition-answer-{each}", f"print(predicted({each}))") for each in waiting]
-            waiting.clear()
-    if number:
+                made[-1]["source"] = f"{SOLUTION}{_text(cell)}".splitlines(keepends=True)
+            answered = waiting.get(index, [])
+            made += [_cell("code", f"edition-answer-{each}", f"print(predicted({each}))") for each in answered]
+    if number or any("solution" in cell["metadata"].get("tags", []) for cell in cells):
         made.insert(2, _cell("code", "edition-import", IMPORT))  # below the title
     return made
 
@@ -174,15 +179,28 @@ def marks(cell: Mapping[str, Any]) -> Iterator[tuple[int, str | None]]:
             yield found.start(), f"{asked[:1].upper()}{asked[1:]}" or None
 
 
+def _answered_at(cells: Sequence[Cell], index: int) -> int | None:
+    """Which cell answers what is asked at `index`: the next one of code that shows something, with those right below.
+
+    Where no stored cell does, it is the next one of code.
+    """
+    code = [place for place, cell in enumerate(cells) if place > index and cell["cell_type"] == "code"]
+    place = next((each for each in code if cells[each].get("outputs")), min(code, default=None))
+    while place is not None and place + 1 in code and cells[place + 1].get("outputs"):
+        place += 1
+    return place
+
+
 def _answer(cells: Sequence[Cell], index: int) -> str:
-    """Which cell answers what is asked at `index`: the next one of code, by the number beside it."""
-    code = [place for place, cell in enumerate(cells) if cell["cell_type"] == "code"]
-    after = [place for place in code if place > index]
-    return f"Answered by cell [{cells[after[0]].get('execution_count') or code.index(after[0]) + 1}]." if after else ""
+    """Which cell answers what is asked at `index`, by the number beside it."""
+    if (place := _answered_at(cells, index)) is None:
+        return ""
+    code = [each for each, cell in enumerate(cells) if cell["cell_type"] == "code"]
+    return f"Answered by cell [{cells[place].get('execution_count') or code.index(place) + 1}]."
 
 
 def _told(lesson: Lesson) -> str:
-    exercises = f"; exercises {lesson.exercises}" if lesson.exercises else ""
+    exercises = f"; exercise{'s' * (',' in lesson.exercises)} {lesson.exercises}" if lesson.exercises else ""
     return f"{lesson.path}, from {lesson.start}, {lesson.minutes} minutes: {lesson.read}{exercises}"
 
 

@@ -328,16 +328,19 @@ def verdict_grid(counts: Table, statements: Mapping[str, str] = STATEMENTS, *, t
     check_columns(counts, "claim", "dataset", "rows", *VERDICTS.values())
     statements = _with_parts(counts, statements)
     datasets = sorted(dict.fromkeys(counts["dataset"]), key=lambda name: name == SEVERAL)  # in their order, that last
-    figure = Picture(figsize=(6.5 + 1.75 * len(datasets), 1.4 + 0.75 * len(statements)))
+    labels = [_wrapped(f"{name}: {text}") for name, text in statements.items()]
+    tops = np.cumsum([0.0, *(0.25 + 0.29 * max(2, label.count("\n") + 1) for label in labels)])  # inches
+    figure = Picture(figsize=(min(15.5, 5.5 + 1.75 * len(datasets)), 1.7 + tops[-1]))  # a laptop's screen, at most
     axes = figure.subplots()
     for row in counts[counts["claim"].isin(list(statements))].to_dict("records"):
         x, y = datasets.index(row["dataset"]), list(statements).index(row["claim"])
-        axes.add_patch(_field(x, y, COLOURS[row["verdict"]]))
+        axes.add_patch(_field(x, tops[y], tops[y + 1], COLOURS[row["verdict"]]))
         counted = "/".join(str(row[verdict]) for verdict in VERDICTS.values())
-        axes.text(x, y, f"{row['verdict']}\n{counted}", ha="center", va="center", fontsize=13)
-    axes.set(xlim=(-0.5, len(datasets) - 0.5), ylim=(len(statements) - 0.5, -0.5))
+        middle = (tops[y] + tops[y + 1]) / 2
+        axes.text(x, middle, f"{row['verdict']}\n{counted}", ha="center", va="center", fontsize=14.5)
+    axes.set(xlim=(-0.5, len(datasets) - 0.5), ylim=(tops[-1], 0))
     axes.set_xticks(range(len(datasets)), [plain(name).replace("_", "\n") for name in datasets])
-    axes.set_yticks(range(len(statements)), [_wrapped(f"{name}: {text}") for name, text in statements.items()])
+    axes.set_yticks((tops[:-1] + tops[1:]) / 2, labels)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.grid(visible=False)
@@ -374,8 +377,8 @@ def verdict_bars(claims: Table, *, by: Column = "notebook", title: str = "") -> 
     return figure
 
 
-def _field(x: int, y: int, colour: str) -> Rectangle:
-    return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=colour, edgecolor="none", alpha=0.75)
+def _field(x: int, top: float, bottom: float, colour: str) -> Rectangle:
+    return Rectangle((x - 0.48, top + 0.03), 0.96, bottom - top - 0.06, facecolor=colour, edgecolor="none", alpha=0.75)
 
 
 def _wrapped(text: str) -> str:

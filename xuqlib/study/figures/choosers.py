@@ -235,13 +235,13 @@ def draw_step(maps: Maps, chosen: Mapping[str, object]) -> tuple[Figure, str]:
     limit = float(maps.detach().abs().double().quantile(0.995)) or 1.0
     for axes in figure.axes[:3]:
         axes.images[0].set_clim(-limit, limit)
-        axes.set_xlabel(f"±{limit:.2g}", fontsize=12)
+        axes.set_xlabel(f"±{limit:.2g}", fontsize=14.5)
     axes = figure.axes[3]
     axes.plot(frame["draw"], frame["distance"], color=HUES[0], linewidth=2)
     axes.plot(k, frame["distance"][k - 1], "o", color=HUES[4], markersize=11)
     top = max(0.0, frame["distance"].max())
     axes.set(xticks=[1, len(maps)], yticks=[0, top], yticklabels=["0", f"{top:.0%}"], box_aspect=1)
-    axes.set_xlabel("draws", fontsize=12)
+    axes.set_xlabel("draws", fontsize=14.5)
     figure.set_layout_engine("none")  # it would lay out each figure twice, and a slider should not wait
     for place, axes in enumerate(figure.axes):
         axes.set_position((0.01 + 0.24 * place + 0.05 * (place == 3), 0.1, 0.2, 0.7))

@@ -80,7 +80,6 @@ def _show_map(axes: Axes, values: np.ndarray, kind: str, limit: float) -> None:
     axes.add_patch(hatch).set_zorder(-1)  # seen where the map is NaN
     shown = np.ma.masked_invalid(values)
     axes.imshow(shown, cmap=COLOURS[kind], vmin=-limit if kind == "signed" else 0.0, vmax=limit)
-    axes.set_xlabel(f"±{limit:.2g}" if kind == "signed" else f"0 to {limit:.2g}", fontsize=12, labelpad=2)
 
 
 def _limit(maps: Sequence[np.ndarray]) -> float:
@@ -95,6 +94,7 @@ def _draw_row(line: np.ndarray, row: Sequence[torch.Tensor | None], kinds: Seque
     cells = list(zip(line, row, kinds, strict=True))
     flat = [(kind, flat_map(value, kind)) for _, value, kind in cells if value is not None and kind != "picture"]
     limits = {kind: _limit([values for other, values in flat if other == kind]) for kind, _ in flat}
+    unsaid = set(limits)
     for axes, value, kind in cells:
         axes.set(xticks=[], yticks=[])
         axes.grid(visible=False)
@@ -103,6 +103,9 @@ def _draw_row(line: np.ndarray, row: Sequence[torch.Tensor | None], kinds: Seque
             _show_picture(axes, value, dataset)
         elif value is not None:
             _show_map(axes, flat_map(value, kind), kind, limits[kind])
+            if kind in unsaid:  # the scale of a row, below its first map
+                unsaid.remove(kind)
+                axes.set_xlabel(f"{'±' if kind == 'signed' else '0 to '}{limits[kind]:.2g}", fontsize=14.5, labelpad=2)
 
 
 def picture_png(pixels: np.ndarray) -> bytes:
@@ -151,7 +154,7 @@ def map_grid(
     dataset: str,
     title: str = "",
 ) -> Figure:
-    """Pictures and maps in a grid; maps of one kind share their colour scale within a row, and it is written below.
+    """Pictures and maps in a grid; maps of one kind share their colour scale within a row, written below the first.
 
     Args:
         rows: one entry per column: (channel, height, width), (height, width), or None for an empty place.
@@ -269,9 +272,11 @@ def draw_strip(values: Maps, *, num_draws: Count = 10, columns: Count = 10, titl
     columns = min(columns, len(shown))
     shown += [None] * (-len(shown) % columns)
     rows = [shown[start : start + columns] for start in range(0, len(shown), columns)]
-    return map_grid(
+    figure = map_grid(
         rows, kinds=["signed"] * columns, column_titles=[""] * columns, dataset="", title=title or "one map per draw"
     )
+    figure.set_size_inches(1.5 * columns + 0.4, 1.75 * len(rows) + 0.6)  # as wide as a notebook on a laptop, at most
+    return figure
 
 
 @checked

@@ -37,7 +37,7 @@ addEventListener("keydown", (event) => {
   if (button && event.target.tagName !== "INPUT") { button.focus(); event.preventDefault(); }
 });
 """
-KEPT = "Kept are the name that you type, your choices and the time. Choose a name that is not your own."
+KEPT = "We keep the name that you type, your choices and the time. Choose a name that is not your own."
 
 
 class StudyServer(ThreadingHTTPServer):
@@ -115,9 +115,10 @@ def _page(body: str) -> str:
 def _begin(problem: str = "") -> str:
     told = f'<p role="alert"><b>{escaped(problem)}</b></p>' if problem else ""
     return _page(
-        f'<h1>Which map explains it better?</h1><p>You will see pairs of maps. {KEPT}</p>{told}<form method="post" '
-        f'action="/"><label>your name <input name="rater" maxlength="{LONGEST_NAME}" autocomplete="off" required '
-        'autofocus></label> <button name="choice" value="">begin</button></form>'
+        "<h1>Which map explains it better?</h1><p>You will see pairs of maps. An arrow key chooses, Enter answers."
+        f' {KEPT}</p>{told}<form method="post" action="/"><label>your name <input name="rater" '
+        f'maxlength="{LONGEST_NAME}" autocomplete="off" required autofocus></label> '
+        '<button name="choice" value="">begin</button></form>'
     )
 
 

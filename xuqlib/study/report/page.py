@@ -112,7 +112,7 @@ def _summary(numbers: Mapping[str, Any]) -> str:
         "network": f"{about['network']}, {about['weights']:,} weights, which answers {about['output']}{named}",
         "data": f"{about['examples']} of {about['of']} examples of {about['data']} ({about['kind']})",
         "posterior": f"{about['posterior']}, {about['draws']} draws: {about['reason']}",
-        "explanation": f"{about['explainer']} of the class that the draws answer in the mean",
+        "explanation": f"{about['explainer']} of the class with the largest mean probability over draws",
     }
     cells = "".join(f"<tr><th>{name}</th><td>{_text(text)}</td></tr>" for name, text in rows.items())
     failed = [f"{each['question']} {each['meaning']}" for each in checks if each["light"] == "failed"]

@@ -41,7 +41,7 @@ def slides_body(readme: str, notebooks: Mapping[str, Path]) -> str:
     parts = []
     for number, text in enumerate(shown, 1):
         back = f'<a href="#slide-{number - 1}">← back</a>' if number > 1 else ""
-        on = f'<a href="#slide-{number + 1}">on →</a>' if number < len(shown) else ""
+        on = f'<a href="#slide-{number + 1}">next →</a>' if number < len(shown) else ""
         turn = f'<p class="turn"><span>{back}</span><span>{number} of {len(shown)}</span><span>{on}</span></p>'
         parts.append(f'<section class="slide" id="slide-{number}" aria-label="slide {number}">{text}{turn}</section>')
     return f'<div class="slides">{"".join(parts)}</div>'
@@ -98,7 +98,7 @@ def _begun(text: str) -> tuple[str, str]:
     head, _, rest = text.partition("\n")
     first = rest.strip().partition("\n\n")[0]
     is_prose = not re.search(r"\$|\*Predict|^[|>#]|^[*-] |^\d+\.", first, re.MULTILINE)
-    return head.lstrip("# ").strip(), _plain(first)[:400] if is_prose else ""
+    return head.lstrip("# ").strip(), _sentences(_plain(first), 400) if is_prose else ""
 
 
 def exercise(cells: Sequence[Mapping[str, Any]], number: str) -> str:
@@ -106,8 +106,14 @@ def exercise(cells: Sequence[Mapping[str, Any]], number: str) -> str:
     for cell in cells:
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown" and (start := re.search(rf"^\*\*{number}\. ", text, re.MULTILINE)):
-            return _plain(text[start.end() :])[:450]
+            return _sentences(_plain(text[start.end() :]), 700)
     return ""
+
+
+def _sentences(text: str, most: int) -> str:
+    """As many whole sentences as fit; a first one that is longer is cut."""
+    ends = [end.end() for end in re.finditer(r"[.?!](?=\s|$)", text) if end.end() <= most]
+    return text[: ends[-1] if ends else most]
 
 
 def _plain(text: str) -> str:

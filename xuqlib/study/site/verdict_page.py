@@ -24,7 +24,7 @@ def controls(items: str, of: str, selects: Mapping[str, Iterable[str]]) -> str:
         of: id of the element that holds them; each carries its values as data-NAME.
         selects: the values of each name to choose from.
     """
-    fields = f'<label>filter <input type="search" placeholder="{items} with these words"></label>'
+    fields = f'<label>filter <input type="search" size="26" placeholder="{items} with these words"></label>'
     for name, values in selects.items():
         options = "".join(f'<option value="{escaped(value)}">{escaped(value)}</option>' for value in values if value)
         fields += f'<label>{name} <select data-name="{name}"><option value="">all</option>{options}</select></label>'
@@ -139,8 +139,8 @@ def verdicts_body(
     parts = ["<h1>What held up?</h1>"]
     if numbers is not None:
         parts.append(heading("One number for each claim", name="numbers"))
-        parts.append("<p>Each claim is decided by one number, named before the run that measures it. P-values are")
-        parts.append(f" Holm's, over all of these rows.</p>{primary_table(numbers, chosen)}")
+        parts.append("<p>Each claim is decided by one number, named before the run that measures it. P-values")
+        parts.append(f" are adjusted by Holm's method over all rows.</p>{primary_table(numbers, chosen)}")
     parts.append(heading("How all rows fell", name="rows"))
     parts.append("<p>Counted are rows: one for each way to draw networks, each explainer, each definition.")
     parts.append(f" A claim is <i>mixed</i> where its rows differ.</p>{verdict_table(claims)}")

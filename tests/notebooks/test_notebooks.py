@@ -19,7 +19,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PROMISED = {f"{number:02}" for number in range(26)}
+PROMISED = {f"{number:02}" for number in range(27)}
 HELPERS = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "notebooks" / "helpers").glob("*.py")))
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

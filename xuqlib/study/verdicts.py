@@ -49,12 +49,15 @@ SECOND_CLAIMS: Mapping[str, str] = {
     "U5": "only the plain gradient takes less time",
     "U6": "networks that look away from what it marks become better",
 }
-# The question that the first paper's method invites: notebook 07. Last, our own map: notebook 10.
+# The question that the first paper's method invites: notebook 07. What it leaves open about targets: notebook 26.
+# Our own map: notebook 10.
 OWN_CLAIMS: Mapping[str, str] = {
     "coverage": "a posterior's 90 % intervals hold what another training run would explain, within 5 points",
     "mended": "one factor per explainer, fitted on a few networks, makes them do so",
     "conformal": "intervals calibrated on a few trainings hold 88 to 92 % of another's map and 85 % of its largest "
     "features, around one network, at no more than 1.3 times the width of an ensemble's",
+    "targets": "where a network is wrong, the true class is explained less steadily than the predicted one, and the "
+    "distance of their maps finds wrong labels better than the loss",
     "signed": "a signed, complete map of the uncertainty beats signed gradient x input, and keeps the answer as often",
 }
 # What an evaluation suite found with its measures, arXiv 2603.24524: notebook 24.
@@ -69,6 +72,7 @@ FIGURES = {
     **{"U2": "10_blurring", "U3": "10_anomaly", "U4": "10_truth", "U5": "10_seconds", "U6": "11_accuracy"},
     **{"coverage": "07_coverage", "mended": "07_mended_integrated_gradients", "conformal": "25_coverage"},
     **{"signed": "10_blurring", "yardsticks": "24_headline"},
+    "targets": "26_steadiness",
 }
 STARRED = (
     "A star marks a row of a full run that was made before its number was chosen: it is judged by its own interval, "

@@ -68,7 +68,7 @@ SLIDES_LINK = f'<p><a href="{slides.PAGE}">Slides</a> of that class</p>'
 PATHS = {
     "A student": ("what these maps are, and how far they move", ("00", "02", "03", "04", "09")),
     "A teacher": ("a class of 90 minutes; the README has the plan", ("00", "02", "04", "06", "09", "14")),
-    "A researcher": ("what held up, what failed, and what can be proved", ("14", "07", "10", "22", "24", "25")),
+    "A researcher": ("what held up, what failed, and what can be proved", ("14", "07", "10", "22", "24", "25", "26")),
     "An engineer": ("your own network: how far to trust it, and at what cost", ("15", "13", "25", "23")),
 }
 

@@ -29,8 +29,8 @@ def plain(name: object, most: int = LONGEST_LINE) -> str:
 
 
 def plain_lines(title: str) -> str:
-    """A title of some lines, each of them `plain`."""
-    return "\n".join(map(plain, title.split("\n")[:MOST_LINES]))
+    """A title of some lines, each of them `known`."""
+    return "\n".join(map(known, title.split("\n")[:MOST_LINES]))
 
 
 def file_name(name: str) -> str:
@@ -75,6 +75,11 @@ SPOKEN = {  # names that are code, as a figure shows them
 }
 
 
+def known(name: object) -> str:
+    """A name as a figure shows it: that of a method or a data set in words, another `plain`."""
+    return SPOKEN.get(str(name), plain(name))
+
+
 def spoken(name: object) -> str:
-    """A name as it is said: that of a method or a data set in words, another `plain`, its underscores as spaces."""
+    """A name as it is said: `known`, or its underscores as spaces."""
     return SPOKEN.get(str(name), plain(name).replace("_", " "))

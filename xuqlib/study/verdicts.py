@@ -23,7 +23,7 @@ from xuqlib.study.checked import Column, Names, Numbers, Table, check_columns, c
 from xuqlib.study.data.loading import DATASETS
 from xuqlib.study.figures.charts import HUES, Picture, styled
 from xuqlib.study.files import ROOT, read_published
-from xuqlib.study.names import plain
+from xuqlib.study.names import known, plain
 from xuqlib.study.record import CLAIM_COLUMNS, VERDICTS
 from xuqlib.study.runs import READS
 
@@ -343,7 +343,7 @@ def verdict_grid(counts: Table, statements: Mapping[str, str] = STATEMENTS, *, t
         middle = (tops[y] + tops[y + 1]) / 2
         axes.text(x, middle, f"{row['verdict']}\n{counted}", ha="center", va="center", fontsize=14.5)
     axes.set(xlim=(-0.5, len(datasets) - 0.5), ylim=(tops[-1], 0))
-    axes.set_xticks(range(len(datasets)), [plain(name).replace("_", "\n") for name in datasets])
+    axes.set_xticks(range(len(datasets)), [known(name).replace(" ", "\n", 1).replace("_", "\n") for name in datasets])
     axes.set_yticks((tops[:-1] + tops[1:]) / 2, labels)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)

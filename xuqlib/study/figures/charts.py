@@ -22,7 +22,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from xuqlib.checks import check_choice
 from xuqlib.study.checked import Column, Table, check_columns, checked
-from xuqlib.study.names import plain, seen
+from xuqlib.study.names import known, seen
 
 # Okabe and Ito's colours without black, in an order whose neighbours also differ in lightness.
 HUES = ("#0072B2", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#56B4E9", "#CC79A7")
@@ -97,7 +97,7 @@ def feature_bars(frame: Table, *, hue: Column | None = None, title: str = "", un
         unit: unit of the attribution.
     """
     check_columns(frame, "feature", "mean", "std")
-    panels = [("", frame)] if hue is None else [(plain(name), part) for name, part in frame.groupby(hue, sort=False)]
+    panels = [("", frame)] if hue is None else [(known(name), part) for name, part in frame.groupby(hue, sort=False)]
     names = list(dict.fromkeys(frame["feature"]))
     width = 4.0 if len(panels) < 3 else 2.7
     figure = Picture(figsize=(2.5 + width * len(panels), 1.8 + 0.5 * len(names)))
@@ -108,7 +108,7 @@ def feature_bars(frame: Table, *, hue: Column | None = None, title: str = "", un
         axes.barh(places, part["mean"], xerr=part["std"], color=colours, edgecolor="black", capsize=5)
         axes.axvline(0, color="black", linewidth=1)
         axes.set_title(name)
-    grid[0].set_yticks(range(len(names)), [plain(name) for name in names])
+    grid[0].set_yticks(range(len(names)), [known(name) for name in names])
     grid[0].invert_yaxis()
     figure.supxlabel(f"attribution{f' ({unit})' if unit else ''}; error bars: spread over draws (1 sd)", fontsize=14)
     figure.suptitle(title)
@@ -131,7 +131,7 @@ def _chart(
         raise ValueError("an interval needs a label; pass interval='95 % over examples', or what it is of")
     figure = Picture(figsize=(9, 5.2 if hue is None else 6.0))
     axes = figure.subplots()
-    groups = [("", frame)] if hue is None else [(plain(name), part) for name, part in frame.groupby(hue, sort=False)]
+    groups = [("", frame)] if hue is None else [(known(name), part) for name, part in frame.groupby(hue, sort=False)]
     for place, (name, part) in enumerate(groups):
         draw(axes, part, name, place, len(groups))
     axes.set(xlabel=labels[0], ylabel=labels[1] + (f"\n(interval: {interval})" if interval else ""))
@@ -231,7 +231,9 @@ def bars(
         axes.bar(places, part[y], 0.8 / count, yerr=error, label=name, capsize=5, ecolor="#444444", **look)
 
     figure = _chart(draw, frame, hue, (low, high), interval, labels or (x, y), title)
-    figure.axes[0].set_xticks(range(len(names)), [plain(name).replace("_", "\n") for name in names])
+    figure.axes[0].set_xticks(
+        range(len(names)), [known(name).replace(" ", "\n", 1).replace("_", "\n") for name in names]
+    )
     return figure
 
 
@@ -272,7 +274,7 @@ def dots(
     figure.set_size_inches(10, 2.2 + 0.46 * len(names))
     axes = figure.axes[0]
     axes.set(xlabel=label + (f" (line: {interval})" if interval else ""), ylabel="")
-    axes.set_yticks(range(len(names)), [plain(name) for name in names])
+    axes.set_yticks(range(len(names)), [known(name) for name in names])
     axes.invert_yaxis()
     if log:
         axes.set_xscale("log")

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from xuqlib.study.checked import Columns, Finite, Names, Table, check_columns, checked
 from xuqlib.study.figures.charts import HUES, Picture, styled
-from xuqlib.study.names import plain
+from xuqlib.study.names import known
 
 ACCENT, DARK, PALE = HUES[0], "#444444", "#8a8a8a"
 # Colour, marker and face of the first, the second and the third mark: told apart by shape and filling, too.
@@ -143,7 +143,7 @@ def row_dots(
     lanes = list(dict.fromkeys(frame["lane"])) if "lane" in frame else []
     panels = list(frame.groupby("panel", sort=False))
     title, caption = _wrapped(title[:1].upper() + title[1:], 7 * WIDTH), _wrapped(caption, 8 * WIDTH)
-    names = [_wrapped(plain(name), 5.6 * WIDTH / len(panels)) for name, _ in panels]
+    names = [_wrapped(known(name), 5.6 * WIDTH / len(panels)) for name, _ in panels]
     lines = title.count("\n") + max(name.count("\n") for name in names) + caption.count("\n")
     figure = Picture(figsize=(WIDTH, total + 2.4 + 0.28 * lines))
     figure.set_layout_engine("constrained", w_pad=0.1)
@@ -160,7 +160,7 @@ def row_dots(
         axes.set_title(name)
         axes.tick_params(axis="y", length=0)
     places = [*heads.values(), *rows.values()]
-    texts = [plain(name) for name in [*heads, *(row for _, row in rows)]]
+    texts = [known(name) for name in [*heads, *(row for _, row in rows)]]
     grid[0].set_yticks(places, texts)
     for text in grid[0].get_yticklabels()[: len(heads)]:
         text.set_fontweight("bold")

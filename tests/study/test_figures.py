@@ -147,7 +147,7 @@ def test_feature_bars_show_the_mean_and_label_the_spread():
 def test_feature_bars_make_one_panel_for_each_hue():
     frame = pd.concat([FEATURES.assign(posterior=name) for name in ("flipout", "laplace")])
     figure = charts.feature_bars(frame, hue="posterior")
-    assert [axes.get_title() for axes in figure.axes] == ["flipout", "laplace"]
+    assert [axes.get_title() for axes in figure.axes] == ["Flipout", "Laplace"]
 
 
 LINES = pd.DataFrame(

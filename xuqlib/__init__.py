@@ -2,7 +2,6 @@
 
 import copyreg
 import importlib
-import sys
 
 import lazy_loader
 
@@ -10,4 +9,4 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 # lazy_loader gives this module a class of its own, which joblib and Dask cannot send to other processes but by name.
-copyreg.pickle(type(sys.modules[__name__]), lambda module: (importlib.import_module, (module.__name__,)))
+copyreg.pickle(type(importlib.import_module(__name__)), lambda module: (importlib.import_module, (module.__name__,)))

@@ -47,10 +47,8 @@ def device_of(network: nn.Module, x: Tensor) -> torch.device:
 
 def has_bfloat16(where: torch.device) -> bool:
     """Whether a device has arithmetic for bfloat16; a CPU without it takes a hundred times as long as for float32."""
-    try:
-        return where.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except AttributeError:  # PyTorch was built without oneDNN
-        return False
+    # PyTorch may have been built without oneDNN; `bool()` is False.
+    return where.type != "cpu" or bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)())
 
 
 def sent(tensor: Tensor, where: torch.device) -> Tensor:

@@ -144,19 +144,13 @@ class Laplace(WeightPosterior):
         for number, (name, factor) in enumerate(sorted(self.factors.items())):  # a checkpoint keeps no order
             mean, precision = network.get_parameter(name), factor["precision"]
             stream = generator_of(seed, draw, number)
-            noise = torch.randn(precision.shape, generator=stream, dtype=torch.float32, device=stream.device)
             # The covariance's symmetric root: directions of equal precision have no eigenvectors of their own, only
             # those that rounding picks, and what a processor rounds must not decide a draw.
-            deviation = _turned(_turned(noise.to(precision), factor, back=True) / precision.sqrt(), factor)
-            weights[name] = mean + deviation.to(mean)
+            u, v = factor["rows"], factor.get("columns", precision.new_ones(1, 1))  # a bias is one column
+            root = precision.sqrt().view(len(u), -1)
+            noise = torch.randn(root.shape, generator=stream, dtype=torch.float32, device=stream.device)
+            weights[name] = mean + (u @ (u.T @ noise.to(root) @ v / root) @ v.T).view_as(mean).to(mean)
         return weights
-
-
-def _turned(tensor: Tensor, factor: Mapping[str, Tensor], *, back: bool = False) -> Tensor:
-    """A tensor of the last layer out of the basis of its Kronecker factors, or `back` into it."""
-    rows, columns = factor["rows"], factor.get("columns")
-    tensor = (rows.T if back else rows) @ tensor
-    return tensor if columns is None else tensor @ (columns if back else columns.T)
 
 
 class _Answers(nn.Module):

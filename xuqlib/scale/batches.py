@@ -168,9 +168,7 @@ class Job:
     def _target(self, batch: Batch, rows: range) -> Tensor | int | None:
         if isinstance(self.target, str):
             if batch.labels is None:
-                raise ValueError(
-                    'target is "labels", but the data has no class numbers; pass a class, or one per example'
-                )
+                raise ValueError('target is "labels", but the data has no class numbers; pass one, or one per example')
             return batch.labels
         return self.target[rows.start : rows.stop] if isinstance(self.target, Tensor) else self.target
 

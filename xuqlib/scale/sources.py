@@ -127,12 +127,11 @@ class Table(Source):
                 f"{path.name} has {f'columns that are no numbers: {words}' if words else 'no features'}; write a table "
                 "of the numbers that the network takes"
             )
-        bad = ~np.isfinite(self.frame[features].to_numpy(np.float32))
-        if bad.any():
-            row, column = np.argwhere(bad)[0]
+        bad = np.argwhere(~np.isfinite(self.frame[features].to_numpy(np.float32)))
+        if len(bad):
             raise ValueError(
-                f"{path.name} has {bad.sum()} missing or infinite numbers, the first in row {row} (from 0), column "
-                f"{features[column]!r}; drop or fill them"
+                f"{path.name} has {len(bad)} missing or infinite numbers, the first in row {bad[0, 0]} (from 0), "
+                f"column {features[bad[0, 1]]!r}; drop or fill them"
             )
         self.feature_names = tuple(features)
 

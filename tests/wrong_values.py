@@ -75,6 +75,7 @@ INTERNAL = {
     "checks": "the checks themselves",
     "conformal.ExplanationInterval.__init__": RECORD,
     "device": "takes no argument",
+    "study.predictions.load_ipython_extension": "called by IPython with its own shell",
     "fast": BEHIND,
     "guided": BEHIND,
     "inputs.Inputs.": BEHIND,
@@ -243,6 +244,16 @@ def public() -> dict[str, Callable[..., Any]]:
 def net() -> nn.Module:
     build = lambda: mini_vgg(image_size=8, widths=(4, 4, 4), hidden=8, num_classes=3, dropout=0.3)  # noqa: E731
     return seeded(build, dtype=torch.float32).eval()
+
+
+def nets() -> list[nn.Module]:
+    """Three that explain differently."""
+    found = [net(), net(), net()]
+    with torch.no_grad():
+        for number, network in enumerate(found):
+            for weight in network.parameters():
+                weight.mul_(1 + number / 10)
+    return found
 
 
 def draws() -> Draws:
@@ -487,7 +498,7 @@ Calls = dict[str, dict[str, Callable[[], Any]]]
 CALLS: Calls = {
     "conformal.ConformalExplainer.__init__": {"explainer": lambda: "gradient", "posterior": lambda: MCDropConnect},
     "conformal.ConformalExplainer.fit": {
-        "networks": lambda: [net(), net(), net()],
+        "networks": nets,
         "x": lambda: torch.cat([pictures(), pictures().flip(0), pictures().flip(3)]),
         "target": lambda: target().repeat(3),
         "weights": lambda: torch.ones(12),
@@ -836,7 +847,7 @@ CALLS: Calls = {
 @cache
 def conformal() -> xuqlib.ConformalExplainer:
     twelve = torch.cat([pictures(), pictures().flip(0), pictures().flip(3)])
-    return xuqlib.ConformalExplainer("gradient", scale="map").fit([net(), net(), net()], twelve)
+    return xuqlib.ConformalExplainer("gradient", scale="map").fit(nets(), twelve)
 
 
 def picture_examples() -> Any:

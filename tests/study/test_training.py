@@ -20,7 +20,7 @@ from xuqlib.posteriors.fixing import seed_of
 from xuqlib.study.training import checkpoints, fitting
 from xuqlib.study.training import loading as training
 from xuqlib.study.training.checkpoints import CheckpointError, load_checkpoint
-from xuqlib.study.training.fitting import augmented, computing, predict
+from xuqlib.study.training.fitting import augmented, predict
 from xuqlib.study.training.loading import METHODS, train_or_load
 from xuqlib.study.training.recipes import RECIPES, build, recipe_for
 
@@ -161,9 +161,9 @@ def test_flipout_learns_under_its_kl_weight():
 @pytest.mark.parametrize("has_it", [True, False])
 def test_a_cpu_without_bfloat16_trains_in_float32(monkeypatch, has_it):
     monkeypatch.setattr(fitting, "has_bfloat16", lambda where: has_it)
-    with computing(Recipe(precision="bfloat16"), torch.device("cpu")):
+    with fitting._computing(Recipe(precision="bfloat16"), torch.device("cpu")):
         assert torch.is_autocast_enabled("cpu") is has_it
-    with computing(Recipe(), torch.device("cpu")):
+    with fitting._computing(Recipe(), torch.device("cpu")):
         assert not torch.is_autocast_enabled("cpu")
 
 

@@ -69,7 +69,7 @@ class Store:
         described = self.path / "zarr.json"
         try:
             recipe: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))["attributes"]["recipe"]
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             raise ValueError(f"{self.path} holds no explanations; pass what was `to` of explain_dataset") from None
         except (ValueError, KeyError, TypeError):
             raise ValueError(

@@ -118,7 +118,7 @@ def one_cycle(parameters: Iterable[Tensor], recipe: Recipe, num_examples: int) -
     return optimiser, schedule
 
 
-def computing(recipe: Recipe, where: torch.device) -> torch.autocast:
+def _computing(recipe: Recipe, where: torch.device) -> torch.autocast:
     """In the precision of the recipe, as far as the device has it."""
     return torch.autocast(where.type, torch.bfloat16, enabled=recipe.precision == "bfloat16" and has_bfloat16(where))
 
@@ -143,7 +143,7 @@ def _epoch(
         x, target = x.to(where), target.to(where)
         if pictures:
             x = x.contiguous(memory_format=torch.channels_last)
-        with computing(recipe, where):
+        with _computing(recipe, where):
             output = network(x)
         output = tuple(part.float() for part in output) if isinstance(output, tuple) else output.float()
         loss = loss_of(output, target, task=train.task)

@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from xuqlib.checks import check_choice
-from xuqlib.device import device
+from xuqlib.device import device, has_bfloat16
 from xuqlib.posteriors.fixing import seed_of
 from xuqlib.study.checked import Count, Pictures, Seed, Target, checked
 from xuqlib.study.data.loading import load
 from xuqlib.study.files import DamagedError, replace_file, versions
 from xuqlib.study.resuming import packed, unpacked
 from xuqlib.study.training.checkpoints import find_checkpoint, folders, load_checkpoint, rounded, save_checkpoint
-from xuqlib.study.training.fitting import augmented, computing, one_cycle
+from xuqlib.study.training.fitting import augmented, one_cycle
 from xuqlib.study.training.recipes import Recipe
 
 RECIPES = {
@@ -63,6 +63,7 @@ def train_plainly(
         state: file that keeps all after each epoch, to go on from; None keeps nothing.
     """
     where = device()
+    is_short = recipe.precision == "bfloat16" and has_bfloat16(where)
     network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     optimiser, schedule = one_cycle(weights, recipe, len(x))
@@ -81,7 +82,7 @@ def train_plainly(
             network.train()
             for batch in torch.randperm(len(x)).split(recipe.batch_size):
                 pictures = augmented(x[batch], recipe.augment).to(where, memory_format=torch.channels_last)
-                with computing(recipe, where):
+                with torch.autocast(where.type, torch.bfloat16, enabled=is_short):
                     logits = network(pictures)
                 optimiser.zero_grad(set_to_none=True)
                 F.cross_entropy(logits.float(), y[batch].to(where)).backward()

@@ -69,8 +69,8 @@ class Store:
         described = self.path / "zarr.json"
         try:
             recipe: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))["attributes"]["recipe"]
-        except FileNotFoundError:
-            raise ValueError(f"{self.path} holds no explanations; pass what was `to` of explain_dataset") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise ValueError(f"path {self.path} holds no explanations; pass what was `to` of explain_dataset") from None
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"{described} is damaged, or of another program; remove it, or pass another path"

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from xuqlib.study.figures.charts import Picture, styled
-
-COLOURS = ("#0b5a86", "#6fb1d6", "#e69f00", "#9a9a9a")
+from xuqlib.study.figures.charts import HATCHES, HUES, Picture, styled
 
 
 @styled
@@ -23,8 +21,9 @@ def spent(frame: pd.DataFrame, *, title: str = "") -> Figure:
     figure = Picture(figsize=(11, 1.8 + 0.38 * len(wide)))
     axes = figure.subplots()
     start = wide.iloc[:, 0] * 0
-    for (part, width), colour in zip(wide.items(), COLOURS, strict=False):
-        axes.barh(wide.index, width, left=start, color=colour, label=part)
+    for (part, width), hue, hatch in zip(wide.items(), HUES, HATCHES, strict=False):
+        look = {"color": hue, "hatch": hatch, "edgecolor": "white"}
+        axes.barh(wide.index, width, left=start, label=part, **look)
         start = start + width
     axes.axvline(85, color="black", linewidth=1)
     axes.set(xlim=(0, 100), xlabel="share of the time (%)")

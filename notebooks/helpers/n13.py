@@ -22,8 +22,9 @@ def spent(frame: pd.DataFrame, *, title: str = "") -> Figure:
     axes = figure.subplots()
     start = wide.iloc[:, 0] * 0
     for (part, width), hue, hatch in zip(wide.items(), HUES, HATCHES, strict=False):
-        look = {"color": hue, "hatch": hatch, "edgecolor": "white"}
-        axes.barh(wide.index, width, left=start, label=part, **look)
+        bars = axes.barh(wide.index, width, left=start, label=part)
+        for bar in bars:
+            bar.set(color=hue, hatch=hatch, edgecolor="white")
         start = start + width
     axes.axvline(85, color="black", linewidth=1)
     axes.set(xlim=(0, 100), xlabel="share of the time (%)")

@@ -142,14 +142,16 @@ class Laplace(WeightPosterior):
             raise ValueError("this Laplace posterior has no curvature yet; call fit(loader) first")
         weights = {}
         for number, (name, factor) in enumerate(sorted(self.factors.items())):  # a checkpoint keeps no order
-            mean, precision = network.get_parameter(name), factor["precision"]
+            mean, root = network.get_parameter(name), factor["precision"].sqrt().view(len(factor["rows"]), -1)
             stream = generator_of(seed, draw, number)
             # The covariance's symmetric root: directions of equal precision have no eigenvectors of their own, only
             # those that rounding picks, and what a processor rounds must not decide a draw.
-            u, v = factor["rows"], factor.get("columns", precision.new_ones(1, 1))  # a bias is one column
-            root = precision.sqrt().view(len(u), -1)
+            rows, *columns = (factor[key] for key in ("rows", "columns") if key in factor)  # a bias is one column
             noise = torch.randn(root.shape, generator=stream, dtype=torch.float32, device=stream.device)
-            weights[name] = mean + (u @ (u.T @ noise.to(root) @ v / root) @ v.T).view_as(mean).to(mean)
+            turned = torch.linalg.multi_dot([rows.T, noise.to(root), *columns]) / root
+            weights[name] = mean + torch.linalg.multi_dot([rows, turned, *(v.T for v in columns)]).view_as(mean).to(
+                mean
+            )
         return weights
 
 

@@ -792,6 +792,7 @@ CALLS: Calls = {
     "study.report.making.report": {
         "data": pictures,
         "labels": target,
+        "name": lambda: "mine",
         "num_draws": lambda: 4,
         "out": lambda: scratch() / "report.html",
     },

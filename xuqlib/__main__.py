@@ -97,10 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     sys.path.insert(0, os.getcwd())
     try:
-        network, weights = network_of(options.pop("network")), options.pop("weights")
+        factory, weights = options.pop("network"), options.pop("weights")
+        network, name = network_of(factory), factory
         if weights is not None:
             load_weights(network, weights)
-        report(network, options.pop("data"), **options)
+            name += f" ({weights.name})"
+        report(network, options.pop("data"), name=name, **options)
     except ReportError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -6,6 +6,7 @@ import copy
 from functools import partial
 
 import pytest
+import safetensors.torch
 import torch
 from core_networks import FunctionalDropout, inplace_cnn, randn, seeded, table_mlp
 from safetensors import safe_open
@@ -117,3 +118,28 @@ def test_what_no_posterior_made_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="several kinds"):
         xuq.save_draws(mixed, tmp_path / "draws")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content", [b"a,b\n1,2\n", b"a", b'{"a": "of eight bytes and more"}'], ids=["csv", "one byte", "json"]
+)
+def test_only_a_file_of_draws_is_replaced(tmp_path, content):
+    path, draws = tmp_path / "test.csv", xuq.MCDropout(seeded(table_mlp).eval()).sample(2)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="test.csv is there, and no file of save_draws; pass another path, or delete"):
+        xuq.save_draws(draws, path)
+    assert path.read_bytes() == content
+    path.write_bytes(b"")  # as a program leaves that makes a name for a file
+    for _ in range(2):
+        xuq.save_draws(draws, path)
+    cut = path.read_bytes()[:-1]
+    path.write_bytes(cut)  # which load_draws asks to save again
+    xuq.save_draws(draws, path)
+    assert len(path.read_bytes()) == len(cut) + 1
+
+
+def test_a_checkpoint_is_not_replaced_by_draws(tmp_path):
+    network = seeded(table_mlp).eval()
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "weights.safetensors", {"made": "by hand"})
+    with pytest.raises(ValueError, match="no file of save_draws"):
+        xuq.save_draws(xuq.MCDropout(network).sample(2), tmp_path / "weights.safetensors")

@@ -296,7 +296,7 @@ def test_names_of_the_data_are_text_and_nothing_is_fetched_from_outside(tmp_path
     x, y = randn(len(names), 3, 8, 8), torch.arange(len(names))
     given = Examples(names[0], "test", x, y, torch.arange(len(names)), class_names=tuple(names))
     out = tmp_path / "report.html"
-    report(seeded(lambda: net(classes=len(names))), given, out=out, num_draws=4, progress=False)
+    report(seeded(lambda: net(classes=len(names))), given, out=out, name=names[1], num_draws=4, progress=False)
     found = assert_harmless(out.read_text(encoding="utf-8"))
     addresses = [value for name, value in found.attributes if name in ("href", "src", "action")]
     assert all(value.startswith("data:") for value in addresses) and not found.scripts
@@ -486,6 +486,9 @@ def test_the_command_writes_a_page_of_a_table(code, capsys):
     x = torch.from_numpy(pd.read_csv("table.csv")[list("abcd")].to_numpy(np.float32))
     answer = seeded(lambda: nn.Linear(4, 2), dtype=torch.float32)(x).argmax(1)
     assert numbers["scores"]["network"]["accuracy"]["value"] == (answer == torch.arange(N) % 2).double().mean()
+    page = Path("mine.html").read_text()
+    assert "How far can readers_code:table (w.safetensors) be trusted?" in page and "Linear, 10 weights" in page
+    assert f"<h3>row {numbers['examples'][numbers['least_sure'][0]]['example']}: answer " in page
 
 
 def wrong(**changed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from xuqlib.posteriors.shared import look_alike, look_of
 from xuqlib.study.files import DamagedError, replace_file, seal
 from xuqlib.study.resuming import fingerprint
 
+_BEGINS = b'{"__metadata__":{"draws":'  # each of our files
+
 
 def save_draws(draws: Draws, path: str | Path) -> None:
     """Write draws into one file of safetensors; `load_draws` gives them back, equal to the last bit.
@@ -31,15 +34,19 @@ def save_draws(draws: Draws, path: str | Path) -> None:
 
     Args:
         draws: from `posterior.sample`.
-        path: of the file; one that is there is replaced.
+        path: of the file; one of `save_draws` that is there is replaced.
 
     Raises:
         TypeError, ValueError: draws that no posterior made, of several kinds, or whose masks are resampled; path is a
-            folder.
+            folder, or another file that is there.
     """
     if not isinstance(draws, Draws):
         raise TypeError(f"draws is a {type(draws).__name__}; pass posterior.sample(num_draws)")
     file = _file(path)
+    with file.open("rb") if file.exists() else io.BytesIO() as there:
+        begins = there.read(8 + len(_BEGINS))
+    if begins and begins[8:] != _BEGINS:  # behind the length of the header
+        raise ValueError(f"{file.name} is there, and no file of save_draws; pass another path, or delete it")
     networks = [draw for draw in draws if isinstance(draw, FixedNetwork) and draw.resampling is None]
     if len(networks) < len(draws):
         raise ValueError(

@@ -110,7 +110,8 @@ class Indexed(Source):
 class Table(Source):
     """A CSV or Parquet file: a row is an example, a column of numbers a feature.
 
-    A column "id" or "index" names the rows; "target", "label" or "y" is their label, if of numbers, and no feature.
+    A column "id" or "index" names the rows, and so does the index that pandas writes in front of a CSV file, without a
+    name; "target", "label" or "y" is their label, if of numbers, and no feature.
     """
 
     def __init__(self, path: Path) -> None:
@@ -137,7 +138,10 @@ class Table(Source):
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        return pd.read_parquet(self.path) if self.path.suffix == ".parquet" else pd.read_csv(self.path)
+        if self.path.suffix == ".parquet":
+            return pd.read_parquet(self.path)
+        frame = pd.read_csv(self.path)
+        return frame.set_index("Unnamed: 0") if "Unnamed: 0" in frame.columns[:1] else frame
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "frame"}  # workers read the file
@@ -151,7 +155,7 @@ class Table(Source):
         labels = None
         if self.target_column is not None and pd.api.types.is_numeric_dtype(self.frame[self.target_column]):
             labels = torch.from_numpy(some[self.target_column].to_numpy(copy=True))
-        ids = list(map(str, rows)) if self.id_column is None else some[self.id_column].astype(str).tolist()
+        ids = list(map(str, some.index if self.id_column is None else some[self.id_column]))
         return Batch(as_inputs(x), labels, ids)
 
     @property

@@ -66,6 +66,7 @@ def report(
     output: Any = None,
     posterior: str | Posterior | Draws | None = None,
     explainer: str | Explainer = "gradient_x_input",
+    name: str | None = None,
     num_examples: int = 200,
     num_draws: int = 20,
     seed: int = 0,
@@ -93,6 +94,7 @@ def report(
         output: what of the answer is meant, as for `explain`: "logits", "probabilities", "binary" or "regression".
         posterior: "mc_dropout", "mc_dropconnect", "laplace", a posterior or draws; chosen by default, and said why.
         explainer: a name in `xuqlib.explainers.EXPLAINERS`, or a function like those.
+        name: what the page calls the network; that of its class by default.
         num_examples: at most, drawn by the seed.
         num_draws: networks from the posterior, four or more.
         seed: of examples, draws and resamples.
@@ -112,7 +114,9 @@ def report(
         named(explainer)
         target_file = _page_file(out)
         network = detached_copy(check_network(network))
-        title = type(network).__name__
+        kind = type(network).__name__
+        if name is not None and (not isinstance(name, str) or not name.strip()):
+            raise TypeError(f"name is {name!r}; pass what the page is to call the network, or leave it out")
         how = Reading(classes, image_size, channels, mean, std, shape, tokens)
         network = how.before(network)
         given, read_as = _settled(network, read(data, how, labels=labels, most=num_examples, seed=seed), output)
@@ -129,7 +133,8 @@ def report(
     except (TypeError, ValueError, OSError) as error:
         raise ReportError(str(error)) from error
     about = {
-        "network": title,
+        "name": kind if name is None else name,
+        "network": kind,
         "weights": sum(each.numel() for each in network.parameters()),
         "data": _name_of(data),
         "examples": len(given.ids),

@@ -46,7 +46,7 @@ def page_of(numbers: Mapping[str, Any], given: Given, maps: Mapping[str, Tensor]
         maps: of `measure_shown`, and "rows", the examples that they are of.
     """
     about, checks = numbers["about"], numbers["checks"]
-    parts = [f"<h1>How far can {_text(about['network'])} be trusted?</h1>", _summary(numbers)]
+    parts = [f"<h1>How far can {_text(about['name'])} be trusted?</h1>", _summary(numbers)]
     parts += ["<h2>How well does it predict, and can its confidence be believed?</h2>", _scores(numbers)]
     parts += ["<h2>Sanity checks</h2>", _checks(checks)]
     parts += ["<h2>The examples that it is least sure of</h2>", _how_to_read(about)]
@@ -71,7 +71,7 @@ def page_of(numbers: Mapping[str, Any], given: Given, maps: Mapping[str, Tensor]
         f"<h2>How it was made</h2><p>Seed {about['seed']}; {_text(made)}. Every number of this page is in the "
     )
     parts.append("JSON file beside it, and the maps in the safetensors file.</p>")
-    return page(f"Report: {about['network']}", f'<div class="report">{"".join(parts)}</div>', alone=True)
+    return page(f"Report: {about['name']}", f'<div class="report">{"".join(parts)}</div>', alone=True)
 
 
 def _text(name: object) -> str:
@@ -191,7 +191,9 @@ def _title(numbers: Mapping[str, Any], row: int) -> str:
     answer = example["answer"] if isinstance(example["answer"], str) else _number(example["answer"])
     sure = "" if "confidence" not in example else f" ({_percent(example['confidence'])} sure)"
     label = "" if "label" not in example else f", truth {plain(example['label'])}"
-    return _text(f"{plain(example['example'])}: answer {plain(answer)}{sure}{label}")
+    called, number = plain(example["example"]), "row" if numbers["about"]["kind"] == "table" else "example"
+    called = f"{number} {called}" if called.isdigit() else called
+    return _text(f"{called}: answer {plain(answer)}{sure}{label}")
 
 
 def _example(numbers: Mapping[str, Any], given: Given, maps: Mapping[str, Tensor], place: int, row: int) -> str:

@@ -26,6 +26,7 @@ def spent(frame: pd.DataFrame, *, title: str = "") -> Figure:
         for bar in bars:
             bar.set(color=hue, hatch=hatch, edgecolor="white")
         start = start + width
+    axes.margins(y=0.01)
     axes.axvline(85, color="black", linewidth=1)
     axes.set(xlim=(0, 100), xlabel="share of the time (%)")
     axes.tick_params(axis="y", labelsize=13)

@@ -1242,6 +1242,7 @@ KINDS: dict[str, Kind] = {
         caption, claim, dataset_digest, interval: str, label, note, notebook, number, posterior: str,
         posterior: str | None, question, slug, source, statement, text, title, unit, rater,
         study.record.save(name), study.data.loading.Examples.__init__(name), device: str | None,
+        study.report.making.report(name),
         dataset: str | None, setup, study.record.Notebook.save(dataset), study.record.save(dataset),
         study.record.Notebook.__init__(dataset), study.record.Notebook.claim(dataset),
         study.record.Notebook.judge(dataset), distribution.ExplanationDistribution.__init__(explainer),

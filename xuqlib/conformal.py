@@ -198,8 +198,7 @@ class ConformalExplainer:
             reach = _quantiles(known, everywhere, share[judged], level)[0]
             about = [(each <= reach).double().mean() for (_, other), each in scores.items() if other == out]
             coverage.append(torch.stack(about).mean())
-        self.held_out = torch.stack(coverage)
-        self.num_networks = len(members)
+        self.held_out, self.num_networks = torch.stack(coverage), len(members)
         return self
 
     def interval(
@@ -235,8 +234,7 @@ class ConformalExplainer:
             centre = self._centre(explained, x, target)
         classes = None if target is None else torch.as_tensor(target, device="cpu").expand(len(x))
         groups, known = _groups(band, centre.map, classes), self._quantiles[band]
-        strange = sorted(set(groups.unique().tolist()) - set(known))
-        if strange:
+        if strange := sorted(set(groups.unique().tolist()) - set(known)):
             raise ValueError(f"the calibration had no example of class {strange[0]}; pass more, or another band")
         reach = torch.zeros_like(centre.map)
         for group, quantile in known.items():

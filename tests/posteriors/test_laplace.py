@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from xuqlib import Laplace
+from xuqlib.posteriors.fixing import generator_of
 
 SIGMAS = 5  # of a standard error
 
@@ -391,3 +392,25 @@ def test_what_basis_rounding_picks_among_flat_directions_changes_no_draw():
         ours, theirs = (each.network[1].weight - network[1].weight for each in (draw, other))
         assert ours.abs().max() > 0.1
         assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_no_order_of_sums_changes_a_bit_of_a_draw():
+    network = seeded(lambda: nn.Sequential(nn.Linear(4, 300), nn.ReLU(), nn.Linear(300, 40)), dtype=torch.float32)
+    posterior = Laplace(network).fit(loader(randn(80, 4).float(), torch.arange(80) % 40))
+    factor, mean = posterior.factors["2.weight"], network[2].weight.detach()
+    (draw,) = posterior.sample(1, seed=4)
+    number = sorted(posterior.factors).index("2.weight")
+    noise = torch.randn(mean.shape, generator=generator_of(4, 0, number))
+    shuffled = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+
+    def formula(order, dtype):
+        rows, columns, precision, z = (
+            each.to(dtype) for each in (factor["rows"], factor["columns"], factor["precision"], noise)
+        )
+        turned = rows.T @ (z[:, order] @ columns[order]) / precision.sqrt()
+        return mean + (rows @ turned[:, order] @ columns.T[order]).float()
+
+    assert draw.network[2].weight.dtype == torch.float32
+    for order in (shuffled, shuffled.flip(0)):
+        assert torch.equal(draw.network[2].weight, formula(order, torch.float64))
+    assert not torch.equal(draw.network[2].weight, formula(shuffled, torch.float32))

@@ -141,7 +141,9 @@ class Laplace(WeightPosterior):
         if not self.factors:
             raise ValueError("this Laplace posterior has no curvature yet; call fit(loader) first")
         weights = {}
-        for number, (name, factor) in enumerate(sorted(self.factors.items())):  # a checkpoint keeps no order
+        # In float64, in which no processor's order of sums is left when the weights are rounded.
+        factors = mapped(lambda tensor: tensor.double() if tensor.is_cpu else tensor, self.factors)
+        for number, (name, factor) in enumerate(sorted(factors.items())):  # a checkpoint keeps no order
             mean, root = network.get_parameter(name), factor["precision"].sqrt().view(len(factor["rows"]), -1)
             stream = generator_of(seed, draw, number)
             # The covariance's symmetric root: directions of equal precision have no eigenvectors of their own, only
@@ -149,9 +151,8 @@ class Laplace(WeightPosterior):
             rows, *columns = (factor[key] for key in ("rows", "columns") if key in factor)  # a bias is one column
             noise = torch.randn(root.shape, generator=stream, dtype=torch.float32, device=stream.device)
             turned = torch.linalg.multi_dot([rows.T, noise.to(root), *columns]) / root
-            weights[name] = mean + torch.linalg.multi_dot([rows, turned, *(v.T for v in columns)]).view_as(mean).to(
-                mean
-            )
+            drawn = torch.linalg.multi_dot([rows, turned, *(basis.T for basis in columns)])
+            weights[name] = mean + drawn.view_as(mean).to(mean)
         return weights
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xuqlib.study.figures.charts import HUES, LOOK, Picture, curve
 from xuqlib.study.figures.maps import map_pngs
-from xuqlib.study.names import plain
+from xuqlib.study.names import known, plain
 from xuqlib.study.report.reading import Given
 from xuqlib.study.site.pages import page
 
@@ -34,6 +34,7 @@ SCORES = {
     "rmse": "root mean squared error",
     "coverage": "truths inside the 90 % interval",
 }
+OPEN = 3  # examples of a list that are not folded
 MOST_ROWS = 16  # features of an example that are shown; of more, those with the largest mean
 
 
@@ -51,17 +52,19 @@ def page_of(numbers: Mapping[str, Any], given: Given, maps: Mapping[str, Tensor]
     parts += ["<h2>Sanity checks</h2>", _checks(checks)]
     parts += ["<h2>The examples that it is least sure of</h2>", _how_to_read(about)]
     shown = {int(row): place for place, row in enumerate(maps["rows"])}
-    parts += [_example(numbers, given, maps, shown[row], row) for row in numbers["least_sure"]]
+    parts.append(_folded([_example(numbers, given, maps, shown[row], row) for row in numbers["least_sure"]]))
     parts.append("<h2>The examples whose explanation moves most</h2>")
     parts.append(
         "<p>Ordered by the ratio CV: the spread of a map over draws, summed, over the size of its mean, summed. "
         f"Pure noise has about {(about['draws'] * np.pi / 2) ** 0.5:.1f} with {about['draws']} draws.</p>"
     )
-    for row in numbers["moves_most"]:
-        if row in numbers["least_sure"]:
-            parts.append(f"<h3>{_title(numbers, row)}</h3><p>It is among the least sure, above.</p>")
-        else:
-            parts.append(_example(numbers, given, maps, shown[row], row))
+    moving = [
+        f"<h3>{_title(numbers, row)}</h3><p>It is among the least sure, above.</p>"
+        if row in numbers["least_sure"]
+        else _example(numbers, given, maps, shown[row], row)
+        for row in numbers["moves_most"]
+    ]
+    parts.append(_folded(moving))
     parts += ["<h2>What was not tested</h2>", _list(numbers["not_tested"])]
     advice = [each["advice"] for each in checks if each["advice"]]
     advice += ["Look at the examples above: are their labels right, and would you be sure of them?"]
@@ -111,8 +114,8 @@ def _summary(numbers: Mapping[str, Any]) -> str:
     rows = {
         "network": f"{about['network']}, {about['weights']:,} weights, which answers {about['output']}{named}",
         "data": f"{about['examples']} of {about['of']} examples of {about['data']} ({about['kind']})",
-        "posterior": f"{about['posterior']}, {about['draws']} draws: {about['reason']}",
-        "explanation": f"{about['explainer']} of the class with the largest mean probability over draws",
+        "posterior": f"{known(about['posterior'])}, {about['draws']} draws: {about['reason']}",
+        "explanation": f"{known(about['explainer'])} of the class with the largest mean probability over draws",
     }
     cells = "".join(f"<tr><th>{name}</th><td>{_text(text)}</td></tr>" for name, text in rows.items())
     failed = [f"{each['question']} {each['meaning']}" for each in checks if each["light"] == "failed"]
@@ -186,6 +189,12 @@ def _how_to_read(about: Mapping[str, Any]) -> str:
     )
 
 
+def _folded(examples: Sequence[str]) -> str:
+    """The first few as they are, the others behind a line that unfolds them."""
+    first, others = "".join(examples[:OPEN]), examples[OPEN:]
+    return f"{first}<details><summary>{len(others)} more</summary>{''.join(others)}</details>" if others else first
+
+
 def _title(numbers: Mapping[str, Any], row: int) -> str:
     example = numbers["examples"][row]
     answer = example["answer"] if isinstance(example["answer"], str) else _number(example["answer"])
@@ -234,17 +243,15 @@ def _feature_names(given: Given, row: int, values: Tensor) -> list[str]:
 
 def _map_row(x: Tensor, own: Mapping[str, Tensor]) -> str:
     signed = map_pngs({name: own[name] for name in ("mean", "low", "high")}, kind="signed")
-    spread, certainty = (
-        map_pngs({"": own[name]}, kind=kind)[""] for name, kind in (("spread", "spread"), ("certainty", "ratio"))
-    )
-    source = map_pngs({"": own["source"]}, kind="spread")[""]
+    spread, source = (map_pngs({"": own[name]}, kind="spread")[""] for name in ("spread", "source"))
+    certainty, most = map_pngs({"": (own["certainty"] - 0.5).clamp(min=0)}, kind="ratio")[""]  # a half knows nothing
     cells = [
         ("example", map_pngs({"": x}, kind="picture")[""][0], ""),
         ("mean", signed["mean"][0], f"±{signed['mean'][1]:.2g}"),
         ("spread", spread[0], f"0 to {spread[1]:.2g}"),
         ("5 %", signed["low"][0], f"±{signed['low'][1]:.2g}"),
         ("95 %", signed["high"][0], f"±{signed['high'][1]:.2g}"),
-        ("sign certainty", certainty[0], f"0 to {certainty[1]:.2g}"),
+        ("sign certainty", certainty, f"0.5 to {0.5 + most:.2g}"),
         ("where the uncertainty comes from", source[0], f"0 to {source[1]:.2g}"),
     ]
     figures = "".join(

@@ -17,12 +17,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 import xuqlib as xuq
 from xuqlib.inputs import Inputs
-from xuqlib.scale import explain_dataset, open_explanations
+from xuqlib.scale import batches, explain_dataset, open_explanations
 from xuqlib.scale.sources import Source, as_source
 from xuqlib.scale.store import Store
 from xuqlib.scale.stream import IncompleteError, _shard
@@ -427,6 +428,23 @@ class Endless(Source):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pool", [None, 2])
+def test_attributions_of_some_draws_are_gone_when_the_next_are_explained(network, tmp_path, monkeypatch, pool):
+    made, explain = list[StorageWeakRef](), batches.explain
+
+    def watched(*given, **options):
+        assert all(storage.expired() for storage in made)
+        e = explain(*given, **options)
+        made.append(StorageWeakRef(e.values.untyped_storage()))
+        assert not made[-1].expired()
+        return e
+
+    monkeypatch.setattr(batches, "explain", watched)
+    monkeypatch.setattr(batches, "DRAWS_AT_ONCE", 2)
+    stored = stream(xuq.MCDropout(network), images(), tmp_path / "maps.zarr", pool=pool)
+    assert len(made) >= 3 * 3 and stored.num_draws == 6  # three groups of draws for each of three batches
+
+
 def test_memory_does_not_grow_with_the_number_of_examples(tmp_path):
     """From one batch to forty; a map of each example held would be 2.5 MB more."""
     setup = f"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -197,9 +197,15 @@ class Job:
         for _, draws, x in self.groups(batch):
             at_once = min(DRAWS_AT_ONCE, max(1, NUMBERS_AT_ONCE // x.numel()))
             for some in blocks(len(draws), at_once):
-                e = explain(draws[some], self.explainer, x, target, device=self.where, progress=False, **options)
-                assert e.values is not None
-                yield from e.values
+                yield from self._of_some(draws[some], x, target, options)
+
+    def _of_some(
+        self, draws: Draws, x: Any, target: Tensor | int | None, options: Mapping[str, Any]
+    ) -> Iterator[Tensor]:
+        e = explain(draws, self.explainer, x, target, device=self.where, progress=False, **options)
+        assert e.values is not None
+        # Copies: a view of the last draw would keep the others while the next draws are explained.
+        yield from (value.clone() for value in e.values)
 
     def _options(self, rows: range) -> dict[str, Any]:
         per_example = declared_by(self.explainer).per_example or {}

@@ -442,7 +442,7 @@ def test_attributions_of_some_draws_are_gone_when_the_next_are_explained(network
     monkeypatch.setattr(batches, "explain", watched)
     monkeypatch.setattr(batches, "DRAWS_AT_ONCE", 2)
     stored = stream(xuq.MCDropout(network), images(), tmp_path / "maps.zarr", pool=pool)
-    assert len(made) >= 3 * 3 and stored.num_draws == 6  # three groups of draws for each of three batches
+    assert len(made) >= 3 * 3 and stored.mean().shape[0] == 11  # three groups of draws for each of three batches
 
 
 def test_memory_does_not_grow_with_the_number_of_examples(tmp_path):

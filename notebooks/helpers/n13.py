@@ -18,7 +18,7 @@ def spent(frame: pd.DataFrame, *, title: str = "") -> Figure:
     """
     wide = frame.pivot(index="run", columns="part", values="percent")
     wide = wide.loc[frame["run"].unique()[::-1], frame["part"].unique()]
-    figure = Picture(figsize=(9.5, 1.6 + 0.33 * len(wide)))
+    figure = Picture(figsize=(9, 1.5 + 0.3 * len(wide)))
     axes = figure.subplots()
     start = wide.iloc[:, 0] * 0
     for (part, width), hue, hatch in zip(wide.items(), HUES, HATCHES, strict=False):

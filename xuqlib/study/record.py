@@ -355,7 +355,7 @@ class Notebook:
         try:
             content = read_published(path)
         except DamagedError as error:
-            return Markdown(f"*Not shown: {error}.*")
+            return Markdown(f"*Not shown: {str(error).replace(f'{ROOT}/', '')}.*")
         with PIL.Image.open(io.BytesIO(content)) as picture:
             small = picture.convert("RGB")
         small.thumbnail((560, 560))

@@ -427,7 +427,6 @@ class Endless(Source):
         return self.count
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("pool", [None, 2])
 def test_attributions_of_some_draws_are_gone_when_the_next_are_explained(network, tmp_path, monkeypatch, pool):
     made, explain = list[StorageWeakRef](), batches.explain
@@ -445,6 +444,7 @@ def test_attributions_of_some_draws_are_gone_when_the_next_are_explained(network
     assert len(made) >= 3 * 3 and stored.mean().shape[0] == 11  # three groups of draws for each of three batches
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_examples(tmp_path):
     """From one batch to forty; a map of each example held would be 2.5 MB more."""
     setup = f"""

@@ -320,3 +320,6 @@ def test_the_published_figure_is_shown_small_and_its_absence_is_said(tmp_path, m
     shown = notebook().published("maps").data
     assert shown.startswith(b"\x89PNG")
     assert int.from_bytes(shown[16:20]) == 560  # PNG stores the width in bytes 16 to 19
+    files.update_index(folder, {"04_maps": {"files": {"04_maps.png": "another"}}})
+    told = notebook().published("maps").data  # which a notebook stores
+    assert "Not shown: figures/full/04_maps.png is not what index.json says" in told and str(tmp_path) not in told

@@ -69,14 +69,14 @@ class WeightPosterior(Posterior):
     def drawn(self, numbers: range, seed: int, device: Where = None) -> Draws:
         """Draw only the networks of these numbers: those that `sample` with this seed has there."""
         (network,) = self._draws([detached_copy(self.network)], device)
-        source, own = (self, seed) if device is None else (self._on(check_device(device)), seed_on(seed, device))
+        source, own = self._on(None if device is None else check_device(device)), seed_on(seed, device)
         # Random numbers come one after another, so several draws at a time are what keeps several cores busy.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             drawn = pool.map(lambda draw: source.weights(network, own, draw), numbers)
             return self._draws(FixedNetwork(copy_with(network, weights)) for weights in drawn)
 
-    def _on(self, where: torch.device) -> Self:
-        """Return this posterior; a copy, if it draws from tensors besides the network, with those on a device."""
+    def _on(self, where: torch.device | None) -> Self:
+        """Return what draws: this posterior; a copy, if it has tensors besides the network, with those on a device."""
         return self
 
 

@@ -132,18 +132,18 @@ class Laplace(WeightPosterior):
             factors[f"{self.last_layer}.{name}".lstrip(".")] = {"precision": product + delta.detach(), **dict(bases)}
         return factors
 
-    def _on(self, where: torch.device) -> Self:
+    def _on(self, where: torch.device | None) -> Self:
         there = copy.copy(self)
-        there.factors = mapped(lambda tensor: sent(tensor, where), self.factors)
+        factors = self.factors if where is None else mapped(lambda tensor: sent(tensor, where), self.factors)
+        # On a CPU in float64: no processor's order of sums is left when the weights are rounded.
+        there.factors = mapped(lambda tensor: tensor.double() if tensor.is_cpu else tensor, factors)
         return there
 
     def weights(self, network: nn.Module, seed: Seed, draw: int) -> dict[str, Tensor]:
         if not self.factors:
             raise ValueError("this Laplace posterior has no curvature yet; call fit(loader) first")
         weights = {}
-        # In float64, in which no processor's order of sums is left when the weights are rounded.
-        factors = mapped(lambda tensor: tensor.double() if tensor.is_cpu else tensor, self.factors)
-        for number, (name, factor) in enumerate(sorted(factors.items())):  # a checkpoint keeps no order
+        for number, (name, factor) in enumerate(sorted(self.factors.items())):  # a checkpoint keeps no order
             mean, root = network.get_parameter(name), factor["precision"].sqrt().view(len(factor["rows"]), -1)
             stream = generator_of(seed, draw, number)
             # The covariance's symmetric root: directions of equal precision have no eigenvectors of their own, only

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,10 +42,11 @@ def save_draws(draws: Draws, path: str | Path) -> None:
     if not isinstance(draws, Draws):
         raise TypeError(f"draws is a {type(draws).__name__}; pass posterior.sample(num_draws)")
     file = _file(path)
-    with file.open("rb") if file.exists() else io.BytesIO() as there:
-        begins = there.read(8 + len(_BEGINS))
-    if begins and begins[8:] != _BEGINS:  # behind the length of the header
-        raise ValueError(f"{file.name} is there, and no file of save_draws; pass another path, or delete it")
+    if file.exists():
+        with file.open("rb") as there:
+            begins = there.read(8 + len(_BEGINS))
+        if begins and begins[8:] != _BEGINS:  # behind the length of the header
+            raise ValueError(f"{file.name} is there, and no file of save_draws; pass another path, or delete it")
     networks = [draw for draw in draws if isinstance(draw, FixedNetwork) and draw.resampling is None]
     if len(networks) < len(draws):
         raise ValueError(

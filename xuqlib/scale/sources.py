@@ -110,8 +110,8 @@ class Indexed(Source):
 class Table(Source):
     """A CSV or Parquet file: a row is an example, a column of numbers a feature.
 
-    A column "id" or "index" names the rows, and so does the index that pandas writes in front of a CSV file, without a
-    name; "target", "label" or "y" is their label, if of numbers, and no feature.
+    A column "id" or "index" names the rows; without one, the index that pandas wrote does, which a CSV file has in its
+    first column, without a name. "target", "label" or "y" is their label, if of numbers, and no feature.
     """
 
     def __init__(self, path: Path) -> None:

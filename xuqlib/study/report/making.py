@@ -114,7 +114,7 @@ def report(
         named(explainer)
         target_file = _page_file(out)
         network = detached_copy(check_network(network))
-        kind = type(network).__name__
+        class_name = type(network).__name__
         if name is not None and (not isinstance(name, str) or not name.strip()):
             raise TypeError(f"name is {name!r}; pass what the page is to call the network, or leave it out")
         how = Reading(classes, image_size, channels, mean, std, shape, tokens)
@@ -133,8 +133,8 @@ def report(
     except (TypeError, ValueError, OSError) as error:
         raise ReportError(str(error)) from error
     about = {
-        "name": kind if name is None else name,
-        "network": kind,
+        "name": class_name if name is None else name,
+        "network": class_name,
         "weights": sum(each.numel() for each in network.parameters()),
         "data": _name_of(data),
         "examples": len(given.ids),

@@ -29,6 +29,16 @@ def training(seed: int, noise: float = 0.4) -> nn.Linear:
     return network
 
 
+def pooling(seed: int) -> nn.Module:
+    """A network of signals of any length."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv1d(1, 3, 5), nn.AdaptiveAvgPool1d(1), nn.Flatten()).double()
+
+
+def any_size() -> ConformalExplainer:
+    return ConformalExplainer("gradient", scale="map").fit([pooling(seed) for seed in range(3)], X[:, None])
+
+
 def examples(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 24, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) / 9
 
@@ -197,6 +207,8 @@ def test_images_have_maps_without_channels(scale):
         (lambda: ConformalExplainer("gradient").fit(TWICE, X), ValueError, "two of the networks explain all alike"),
         (lambda: fitted(count=3).interval(NETWORKS[0], X[:, 1:]), ValueError, "the network cannot evaluate x"),
         (lambda: ConformalExplainer("gradient").fit(NETWORKS, X[:, 1:]), ValueError, "the network cannot evaluate x"),
+        (lambda: fitted(count=3).interval(nn.Linear(24, 4).double(), X), ValueError, "there are 4 outputs"),
+        (lambda: any_size().interval(pooling(4), X[:, None, :20]), ValueError, r"examples \(1, 20\); calibrated"),
         (lambda: fitted(weights=torch.ones(3)), ValueError, r"weights are \(3,\); pass one per example"),
         (lambda: fitted(weights=-torch.ones(40)), ValueError, "none negative"),
         (lambda: fitted(count=3).interval(NETWORKS[0], X, band="all"), ValueError, "band 'all'; known: feature"),

@@ -84,7 +84,6 @@ INTERNAL = {
     "outputs": BEHIND,
     "path": BEHIND,
     "views": BEHIND,
-    "explain.predicted": BEHIND,
     "explain.mean_probs": BEHIND,
     "explain.most_probable": BEHIND,
     "explainers.adapters.seeded": BEHIND,

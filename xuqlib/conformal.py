@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_choice, check_count, check_examples, check_flag, check_number, check_seed, check_tensor
 from xuqlib.distribution import ExplanationDistribution
-from xuqlib.explain import explain, predicted
+from xuqlib.explain import explain, mean_probs, most_probable
 from xuqlib.explainers import EXPLAINERS, Explainer
 from xuqlib.posteriors.base import Posterior
 from xuqlib.posteriors.draws import Draws, fixed_draws
@@ -111,7 +111,7 @@ class ConformalExplainer:
         *,
         level: float = 0.9,
         posterior: Callable[[nn.Module], Posterior] | None = None,
-        scale: str | None = None,
+        scale: str = "learned",
         num_draws: int = 20,
         seed: int = 0,
         **options: Any,
@@ -121,13 +121,12 @@ class ConformalExplainer:
             explainer = EXPLAINERS[explainer]
         if not callable(explainer) or not (posterior is None or callable(posterior)):
             raise TypeError(f"explainer {explainer!r}, posterior {posterior!r}; pass functions, such as MCDropConnect")
-        self.explainer, self.posterior, self.options = explainer, posterior, options
+        self.explainer, self.posterior, self.scale, self.options = explainer, posterior, scale, options
         self.level = check_number(level, 0, "level", above=True)
         if self.level >= 1:
             raise ValueError(f"level is {level}; pass a number between 0 and 1, such as 0.9")
-        self.scale = "learned" if scale is None else scale
-        check_choice(self.scale, SCALES, "scale")
-        if self.scale == "spread" and posterior is None:
+        check_choice(scale, SCALES, "scale")
+        if scale == "spread" and posterior is None:
             raise ValueError('scale "spread" is that of the draws of a posterior; pass posterior=, or another scale')
         self.num_draws, self.seed = check_count(num_draws, 2, "num_draws"), check_seed(seed)
         self._quantiles: dict[str, dict[int, float]] = {}
@@ -170,7 +169,9 @@ class ConformalExplainer:
         share = weights.double()
         if share.shape != (len(x),) or (share < 0).any() or not 0 < share.sum() < math.inf:
             raise ValueError(f"weights are {tuple(share.shape)}; pass one per example, none negative and not all 0")
-        target = predicted(*fixed_draws(members, x)) if target is None else target
+        means = mean_probs(*fixed_draws(members, x))
+        self._outputs, self._shape = means.shape[1], x.shape[1:]
+        target = most_probable(means) if target is None else target
         plain = [self._explained([network], x, target) for network in members]
         if any(torch.equal(one.map, other.map) for one, other in combinations(plain, 2)):
             raise ValueError("two of the networks explain all alike; pass trainings that differ, each once")
@@ -221,28 +222,31 @@ class ConformalExplainer:
 
         Raises:
             RuntimeError: before `fit`.
-            ValueError: an unknown band; a class that the calibration did not have; a distribution of another explainer.
+            ValueError: an unknown band; a class that the calibration did not have; a distribution of another explainer;
+                a network with another number of outputs; examples of another shape.
         """
         if not self._quantiles:
             raise RuntimeError("nothing is calibrated yet; call fit(networks, x) first")
         check_choice(band, tuple(self._quantiles), "band")
         check_examples(x)
         if isinstance(explained, ExplanationDistribution):
-            target, centre = explained.target, self._of_distribution(explained, x)
+            outputs, target, centre = self._outputs, explained.target, self._of_distribution(explained, x)
         else:
-            target = predicted(*fixed_draws([explained], x)) if target is None else target
+            means = mean_probs(*fixed_draws([explained], x))
+            outputs, target = means.shape[1], most_probable(means) if target is None else target
             centre = self._centre(explained, x, target)
+        if (outputs, x.shape[1:]) != (self._outputs, self._shape):
+            known = f"{self._outputs} outputs for examples {tuple(self._shape)}"
+            raise ValueError(f"there are {outputs} outputs for examples {tuple(x.shape[1:])}; calibrated were {known}")
         classes = None if target is None else torch.as_tensor(target, device="cpu").expand(len(x))
-        groups, known = _groups(band, centre.map, classes), self._quantiles[band]
-        if strange := sorted(set(groups.unique().tolist()) - set(known)):
+        groups, reaches = _groups(band, centre.map, classes), self._quantiles[band]
+        if strange := sorted(set(groups.unique().tolist()) - set(reaches)):
             raise ValueError(f"the calibration had no example of class {strange[0]}; pass more, or another band")
         reach = torch.zeros_like(centre.map)
-        for group, quantile in known.items():
+        for group, quantile in reaches.items():
             reach[(groups == group).expand_as(reach)] = quantile
         half = reach * self._half(x, centre)
-        return ExplanationInterval(
-            centre.map - half, centre.map, centre.map + half, centre.unit, level=self.level, band=band
-        )
+        return ExplanationInterval(centre.map - half, centre.map, centre.map + half, centre.unit, self.level, band)
 
     def _explained(self, networks: Any, x: Tensor, target: Any) -> _Centre:
         values = explain(networks, self.explainer, x, target, progress=False, **self.options).values
@@ -322,10 +326,9 @@ def _quantiles(
         weight = share.view(-1, *[1] * (each.ndim - 1)).expand_as(each)
         which = groups[own].expand_as(each)
         for group in groups[own].unique().tolist():
-            if group < 0:
-                found.setdefault(group, []).append((each.flatten(1).amax(1), share))
-            else:
-                found.setdefault(group, []).append((each[which == group], weight[which == group]))
+            inside = which == group
+            part = (each.flatten(1).amax(1), share) if group < 0 else (each[inside], weight[inside])
+            found.setdefault(group, []).append(part)
     quantiles = {}
     for group, parts in found.items():
         values, order = torch.cat([value for value, _ in parts]).sort()

@@ -97,7 +97,7 @@ def explain(
     at_once = 2**18 // one.numel() if path is None else rows // path.num_steps
     parts = given.parts(max(1, at_once), chunk)
     if target is None:
-        target = predicted(draws, x, where, engine if precision != "bfloat16" else None)
+        target = most_probable(mean_probs(draws, x, where, engine if precision != "bfloat16" else None))
     else:
         target = check_target(target, len(x), None)
     calls = len(parts) * len(draws)
@@ -157,21 +157,13 @@ def _checked(attributions: Iterable[Tensor], x: Tensor, bar: Any) -> Iterator[Te
 
 
 @torch.no_grad()
-def predicted(draws: Draws, x: Tensor, where: torch.device, engine: Engine | None = None) -> Tensor | None:
-    """Return the class with the largest mean probability over the draws, (N,), where they are; None for one number.
+def mean_probs(draws: Draws, x: Tensor, where: torch.device, engine: Engine | None = None) -> Tensor:
+    """Return the mean over draws of what is largest for the class to be explained, (N, C), on their device.
 
     Args:
         where: the device of the draws.
         engine: of these draws; it evaluates them on any device but a CPU, in fewer launches than one by one.
-
-    Raises:
-        ValueError: logits that are NaN.
     """
-    return most_probable(mean_probs(draws, x, where, engine))
-
-
-def mean_probs(draws: Draws, x: Tensor, where: torch.device, engine: Engine | None = None) -> Tensor:
-    """Return the mean over draws of what is largest for the class to be explained, (N, C), on their device."""
     one = x[:1].to(where)
     if where.type != "cpu" and engine is None:
         engine = Engine(draws.at(slice(1)), one)
@@ -185,7 +177,11 @@ def mean_probs(draws: Draws, x: Tensor, where: torch.device, engine: Engine | No
 
 
 def most_probable(mean: Tensor) -> Tensor | None:
-    """Return the class of `predicted` by what `mean_probs` gives."""
+    """Return the class with the largest mean probability, (N,), by what `mean_probs` gives; None for one number.
+
+    Raises:
+        ValueError: logits that are NaN.
+    """
     if mean.shape[1] == 1:
         return None
     if mean.isnan().any():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xuqlib.checks import check_count, check_examples
 from xuqlib.device import device as default_device
-from xuqlib.explain import explain, predicted
+from xuqlib.explain import explain, mean_probs, most_probable
 from xuqlib.explainers import Explainer
 from xuqlib.moments import Moments
 from xuqlib.posteriors.draws import Draws
@@ -65,7 +65,7 @@ def variance_split(
     check_count(len(draws), 2, "the number of draws")
     if target is None:
         where = default_device()
-        target = predicted(draws.on(where), x, where)
+        target = most_probable(mean_probs(draws.on(where), x, where))
     means, variances = [], []
     for number, network in enumerate(draws):
         repeats = Moments()

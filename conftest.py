@@ -13,6 +13,7 @@ import pytest
 # more than one thread each is slower by a factor of five.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
     os.environ[_name] = "1"
+os.environ["XUQ_SMALL"] = "1"  # as run_all.py sets it: to draw the inline figures larger takes longer
 # A notebook that runs as a test must not touch the published figures.
 if "XUQ_FIGURES" not in os.environ:
     _figures = tempfile.TemporaryDirectory(prefix="xuq-figures-")

@@ -358,6 +358,7 @@ def run_elsewhere(
     check_versions(versions)
     if not job.source.exists():
         raise RuntimeError(f"this worker does not see {job.source}; all must share the project's folder")
+    os.environ["XUQ_SMALL"] = "1"  # a stored notebook is small, and published figures are whole in any case
     os.environ.pop("MPLBACKEND", None)
     os.environ.update(environment)
     return run(job, force=force)
@@ -435,9 +436,17 @@ def cleaned(notebook: dict[str, Any]) -> dict[str, Any]:
                     output["execution_count"] = kept["execution_count"]
                 if WIDGET in output.get("data", {}):
                     output["data"] = {"text/plain": [PLACEHOLDER]}
+                if linked := output.get("metadata", {}).get("image/png", {}).get("published"):
+                    output |= {"data": {"text/markdown": link(**linked)}, "metadata": {}}
         cells.append(kept)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {**notebook, "cells": cells, "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}}
+
+
+def link(file: str, title: str) -> list[str]:
+    """A published figure in Markdown, as a stored notebook shows it: at its full size, from the file."""
+    address, alternative = f"../figures/full/{file}", re.sub(r"[\[\]\n]", " ", title)
+    return [f"{runs.PUBLISHED_RUN}\n", "\n", f"[![{alternative}]({address})]({address})"]
 
 
 def store(job: Job) -> str:
@@ -499,6 +508,7 @@ def set_environment(args: argparse.Namespace, jobs: Sequence[Job], workers: int)
     """Settings that kernels inherit."""
     os.environ["XUQ_FIGURES"] = str(jobs[0].figures.parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(args.project), os.environ.get("PYTHONPATH")]))
+    os.environ["XUQ_SMALL"] = "1"  # a stored notebook is small, and published figures are whole in any case
     os.environ.pop("MPLBACKEND", None)  # an inherited backend would keep figures out of the notebook
     if args.data is not None:
         os.environ["XUQ_DATA"] = str(args.data.resolve())

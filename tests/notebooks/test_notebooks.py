@@ -184,6 +184,14 @@ def test_no_output_that_is_compared_shows_an_error_of_rounding(path):
 
 
 @every
+def test_a_check_of_a_solution_says_what_is_wrong(path):
+    solutions = [text(cell) for cell in cells(path, "code") if "solution" in cell["metadata"].get("tags", [])]
+    checks = [node for each in solutions for node in ast.walk(ast.parse(each)) if isinstance(node, ast.Assert)]
+    assert checks
+    assert [ast.unparse(check) for check in checks if check.msg is None] == []
+
+
+@every
 def test_the_notebook_is_small_enough_for_git(path):
     assert path.stat().st_size <= 300_000
 

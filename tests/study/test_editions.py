@@ -122,6 +122,17 @@ def test_a_teacher_finds_outputs_open_solutions_and_what_each_section_asks(proje
     ]
 
 
+def test_a_teachers_copy_shows_published_figures_from_where_they_are(project):
+    path = project / "notebooks" / "49_first.ipynb"
+    notebook = nbformat.read(path, 4)
+    data = {"text/markdown": "".join(run_all.link("49_maps.png", "Both agree"))}
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("display_data", data)]
+    nbformat.write(notebook, path)
+    (output,) = made(project, "teacher", "49_first").cells[-1].outputs
+    (address,) = set(re.findall(r"\]\(([^)]+)\)", output["data"]["text/markdown"].replace("[!", "")))
+    assert (project / "build/class/teacher" / address).resolve() == project / "figures" / "full" / "49_maps.png"
+
+
 def test_a_question_before_the_first_section_is_told_at_the_top():
     cells = [editions._cell("markdown", "a", "*Predict:* why?\n\n*Predict first:* how?\n\n## Later")]
     top, same = editions.teacher(cells, "line", [])

@@ -7,9 +7,11 @@ import io
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
 from figure_layout import layout_problems
+from matplotlib.text import Text
 
 from xuqlib.study.figures import charts
 from xuqlib.study.figures import maps as figures
@@ -204,8 +206,33 @@ def test_drawing_leaves_matplotlib_as_it_was():
     assert dict(mpl.rcParams) == before
 
 
-def test_a_figure_shows_itself_in_a_notebook_without_pyplot():
-    assert charts.Picture(figsize=(1, 1))._repr_png_().startswith(b"\x89PNG")
+def test_a_figure_shows_itself_in_a_notebook_without_pyplot_sharp_or_small(monkeypatch):
+    monkeypatch.delenv("XUQ_SMALL", raising=False)
+    figure = charts.Picture(figsize=(2, 1))
+    figure.subplots().imshow(np.linspace(0, 1, 400).reshape(20, 20))
+    sharp, told = figure._repr_png_()
+    with PIL.Image.open(io.BytesIO(sharp)) as seen:
+        assert (seen.size, seen.mode) == ((288, 144), "RGBA")
+    assert told == {"width": 144, "height": 72}
+    monkeypatch.setenv("XUQ_SMALL", "1")
+    with PIL.Image.open(io.BytesIO(figure._repr_png_())) as seen:
+        assert (seen.size, seen.mode) == ((120, 60), "P")
+        assert len(seen.getcolors()) > 200  # a map keeps its colours
+
+
+def test_a_figure_says_the_names_of_our_code_in_words_wherever_they_stand():
+    figure = charts.Picture(figsize=(6, 4))
+    left, right = figure.subplots(1, 2)
+    left.bar(["mc_dropout", "laplace_mean"], [1, 2])
+    left.set_title("One house under integrated_gradients")
+    right.plot([0, 1], [0, 1], label="mc_dropout_all, fer_plus")
+    right.set_yticks([0, 1], ["guided_backprop", "mc_dropout_none"])
+    right.legend()
+    for _ in range(2):  # drawn again, the same
+        figure.savefig(io.BytesIO(), format="png")
+        found = {text.get_text() for text in figure.findobj(Text)}
+        assert {"dropout, last layer", "laplace_mean", "Guided Backprop", "mc_dropout_none"} <= found
+        assert {"One house under Integrated Gradients", "dropout, every block, FER+"} <= found
 
 
 def test_a_row_of_a_pixel_frame_is_the_same_pixel_of_every_map():

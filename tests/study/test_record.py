@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
 import yaml
 from matplotlib.figure import Figure
+from PIL import ImageChops
 
 from xuqlib.device import device
 from xuqlib.study import files
@@ -309,7 +312,7 @@ def test_a_notebook_without_claims_cannot_close():
         notebook().claims()
 
 
-def test_the_published_figure_is_shown_small_and_its_absence_is_said(tmp_path, monkeypatch):
+def test_the_published_figure_is_shown_whole_under_a_line_and_its_absence_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "ROOT", tmp_path)
     assert "Not published yet: `figures/full/04_maps.png`" in notebook().published("maps").data
     folder = tmp_path / "figures" / "full"
@@ -317,9 +320,15 @@ def test_the_published_figure_is_shown_small_and_its_absence_is_said(tmp_path, m
     figure = Figure(figsize=(20, 10))
     figure.subplots().plot([1, 2])
     figure.savefig(folder / "04_maps.png", dpi=110)
-    shown = notebook().published("maps").data
-    assert shown.startswith(b"\x89PNG")
-    assert int.from_bytes(shown[16:20]) == 560  # PNG stores the width in bytes 16 to 19
+    digest = hashlib.sha256((folder / "04_maps.png").read_bytes()).hexdigest()
+    files.update_index(folder, {"04_maps": {"title": "Both agree", "files": {"04_maps.png": digest}}})
+    shown = notebook().published("maps")
+    assert shown.metadata == {"published": {"file": "04_maps.png", "title": "Both agree"}}
+    with PIL.Image.open(folder / "04_maps.png") as own, PIL.Image.open(io.BytesIO(shown.data)) as seen:
+        assert seen.size == (own.width, own.height + 44)
+        below = seen.crop((0, 44, *seen.size)).convert("RGB")
+        assert ImageChops.difference(below, own.convert("RGB")).getbbox() is None
+        assert min(seen.crop((0, 0, own.width, 44)).convert("L").tobytes()) < 128  # the line
     files.update_index(folder, {"04_maps": {"files": {"04_maps.png": "another"}}})
     told = notebook().published("maps").data  # which a notebook stores
     assert "Not shown: figures/full/04_maps.png is not what index.json says" in told and str(tmp_path) not in told

@@ -16,7 +16,7 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 
 import run_all
 import xuqlib
@@ -107,6 +107,14 @@ def test_what_cannot_be_told_apart_is_refused(kernel, tmp_path, monkeypatch):
     kernel()
     with pytest.raises(TypeError, match="generator; pass numbers"):
         inner(each for each in range(2))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_share_the_cores_whatever_the_notebook_may_use(kernel, tmp_path, monkeypatch, processes):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # as run_all.py sets it for a notebook that runs alone
+    kernel()
+    found = side_by_side([delayed(os.getenv)("OMP_NUM_THREADS")] * 2, processes)
+    assert found == ["7" if processes == 1 else str(max(1, cpu_count() // processes))] * 2
 
 
 @pytest.mark.parametrize("processes", [1, 2])

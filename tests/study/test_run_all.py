@@ -522,7 +522,15 @@ def test_the_list_shows_names_and_parameters_and_runs_nothing(tmp_path, capsys):
 
 @pytest.mark.parametrize(("workers", "threads"), [(3, "1"), (1, "5")])
 def test_kernels_share_the_cores(tmp_path, monkeypatch, workers, threads):
-    for name in (*run_all.THREAD_SETTINGS, "XUQ_FIGURES", "XUQ_DATA", "XUQ_RETRAIN", "PYTHONPATH", "MPLBACKEND"):
+    for name in (
+        *run_all.THREAD_SETTINGS,
+        "XUQ_FIGURES",
+        "XUQ_SMALL",
+        "XUQ_DATA",
+        "XUQ_RETRAIN",
+        "PYTHONPATH",
+        "MPLBACKEND",
+    ):
         monkeypatch.setenv(name, "")  # restored after the test
     monkeypatch.setattr(run_all, "cores", lambda: 5)
     write(tmp_path, "50_first")
@@ -532,6 +540,7 @@ def test_kernels_share_the_cores(tmp_path, monkeypatch, workers, threads):
     assert os.environ["XUQ_RETRAIN"] == "1"
     assert os.environ["XUQ_DATA"] == str(tmp_path)
     assert os.environ["XUQ_FIGURES"] == str(tmp_path / "build" / "retrained" / "figures")
+    assert os.environ["XUQ_SMALL"] == "1"
 
 
 def executed(job: run_all.Job, text: str) -> None:
@@ -572,6 +581,18 @@ def test_a_stored_widget_becomes_a_line_since_its_model_has_gone_with_the_kernel
     assert list(kept["outputs"][0]["data"]) == ["text/plain"]
     assert "Run this notebook" in kept["outputs"][0]["data"]["text/plain"][0]
     assert run_all.WIDGET in data  # the executed copy keeps it
+
+
+def test_a_stored_notebook_links_to_a_published_figure_which_the_executed_copy_holds():
+    metadata = {"image/png": {"published": {"file": "04_maps.png", "title": "Both [agree]"}}}
+    output = {"output_type": "display_data", "metadata": metadata, "data": {"image/png": "iVBOR"}}
+    cell = {"cell_type": "code", "metadata": {}, "source": [], "outputs": [output], "execution_count": 1}
+    (kept,) = run_all.cleaned({"cells": [cell]})["cells"]
+    (shown,) = kept["outputs"]
+    assert (list(shown["data"]), shown["metadata"]) == (["text/markdown"], {})
+    address = "../figures/full/04_maps.png"
+    assert "".join(shown["data"]["text/markdown"]).endswith(f"run:\n\n[![Both  agree ]({address})]({address})")
+    assert output["data"] == {"image/png": "iVBOR"}
 
 
 def test_a_notebook_that_is_too_large_or_was_changed_while_it_ran_is_not_stored(tmp_path):

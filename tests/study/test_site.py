@@ -190,6 +190,16 @@ def test_a_solution_is_folded_with_its_output_and_no_other_cell_is(project, tmp_
     assert "before" not in folded and "before" in text
 
 
+def test_a_page_shows_a_published_figure_from_the_site_and_links_it_to_the_gallery(project, tmp_path):
+    linked = cell("published")
+    data = {"text/markdown": "".join(run_all.link("50_bars.png", "Both agree"))}
+    linked.outputs = [nbformat.v4.new_output("display_data", data)]
+    path = notebook(project / "notebooks" / "50_first.ipynb", "Why?", linked)
+    text = pages.notebook_body(path, path)
+    assert '<a href="gallery.html#full-50_bars"><img alt="Both agree" src="figures/full/50_bars.webp"/></a>' in text
+    assert "../figures" not in text
+
+
 def test_the_gallery_links_each_figure_to_its_page_its_numbers_and_its_recipe(project, tmp_path):
     folder = pages.build(project, tmp_path / "site").parent
     text = (folder / "gallery.html").read_text()

@@ -7,6 +7,7 @@ teacher's has all outputs, open solutions, and what each section asks. Both run 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,14 +62,16 @@ def build(project: Path, notebooks: Sequence[Path], folder: Path) -> None:
     for path in notebooks:
         notebook, own = read_notebook(path), [lesson for lesson in plan if lesson.notebook == path.stem[:2]]
         line = progress(path, notebooks, _text(notebook["cells"][0]), own)
-        _write(folder / "student" / path.name, notebook, student(notebook["cells"], line))
-        _write(folder / "teacher" / path.name, notebook, teacher(notebook["cells"], line, own))
+        _write(folder / "student" / path.name, project, notebook, student(notebook["cells"], line))
+        _write(folder / "teacher" / path.name, project, notebook, teacher(notebook["cells"], line, own))
 
 
-def _write(path: Path, notebook: Mapping[str, Any], cells: Sequence[Cell]) -> None:
+def _write(path: Path, project: Path, notebook: Mapping[str, Any], cells: Sequence[Cell]) -> None:
     content = json.dumps(
         {**notebook, "cells": [_own(cell) for cell in cells]}, indent=1, ensure_ascii=False, sort_keys=True
     )
+    published = os.path.relpath(project / "figures" / "full", path.parent).replace(os.sep, "/")
+    content = content.replace("(../figures/full/", f"({published}/")  # as a stored notebook links to a figure
     replace_file(path, f"{content}\n".encode())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -73,6 +74,14 @@ SPOKEN = {  # names that are code, as a figure shows them
     "cv_paper": "paper CV",
     "cv_paper_unscaled": "paper CV, unscaled",
 }
+
+
+_IN_TEXT = re.compile("|".join(rf"\b{name}\b" for name in sorted(SPOKEN, key=len, reverse=True) if "_" in name))
+
+
+def in_words(text: str) -> str:
+    """A text `seen`, with the names of our code in it as a figure shows them: those that no language has."""
+    return _IN_TEXT.sub(lambda found: SPOKEN[found[0]], seen(text))
 
 
 def known(name: object) -> str:

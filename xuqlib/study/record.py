@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from xuqlib.device import device
 from xuqlib.study.checked import Amount, Count, Finite, Interval, Place, Seed, Table, checked
-from xuqlib.study.files import ROOT, DamagedError, figures_folder, read_published, replace_file, update_index, versions
+from xuqlib.study.files import (
+    ROOT,
+    DamagedError,
+    figures_folder,
+    read_index,
+    read_published,
+    replace_file,
+    update_index,
+    versions,
+)
+from xuqlib.study.runs import PUBLISHED_RUN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -337,17 +347,18 @@ class Notebook:
 
     @checked
     def published(self, slug: str) -> Image | Markdown:
-        """This notebook's published full figure, made small enough to store, or a line saying that there is none.
+        """This notebook's published full figure, or a line saying that there is none.
 
-        It is read from the repository's `figures/full`, wherever this run writes its own. The cell should be tagged
-        `nbval-ignore-output`: what it shows changes when a full run is published.
+        It is read from the repository's `figures/full`, wherever this run writes its own. A stored notebook holds a
+        link to it, by the metadata "published". The cell should be tagged `nbval-ignore-output`: what it shows changes
+        when a full run is published.
         """
-        path = ROOT / "figures" / "full" / f"{self.number}_{slug}.png"
         import PIL.Image
         import PIL.ImageDraw
         import PIL.ImageOps
         from IPython.display import Image, Markdown
 
+        path = ROOT / "figures" / "full" / f"{self.number}_{slug}.png"
         if self.folder is not None:
             return Markdown("*These are results of data of your own: nothing is published to compare them with.*")
         if not path.exists():
@@ -357,13 +368,12 @@ class Notebook:
         except DamagedError as error:
             return Markdown(f"*Not shown: {str(error).replace(f'{ROOT}/', '')}.*")
         with PIL.Image.open(io.BytesIO(content)) as picture:
-            small = picture.convert("RGB")
-        small.thumbnail((560, 560))
-        small = PIL.ImageOps.expand(small, (0, 26, 0, 0), fill="white")  # room for a line that tells the two apart
-        PIL.ImageDraw.Draw(small).text((8, 3), "The same figure, from the published full run:", "#555555", font_size=15)
+            whole = PIL.ImageOps.expand(picture.convert("RGB"), (0, 44, 0, 0), fill="white")  # room for a line
+        PIL.ImageDraw.Draw(whole).text((12, 8), PUBLISHED_RUN, "#555555", font_size=24)
         buffer = io.BytesIO()
-        small.quantize(32).save(buffer, format="png", optimize=True)  # a palette: about a quarter of the bytes
-        return Image(data=buffer.getvalue())
+        whole.save(buffer, format="png")
+        title = read_index(path.parent).get(path.stem, {}).get("title", slug.replace("_", " "))
+        return Image(data=buffer.getvalue(), metadata={"published": {"file": path.name, "title": title}})
 
     def _publish(self, figure: Figure | None, frame: pd.DataFrame, slug: str, **recipe: Any) -> None:
         own: dict[str, Any] = {name: getattr(self, name) for name in ("dataset", "dataset_digest", "posterior")}

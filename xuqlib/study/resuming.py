@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from torch import Tensor, nn
 
 from xuqlib.study.files import DamagedError, replace_file, seal, versions
@@ -241,7 +241,9 @@ def side_by_side(jobs: Iterable[Delayed], num_jobs: int) -> list[Any]:
 
         with connected(address) as client:
             return with_help(calls, client)
-    found: list[Any] = Parallel(n_jobs=num_jobs)(calls)
+    # $OMP_NUM_THREADS, which a notebook that runs alone has set to all cores, would count for each of the processes.
+    with parallel_config("loky", inner_max_num_threads=max(1, cpu_count() // max(1, num_jobs))):
+        found: list[Any] = Parallel(n_jobs=num_jobs)(calls)
     return found
 
 

@@ -14,6 +14,8 @@ READS: Mapping[str, str] = {"14": "full/*_claims.csv"}
 
 PLACEHOLDER = "Run this notebook to use the widget that stands here."  # in a stored notebook, which has no kernel
 
+PUBLISHED_RUN = "The same figure, from the published full run:"  # above it, wherever a notebook shows one
+
 # How far a retrained score may lie from the published one, absolute, in the column's unit. Training in float32 is
 # chaotic (another thread count moved accuracies by some percent), so these are wide; tables not named are not compared.
 TOLERANCES: Mapping[str, Mapping[str, float]] = {

@@ -6,8 +6,9 @@ Large type, colours told apart by colour-blind readers and in grey, and no inter
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
@@ -22,7 +23,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from xuqlib.checks import check_choice
 from xuqlib.study.checked import Column, Table, check_columns, checked
-from xuqlib.study.names import known, seen
+from xuqlib.study.names import in_words, known
 
 # Okabe and Ito's colours without black, in an order whose neighbours also differ in lightness.
 HUES = ("#0072B2", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#56B4E9", "#CC79A7")
@@ -50,27 +51,42 @@ LOOK: Any = {  # rcParams; matplotlib types their names one by one
 Options = ParamSpec("Options")
 
 
+def _worded(format_ticks: Callable[[Any], list[str]], values: Any) -> list[str]:
+    return [in_words(label) for label in format_ticks(values)]
+
+
 class Picture(Figure):
     """A matplotlib Figure that a notebook shows when it is the value of a cell, whether or not pyplot was imported.
 
     No text of it is a formula, and every sign is `seen`: names that come with data may hold dollar signs, and worse.
+    Names of our code are shown `in_words`. While $XUQ_SMALL is set, as for stored notebooks, it is shown small.
     """
 
     def draw(self, renderer: RendererBase) -> None:
         """Draw it, whoever put text into it, and when."""
         with mpl.rc_context({"text.parse_math": False}):  # ticks are made while they are drawn
+            for axis in (each for axes in self.axes for each in (axes.xaxis, axes.yaxis)):
+                ticks = axis.get_major_formatter()
+                if not isinstance(ticks.format_ticks, partial):  # drawn before
+                    setattr(ticks, "format_ticks", partial(_worded, ticks.format_ticks))  # noqa: B010, mypy
             for text in self.findobj(Text):
                 text.set_parse_math(False)
-                text.set_text(seen(text.get_text()))
+                text.set_text(in_words(text.get_text()))
             super().draw(renderer)
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> bytes | tuple[bytes, dict[str, int]]:
         import PIL.Image
 
         full, small = io.BytesIO(), io.BytesIO()
+        if not os.environ.get("XUQ_SMALL"):
+            self.savefig(full, format="png", dpi=144, metadata={"Software": None})
+            with PIL.Image.open(full) as picture:
+                return full.getvalue(), {"width": picture.width // 2, "height": picture.height // 2}
         self.savefig(full, format="png", dpi=60, metadata={"Software": None})
-        with PIL.Image.open(full) as picture:  # a palette: a third of the bytes that a stored notebook would hold
-            picture.convert("RGB").quantize(64, dither=PIL.Image.Dither.NONE).save(small, format="png", optimize=True)
+        colours = 256 if any(axes.images for axes in self.axes) else 64  # a palette: a third of the bytes
+        with PIL.Image.open(full) as picture:
+            flat = picture.convert("RGB").quantize(colours, dither=PIL.Image.Dither.NONE)
+            flat.save(small, format="png", optimize=True)
         return small.getvalue()
 
 

@@ -56,6 +56,7 @@ MATH_ATTRIBUTES = {
     *("movablelimits", "open", "rowlines", "rowspacing", "rspace", "scriptlevel", "separator", "stretchy", "voffset"),
     "width",
 }
+PUBLISHED = r"\.\./figures/full/([0-9]{2}_[a-z0-9_]+)\.png"  # as a stored notebook links to a figure
 NAVIGATION = (
     *(("index.html", "Notebooks"), ("gallery.html", "Gallery"), ("verdicts.html", "What held up")),
     *((glossary.PAGE, "Glossary"), ("search.html", "Search")),
@@ -284,9 +285,11 @@ def notebook_body(path: Path, executed: Path) -> str:
 
     notebook = with_choosers(read_notebook(path), read_notebook(executed))
     body, _ = _exporter().from_notebook_node(nbformat.reads(json.dumps(notebook), as_version=4))
-    return str(body).replace(
+    body = str(body).replace(
         "No description has been provided for this image", f"Figure of: {escaped(title_of(notebook))}"
     )
+    body = re.sub(rf'href="{PUBLISHED}"', r'href="gallery.html#full-\1"', body)
+    return re.sub(rf'src="{PUBLISHED}"', r'src="figures/full/\1.webp"', body)
 
 
 def notebook_page(path: Path, body: str, before: Sequence[Path], after: Sequence[Path]) -> str:

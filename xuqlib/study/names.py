@@ -68,6 +68,7 @@ SPOKEN = {  # names that are code, as a figure shows them
     "nll": "NLL",
     "brier": "Brier",
     "ece": "ECE",
+    "mutual_information": "mutual information",
     "cv_ratio": "ratio CV",
     "cv_pooled": "pooled CV",
     "cv_signed": "signed CV",
@@ -81,7 +82,7 @@ _IN_TEXT = re.compile("|".join(rf"\b{name}\b" for name in sorted(SPOKEN, key=len
 
 def in_words(text: str) -> str:
     """A text `seen`, with the names of our code in it as a figure shows them: those that no language has."""
-    return _IN_TEXT.sub(lambda found: SPOKEN[found[0]], seen(text))
+    return SPOKEN.get(text) or _IN_TEXT.sub(lambda found: SPOKEN[found[0]], seen(text))
 
 
 def known(name: object) -> str:

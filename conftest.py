@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,12 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
     os.environ[_name] = "1"
 os.environ["XUQ_SMALL"] = "1"  # as run_all.py sets it: to draw the inline figures larger takes longer
+# Where Python is not to write bytecode beside its sources, as in many containers, each kernel and worker would compile
+# torch anew, which takes most of its start: theirs goes to a folder that is gone after the tests.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", "") and "PYTHONPYCACHEPREFIX" not in os.environ:
+    _bytecode = tempfile.TemporaryDirectory(prefix="xuq-bytecode-")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = _bytecode.name
+    sys.dont_write_bytecode = False
 # A notebook that runs as a test must not touch the published figures.
 if "XUQ_FIGURES" not in os.environ:
     _figures = tempfile.TemporaryDirectory(prefix="xuq-figures-")

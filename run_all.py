@@ -359,6 +359,8 @@ def run_elsewhere(
     if not job.source.exists():
         raise RuntimeError(f"this worker does not see {job.source}; all must share the project's folder")
     os.environ["XUQ_SMALL"] = "1"  # a stored notebook is small, and published figures are whole in any case
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):  # as in many containers: each kernel would compile torch anew
+        os.environ.setdefault("PYTHONPYCACHEPREFIX", str(args.project / "build" / "bytecode"))
     os.environ.pop("MPLBACKEND", None)
     os.environ.update(environment)
     return run(job, force=force)
@@ -509,6 +511,8 @@ def set_environment(args: argparse.Namespace, jobs: Sequence[Job], workers: int)
     os.environ["XUQ_FIGURES"] = str(jobs[0].figures.parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(args.project), os.environ.get("PYTHONPATH")]))
     os.environ["XUQ_SMALL"] = "1"  # a stored notebook is small, and published figures are whole in any case
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):  # as in many containers: each kernel would compile torch anew
+        os.environ.setdefault("PYTHONPYCACHEPREFIX", str(args.project / "build" / "bytecode"))
     os.environ.pop("MPLBACKEND", None)  # an inherited backend would keep figures out of the notebook
     if args.data is not None:
         os.environ["XUQ_DATA"] = str(args.data.resolve())

@@ -532,6 +532,9 @@ def test_kernels_share_the_cores(tmp_path, monkeypatch, workers, threads):
         "MPLBACKEND",
     ):
         monkeypatch.setenv(name, "")  # restored after the test
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", "")
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX")
     monkeypatch.setattr(run_all, "cores", lambda: 5)
     write(tmp_path, "50_first")
     arguments = run_all.parse(["--project", str(tmp_path), "--retrain", "--data", str(tmp_path)])
@@ -541,6 +544,8 @@ def test_kernels_share_the_cores(tmp_path, monkeypatch, workers, threads):
     assert os.environ["XUQ_DATA"] == str(tmp_path)
     assert os.environ["XUQ_FIGURES"] == str(tmp_path / "build" / "retrained" / "figures")
     assert os.environ["XUQ_SMALL"] == "1"
+    assert os.environ["PYTHONPYCACHEPREFIX"] == str(tmp_path / "build" / "bytecode")
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
 
 
 def executed(job: run_all.Job, text: str) -> None:

@@ -358,9 +358,6 @@ def run_elsewhere(
     check_versions(versions)
     if not job.source.exists():
         raise RuntimeError(f"this worker does not see {job.source}; all must share the project's folder")
-    os.environ["XUQ_SMALL"] = "1"  # a stored notebook is small, and published figures are whole in any case
-    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):  # as in many containers: each kernel would compile torch anew
-        os.environ.setdefault("PYTHONPYCACHEPREFIX", str(args.project / "build" / "bytecode"))
     os.environ.pop("MPLBACKEND", None)
     os.environ.update(environment)
     return run(job, force=force)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from html.parser import HTMLParser
+from typing import NamedTuple
 
 from xuqlib.study.names import plain
 
@@ -39,8 +39,7 @@ def heading(text: str, level: int = 2, name: str = "") -> str:
     return f'<h{level} id="{name}">{text}<a class="anchor-link" href="#{name}">¶</a></h{level}>'
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A tag or a text of a page.
 
     Attributes:
@@ -65,7 +64,8 @@ class _Walk(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=False)
         self.nodes: list[Node] = []
-        self.open: list[tuple[str, ...]] = []
+        self.open: list[str] = []
+        self.inside: list[tuple[str, ...]] = [()]  # around what comes next, by the number of open elements
         self.lines = [0]
         for line in text.split("\n"):
             self.lines.append(self.lines[-1] + len(line) + 1)
@@ -75,22 +75,23 @@ class _Walk(HTMLParser):
     def _add(self, kind: str, name: str, text: str, attributes: Mapping[str, str | None] | None = None) -> None:
         line, column = self.getpos()
         start = self.lines[line - 1] + column
-        inside = tuple(each for names in self.open for each in names)
-        self.nodes.append(Node(kind, name, start, start + len(text), text, inside, attributes or {}))
+        self.nodes.append(Node(kind, name, start, start + len(text), text, self.inside[-1], attributes or {}))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
         self._add("start", tag, self.get_starttag_text() or "", attributes)
         if tag not in VOID:
-            self.open.append((tag, "live") if "aria-live" in attributes else (tag,))
+            self.open.append(tag)
+            self.inside.append((*self.inside[-1], tag, *(["live"] if "aria-live" in attributes else [])))
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._add("start", tag, self.get_starttag_text() or "", dict(attrs))  # of MathML
 
     def handle_endtag(self, tag: str) -> None:
-        if any(names[0] == tag for names in self.open):
-            while self.open.pop()[0] != tag:
+        if tag in self.open:
+            while self.open.pop() != tag:
                 pass
+            del self.inside[len(self.open) + 1 :]
         self._add("end", tag, f"</{tag}>")
 
     def handle_data(self, data: str) -> None:
@@ -103,9 +104,10 @@ class _Walk(HTMLParser):
         self._add("text", "", f"&#{name};")
 
 
-def walk(text: str) -> list[Node]:
+@lru_cache(maxsize=1)  # what is searched in a page is marked in it next
+def walk(text: str) -> tuple[Node, ...]:
     """The tags and texts of a page, in their order."""
-    return _Walk(text).nodes
+    return tuple(_Walk(text).nodes)
 
 
 def _spliced(text: str, parts: list[tuple[int, int, str]]) -> str:

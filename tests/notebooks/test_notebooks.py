@@ -184,6 +184,13 @@ def test_no_output_that_is_compared_shows_an_error_of_rounding(path):
 
 
 @every
+def test_a_cell_that_shows_a_published_figure_is_not_compared(path):
+    """A stored notebook holds a link to it, a kernel the figure, and both change when a full run is published."""
+    shown = [cell for cell in cells(path, "code") if ".published(" in text(cell)]
+    assert all("nbval-ignore-output" in cell["metadata"].get("tags", []) for cell in shown)
+
+
+@every
 def test_a_check_of_a_solution_says_what_is_wrong(path):
     solutions = [text(cell) for cell in cells(path, "code") if "solution" in cell["metadata"].get("tags", [])]
     checks = [node for each in solutions for node in ast.walk(ast.parse(each)) if isinstance(node, ast.Assert)]
